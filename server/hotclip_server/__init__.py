@@ -1,0 +1,1 @@
+"""The hotclip server: encodes, learns and swaps weights while it serves."""

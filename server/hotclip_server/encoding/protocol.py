@@ -1,0 +1,102 @@
+"""What the rest of the server knows of an encoder. No torch here.
+
+Work flows `prepare_*` (CPU pool, one item) → `Batcher` → `encode` (device thread, one
+batch of one tower of one version).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Tower(Enum):
+    """One of the two encoders of a CLIP model."""
+
+    TEXT = "clip-text"
+    VISION = "clip-vision"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """What a version is, apart from its weights.
+
+    `text_encoder_id` and `vision_encoder_id` are fingerprints of one tower each: fp32
+    weights, preprocessing or tokenizer, pooling, dimension, normalisation. `space_id` is
+    the hash of the two.
+    """
+
+    architecture: str
+    dim: int
+    """Elements of a vector."""
+    image_size: int
+    """Height and width of the model's input in pixels."""
+    context_length: int
+    """Longest text in tokens."""
+    text_encoder_id: str
+    vision_encoder_id: str
+    space_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One item ready for the device.
+
+    array: int64 token ids of shape (length,) without padding for clip-text, or uint8 RGB
+        (height, width, 3) of the model's input size for clip-vision.
+    cost: Predicted work relative to one full-length item of its tower, in (0, 1].
+    """
+
+    tower: Tower
+    array: NDArray[Any]
+    cost: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held while it waits."""
+        return int(self.array.nbytes)
+
+
+class Encoder(Protocol):
+    """Both towers of one version, resident and warm."""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What it is."""
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor of the cosine in the softmax of `Rank` (exp of the learnt parameter)."""
+
+    def prepare_text(self, text: str) -> Prepared:
+        """Tokenises; longer than the context is cut as open_clip cuts. Thread-safe."""
+
+    def prepare_image(self, data: bytes) -> Prepared:
+        """Decodes, resizes, crops as open_clip does. Thread-safe.
+
+        Raises:
+            InvalidArgument: not a JPEG, PNG or WebP, damaged, or over the limits; reasons
+                IMAGE_UNREADABLE, IMAGE_FORMAT, IMAGE_TOO_LARGE.
+        """
+
+    def prepare_tensor(self, data: bytes, height: int, width: int) -> Prepared:
+        """Takes uint8 RGB pixels of the model's input size.
+
+        Raises:
+            InvalidArgument: wrong size.
+        """
+
+    def encode(self, tower: Tower, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        """Runs one batch; blocks; device thread only.
+
+        Returns:
+            float32 of shape (len(batch), dim), rows of unit length.
+        """
+
+    def close(self) -> None:
+        """Frees the weights; no call may follow."""

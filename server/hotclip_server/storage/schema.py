@@ -1,0 +1,160 @@
+"""Tables of the metadata database (SQLAlchemy Core)."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("model", String(128), nullable=False, index=True),
+    Column("parent", String(64), nullable=False, default=""),
+    Column("source", String(512), nullable=False),
+    Column("architecture", String(256), nullable=False),
+    Column("space_id", String(64), nullable=False, index=True),
+    Column("text_encoder_id", String(64), nullable=False),
+    Column("vision_encoder_id", String(64), nullable=False),
+    Column("dim", Integer, nullable=False),
+    Column("image_size", Integer, nullable=False),
+    Column("context_length", Integer, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("metrics", JSON, nullable=False, default=dict),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("live_version", String(64), ForeignKey("versions.id"), nullable=True),
+    Column("previous_version", String(64), ForeignKey("versions.id"), nullable=True),
+    Column("etag", String(64), nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(128), nullable=False, unique=True),
+    Column("kind", String(32), nullable=False),
+    Column("state", String(32), nullable=False, index=True),
+    Column("model", String(128), nullable=False, default=""),
+    Column("description", String(4096), nullable=False, default=""),
+    Column("spec", JSON, nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("start_time", DateTime(timezone=True)),
+    Column("end_time", DateTime(timezone=True)),
+    Column("progress", Float, nullable=False, default=0.0),
+    Column("last_seq", BigInteger, nullable=False, default=0),
+    Column("error", JSON),
+    Column("result_version", String(64), nullable=False, default=""),
+    Column("activated", Boolean, nullable=False, default=False),
+    Column("metrics", JSON, nullable=False, default=dict),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("time", DateTime(timezone=True), nullable=False),
+    # A serialised hotclip.v1.JobEvent.
+    Column("event", LargeBinary, nullable=False),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(128), nullable=False, unique=True),
+    Column("description", String(4096), nullable=False, default=""),
+    Column("pairs", BigInteger, nullable=False),
+    Column("images", BigInteger, nullable=False),
+    Column("texts", BigInteger, nullable=False),
+    Column("groups", BigInteger, nullable=False),
+    Column("duplicate_pairs", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+)
+
+collections = Table(
+    "collections",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("model", String(128), nullable=False),
+    Column("version", String(64), ForeignKey("versions.id"), nullable=False),
+    Column("space_id", String(64), nullable=False),
+    Column("text_encoder_id", String(64), nullable=False),
+    Column("vision_encoder_id", String(64), nullable=False),
+    Column("dim", Integer, nullable=False),
+    Column("keep_sources", Boolean, nullable=False),
+    # Folder of the live vectors below <data_dir>/vectors.
+    Column("shard", String(64), nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+    # A shadow is being built or is complete for this version.
+    Column("shadow_version", String(64), ForeignKey("versions.id")),
+    Column("shadow_shard", String(64)),
+    Column("shadow_complete", Boolean, nullable=False, default=False),
+    # After a flip: the shard of the rollback target, which still gets every write.
+    Column("previous_version", String(64), ForeignKey("versions.id")),
+    Column("previous_shard", String(64)),
+)
+
+# Sources of points, kept so that reindexing needs nobody. One row a point.
+sources = Table(
+    "sources",
+    metadata,
+    Column(
+        "collection",
+        String(128),
+        ForeignKey("collections.name", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("point_id", String(512), primary_key=True),
+    # Grows with every write of the collection: the order in which a reindex reads.
+    Column("revision", BigInteger, nullable=False),
+    # "text", "image", "tensor" or "vector" (given by the caller: can't be made anew).
+    Column("kind", String(16), nullable=False),
+    # A serialised hotclip.v1.EncodeItem; images are kept as blobs, named by `blob`.
+    Column("item", LargeBinary),
+    Column("blob", String(64)),
+    Column("payload", JSON, nullable=False),
+)
+Index("ix_sources_collection_revision", sources.c.collection, sources.c.revision)
+
+# Idempotent creation: what a request_id made.
+requests = Table(
+    "requests",
+    metadata,
+    Column("method", String(64), primary_key=True),
+    Column("request_id", String(128), primary_key=True),
+    # sha256 of the request; the same id with another request is refused.
+    Column("fingerprint", String(64), nullable=False),
+    Column("resource", String(128), nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+)
