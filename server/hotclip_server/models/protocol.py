@@ -1,0 +1,62 @@
+"""What the registry knows of versions on disk and of how they are loaded. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from hotclip_server.encoding.protocol import Encoder, EncoderSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionManifest:
+    """A version as it lies on disk; immutable."""
+
+    id: str
+    """Content address: first 16 hex digits of the sha256 of what the version consists of."""
+    spec: EncoderSpec
+    parent: str
+    """Version that it was trained from; empty for a root."""
+    source: str
+    """What was imported or which job made it, e.g. "builtin:mini" or "job:<id>"."""
+    size_bytes: int
+    """Bytes of the weights file."""
+    sha256: str
+    """Of the weights file, hex."""
+
+
+class VersionLoader(Protocol):
+    """Turns names into weights. Every method blocks and may be called on any thread."""
+
+    def import_source(self, source: str) -> VersionManifest:
+        """Stores the weights that `source` names as a version; the same weights give the same.
+
+        Raises:
+            InvalidArgument: not a source; reason SOURCE_INVALID.
+            NotFound: no such architecture, tag, folder or hub id.
+            FailedPrecondition: the weights do not fit their config; reason VERSION_UNFIT.
+            Unavailable: the hub does not answer.
+        """
+
+    def load(self, version_id: str, *, device: str, precision: str) -> Encoder:
+        """Loads a stored version.
+
+        Args:
+            device: E.g. "cpu" or "cuda:0".
+            precision: "fp32", "bf16" or "fp16".
+
+        Raises:
+            NotFound: no such version.
+            DataLoss: a checksum does not match.
+        """
+
+    def read_manifest(self, version_id: str) -> VersionManifest:
+        """Reads what a stored version is.
+
+        Raises:
+            NotFound: no such version.
+            DataLoss: the manifest is damaged.
+        """
+
+    def delete(self, version_id: str) -> None:
+        """Removes the files of a version; does nothing if there are none."""
