@@ -1,0 +1,97 @@
+"""Train `builtin:mini`: `make train-mini` or `python -m hotclip_examples.mini`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import torch
+
+from hotclip_examples.mini.captions import load_captions
+from hotclip_examples.mini.card import write_card
+from hotclip_examples.mini.drawings import code_of_key, load_drawings
+from hotclip_examples.mini.export import save_model, write_config
+from hotclip_examples.mini.recipe import CONTEXT, PREPROCESS, TRAIN, VOCABULARY
+from hotclip_examples.mini.score import HeldOut
+from hotclip_examples.mini.tokenizer import save_tokenizer, train_tokenizer
+from hotclip_server.training.clip import clip_of, load_clip
+from hotclip_server.training.events import EpochEnd, Step
+from hotclip_server.training.pairs import MemoryPairs, Pair
+from hotclip_server.training.trainer import train
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(arguments.threads)
+    config = replace(TRAIN, seed=arguments.seed, epochs=arguments.epochs or TRAIN.epochs)
+
+    captions = load_captions(arguments.npm, config.seed)
+    drawings = load_drawings(arguments.npm, arguments.cache)
+    pairs = [
+        Pair(key, text, group=code_of_key(key))
+        for key in drawings
+        for text in captions[code_of_key(key)]
+    ]
+    print(f"{len(drawings)} drawings, {len(pairs)} pairs", flush=True)
+
+    texts = {text for caption in captions.values() for text in caption}
+    save_tokenizer(train_tokenizer(texts, VOCABULARY), out, CONTEXT)
+    write_config(out)
+    torch.manual_seed(config.seed)
+    model = open_clip.create_model(f"local-dir:{out}", load_weights=False)
+    open_clip.model.set_model_preprocess_cfg(model, PREPROCESS)
+    clip = clip_of(
+        model.to(memory_format=torch.channels_last), open_clip.get_tokenizer(f"local-dir:{out}")
+    )
+    held_out = HeldOut(clip, arguments.npm, arguments.cache)
+
+    began = time.monotonic()
+    scores: dict[str, float] = {}
+    for event in train(clip, MemoryPairs(pairs, drawings), config):
+        match event:
+            case Step() if event.step % 20 == 0:
+                print(
+                    f"step {event.step}/{event.steps} loss {event.loss:.3f} "
+                    f"scale {event.logit_scale:.1f} norm {event.grad_norm:.2f} "
+                    f"{event.samples_per_second:.0f}/s",
+                    flush=True,
+                )
+            case EpochEnd() if event.epoch % arguments.score_every == 0:
+                scores = held_out.scores(clip)
+                minutes = (time.monotonic() - began) / 60
+                line = {"epoch": event.epoch, "loss": event.mean_loss, "minutes": minutes}
+                print(json.dumps(line | scores), flush=True)
+                with (out / "log.jsonl").open("a", encoding="utf-8") as log:
+                    log.write(json.dumps(line | scores) + "\n")
+                save_model(clip, out)
+    minutes = (time.monotonic() - began) / 60
+    save_model(clip, out)
+    rounded = load_clip(out)
+    scores = HeldOut(rounded, arguments.npm, arguments.cache).scores(rounded)
+    write_card(out, config, scores, drawings=len(drawings), minutes=minutes)
+    print(json.dumps(scores, indent=2))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hotclip_examples.mini", description=__doc__)
+    modules = Path(__file__).parent / "node_modules"
+    parser.add_argument("--npm", type=Path, default=modules, help="node_modules with the data")
+    parser.add_argument("--out", type=Path, default=Path("build/mini"), help="folder made")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/emoji"), help="drawn images")
+    parser.add_argument("--epochs", type=int, help=f"instead of {TRAIN.epochs}")
+    parser.add_argument("--seed", type=int, default=TRAIN.seed)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--score-every", type=int, default=5, help="epochs between scores")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Pairs made ready for a model: distinct images and texts, numbered; captions of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hotclip_server.training.clip import Clip, ImageStore
+from hotclip_server.training.errors import InvalidPairs
+from hotclip_server.training.pairs import Pair, PairSet
+from hotclip_server.training.sampler import epoch_captions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Row i of every tensor belongs to one image and the caption drawn for it."""
+
+    images: Tensor
+    """[n, 3, h, w] uint8."""
+    tokens: Tensor
+    """[n, context] int64."""
+    keys: tuple[Tensor, Tensor, Tensor]
+    """Numbers of image, text and group, each [n] int64; a group of -1 is none."""
+
+
+class TrainingSet:
+    """Every image once an epoch, with one of its captions; a caption listed twice weighs double."""
+
+    def __init__(self, clip: Clip, data: PairSet, *, budget_bytes: int = 2 << 30) -> None:
+        pairs = data.pairs
+        image_keys = list(dict.fromkeys(pair.image_key for pair in pairs))
+        if len(image_keys) < 2:
+            raise InvalidPairs(f"need at least 2 different images, got {len(image_keys)}")
+        texts = list(dict.fromkeys(pair.text for pair in pairs))
+        self.images = len(image_keys)
+        self.pairs = len(pairs)
+        self._store = ImageStore(clip, image_keys, data.image_bytes, budget_bytes)
+        self._tokens = tokenize(clip, texts)
+        of_image = _numbers(image_keys, [pair.image_key for pair in pairs])
+        self._order = np.argsort(of_image, kind="stable")  # pair numbers, image by image
+        self._counts = np.bincount(of_image, minlength=self.images).astype(np.int64)
+        self._starts = np.cumsum(self._counts) - self._counts
+        self._text_of_pair = _numbers(texts, [pair.text for pair in pairs])
+        self._group_of_pair = _groups(pairs)
+
+    def captions(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """The pair drawn for each image in this epoch."""
+        drawn: NDArray[np.int64] = self._order[
+            self._starts + epoch_captions(self._counts, seed, epoch)
+        ]
+        return drawn
+
+    def batch(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Batch:
+        """Images by number, with the captions that `captions` drew."""
+        drawn = captions[images]
+        texts = torch.from_numpy(self._text_of_pair[drawn])
+        return Batch(
+            images=self._store.batch(images.tolist()),
+            tokens=self._tokens[texts],
+            keys=(torch.from_numpy(images), texts, torch.from_numpy(self._group_of_pair[drawn])),
+        )
+
+
+def tokenize(clip: Clip, texts: Sequence[str], chunk: int = 4096) -> Tensor:
+    """[n, context] int64."""
+    parts = [clip.tokenizer(list(texts[i : i + chunk])) for i in range(0, len(texts), chunk)]
+    return torch.cat(parts)
+
+
+def _numbers(distinct: Sequence[str], values: Sequence[str]) -> NDArray[np.int64]:
+    place = {value: number for number, value in enumerate(distinct)}
+    return np.array([place[value] for value in values], dtype=np.int64)
+
+
+def _groups(pairs: Sequence[Pair]) -> NDArray[np.int64]:
+    place: dict[str, int] = {}
+    return np.array(
+        [-1 if p.group is None else place.setdefault(p.group, len(place)) for p in pairs],
+        dtype=np.int64,
+    )
