@@ -1,0 +1,63 @@
+"""Runs a batch so that one bad item fails alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotclip_server.batching.ticket import Row
+from hotclip_server.encoding.protocol import Encoder, Prepared, Tower
+from hotclip_server.errors import HotclipError
+
+log = logging.getLogger(__name__)
+
+
+class EncodeFailed(HotclipError):
+    """The encoder failed on this item; the fault is the server's."""
+
+    default_reason = "ENCODE_FAILED"
+
+
+class Device(Protocol):
+    """Where batches run, one at a time."""
+
+    async def run(
+        self, encoder: Encoder, tower: Tower, batch: Sequence[Prepared]
+    ) -> NDArray[np.float32]:
+        """Runs one batch; float32 of shape (len(batch), dim)."""
+
+
+async def run_isolated(
+    device: Device, encoder: Encoder, tower: Tower, batch: Sequence[Prepared]
+) -> list[Row]:
+    """Runs a batch; halves it when it fails, until only the culprits are left.
+
+    Returns:
+        One row or error an item, in order. A row that is not finite is an error.
+    """
+    try:
+        vectors = await device.run(encoder, tower, batch)
+        expected = (len(batch), encoder.spec.dim)
+        if vectors.shape != expected:
+            raise EncodeFailed(f"the encoder gave shape {vectors.shape} instead of {expected}")
+    except Exception as error:
+        # Whatever the encoder raises, only the items that caused it fail.
+        if len(batch) == 1:
+            log.exception("encoding one %s item failed", tower.value)
+            if isinstance(error, HotclipError):
+                return [error]
+            return [EncodeFailed("the encoder failed on this item")]
+        half = len(batch) // 2
+        log.warning("a batch of %d %s items failed (%s); halving", len(batch), tower.value, error)
+        first = await run_isolated(device, encoder, tower, batch[:half])
+        return first + await run_isolated(device, encoder, tower, batch[half:])
+    return [
+        row
+        if np.isfinite(row).all()
+        else EncodeFailed("the encoder gave a vector that is not finite")
+        for row in vectors
+    ]

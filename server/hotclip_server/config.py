@@ -1,0 +1,155 @@
+"""The server's configuration: one dataclass from which flags, environment, file and help derive.
+
+Flags win over the environment (HOTCLIP_*), which wins over the TOML file (--config), which
+wins over the defaults.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class ConfigError(ValueError):
+    """Wrong settings; `problems` maps each field to what is wrong with it."""
+
+    def __init__(self, problems: dict[str, str]) -> None:
+        super().__init__("; ".join(f"{name}: {problem}" for name, problem in problems.items()))
+        self.problems = problems
+
+
+Check = Callable[[Any], str]
+"""Gives what is wrong with a value; empty: nothing."""
+
+
+def _at_least(least: float) -> Check:
+    return lambda value: "" if value >= least else f"must be at least {least}, is {value}"
+
+
+def _one_of(*choices: str) -> Check:
+    return lambda value: (
+        "" if value in choices else f"must be one of {', '.join(choices)}, is {value!r}"
+    )
+
+
+def _matching(pattern: str, meaning: str) -> Check:
+    return lambda value: "" if re.fullmatch(pattern, value) else f"must be {meaning}, is {value!r}"
+
+
+def _device(value: str) -> str:
+    good = re.fullmatch(r"auto|cpu|cuda(:\d+)?", value)
+    return "" if good else f"must be auto, cpu, cuda or cuda:<n>, is {value!r}"
+
+
+def _port(value: int) -> str:
+    return "" if 0 <= value <= 65535 else f"must be within 0 and 65535, is {value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Settings of a server.
+
+    Raises:
+        ConfigError: names every bad field and the reason.
+    """
+
+    host: Annotated[str, _matching(r"\S+", "a host name or address")] = "127.0.0.1"
+    """Address to listen on. Other than loopback only together with --insecure."""
+    port: Annotated[int, _port] = 50051
+    """Port to listen on; 0 takes a free one, which the log names."""
+    insecure: bool = False
+    """Listen without encryption and without authentication on an address that others reach."""
+    data_dir: Path = Path("hotclip-data")
+    """Folder of everything that the server keeps: versions, datasets, jobs, vectors."""
+    models_dir: Path | None = None
+    """Folder of models named by local:<name>; default: models below the data directory."""
+    database_url: str = ""
+    """SQLAlchemy URL of the metadata; default: a SQLite file below the data directory."""
+    model: Annotated[str, _matching(r"\S+", "a source, e.g. builtin:mini")] = "builtin:mini"
+    """What a fresh data directory serves as model "default": builtin:mini,
+    <open_clip architecture>::<pretrained tag>, hf-hub:<org>/<repo> or local:<name>. Later the
+    version that was activated last is served."""
+    allow_random_weights: bool = False
+    """Accept <architecture>:: without a tag, which means random weights (for tests)."""
+    device: str = _setting("auto", _device)
+    """Where the model runs: auto (CUDA if there is one), cpu, cuda or cuda:<n>."""
+    precision: Annotated[str, _one_of("fp32", "bf16", "fp16")] = "fp32"
+    """Arithmetic of the encoders: fp32, bf16 or fp16."""
+    threads: Annotated[int, _at_least(0)] = 0
+    """CPU threads of one batch or training step; 0: one a core."""
+    prepare_threads: Annotated[int, _at_least(0)] = 0
+    """Threads that decode images and tokenise texts; 0: one a core."""
+    max_batch: Annotated[int, _at_least(0)] = 0
+    """Items that run together on the device; 0: 32 on a CPU, 128 on CUDA."""
+    log_level: Annotated[str, _one_of("debug", "info", "warning", "error")] = "info"
+    """Least severity that is logged: debug, info, warning or error."""
+    log_format: Annotated[str, _one_of("text", "json")] = "text"
+    """Log lines for people (text) or one JSON object a line (json)."""
+    max_message_bytes: Annotated[int, _at_least(64 * KIB)] = 16 * MIB
+    """Bytes of one gRPC message, either way."""
+    max_items_per_request: Annotated[int, _at_least(1)] = 1024
+    """Items of one Encode, Rank or Upsert."""
+    max_text_bytes: Annotated[int, _at_least(1)] = 8 * KIB
+    """UTF-8 bytes of one text."""
+    max_image_bytes: Annotated[int, _at_least(1)] = 20 * MIB
+    """Bytes of one encoded image."""
+    max_image_pixels: Annotated[int, _at_least(1)] = 50_000_000
+    """Pixels of one image; read from its header before decoding."""
+    max_queue_items: Annotated[int, _at_least(1)] = 20_000
+    """Items that may wait to be encoded; beyond, requests are refused with UNAVAILABLE."""
+    max_queue_bytes: Annotated[int, _at_least(1 * MIB)] = 512 * MIB
+    """Bytes that may wait to be encoded."""
+    max_stream_in_flight: Annotated[int, _at_least(1)] = 16
+    """Requests of one EncodeStream that may be unanswered."""
+    max_concurrent_streams: Annotated[int, _at_least(1)] = 100
+    """Calls that may run at a time on one connection."""
+    max_dataset_bytes: Annotated[int, _at_least(1)] = 10 * GIB
+    """Bytes of one uploaded dataset."""
+    min_free_disk_bytes: Annotated[int, _at_least(0)] = 256 * MIB
+    """Uploads are refused when less than this would stay free on the disk."""
+    max_collections: Annotated[int, _at_least(1)] = 1000
+    """Number of collections."""
+    max_payload_bytes: Annotated[int, _at_least(1)] = 64 * KIB
+    """Bytes of one point's payload, as JSON."""
+    resume_jobs: Annotated[str, _one_of("auto", "manual")] = "auto"
+    """After a restart, jobs that were interrupted go on by themselves (auto) or when asked to
+    (manual)."""
+    shutdown_grace_s: Annotated[float, _at_least(0)] = 30.0
+    """Seconds that running calls have to end after SIGTERM."""
+    watchdog_s: Annotated[float, _at_least(0.1)] = 60.0
+    """The health service says NOT_SERVING when work waits this many seconds and nothing is
+    encoded."""
+
+    def __post_init__(self) -> None:
+        problems: dict[str, str] = {}
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        for setting in fields(self):
+            _, *checks = typing.get_args(hints[setting.name])
+            for check in checks:
+                if callable(check) and (problem := check(getattr(self, setting.name))):
+                    problems[setting.name] = problem
+        if "host" not in problems and self.host not in LOOPBACK and not self.insecure:
+            problems["host"] = (
+                f"{self.host} is reached from other machines, and this server neither encrypts "
+                "nor authenticates; listen on 127.0.0.1, or say --insecure if the network is yours"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def models_path(self) -> Path:
+        """Folder of local models."""
+        return self.models_dir or self.data_dir / "models"
+
+    @property
+    def database(self) -> str:
+        """URL of the metadata database."""
+        return self.database_url or f"sqlite:///{(self.data_dir / 'hotclip.db').resolve()}"
