@@ -1,0 +1,50 @@
+"""Only app.py puts the server together, and constructing starts nothing."""
+
+import ast
+
+from .sources import ROOT, dotted, place, python_files, tree
+
+COMPOSERS = {"app.py", "testing.py"}
+
+
+def long_lived_classes() -> set[str]:
+    """Names of the server's classes that are started and stopped, or opened and closed."""
+    names = set()
+    for path in python_files("server/hotclip_server"):
+        for node in ast.walk(tree(path)):
+            if not isinstance(node, ast.ClassDef) or any(
+                dotted(base).endswith("Protocol") for base in node.bases
+            ):
+                continue
+            functions = ast.FunctionDef | ast.AsyncFunctionDef
+            methods = {item.name for item in node.body if isinstance(item, functions)}
+            if methods & {"start", "open"} and methods & {"stop", "close"}:
+                names.add(node.name)
+    return names
+
+
+def test_only_app_constructs_long_lived_objects() -> None:
+    names = long_lived_classes()
+    assert {"Database", "JobRunner"} <= names
+    server = ROOT / "server/hotclip_server"
+    found = [
+        f"{place(path, node)} {dotted(node.func)}"
+        for path in python_files("server/hotclip_server")
+        if path.parent != server or path.name not in COMPOSERS
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in names
+    ]
+    assert not found
+
+
+def test_constructors_start_nothing() -> None:
+    starters = {"start", "create_task", "ensure_future", "run_in_executor", "submit", "Popen"}
+    found = [
+        f"{place(path, node)} {dotted(node.func)}"
+        for path in python_files("server/hotclip_server")
+        for function in ast.walk(tree(path))
+        if isinstance(function, ast.FunctionDef) and function.name in {"__init__", "__post_init__"}
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in starters
+    ]
+    assert not found
