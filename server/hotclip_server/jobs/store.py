@@ -1,0 +1,322 @@
+"""Jobs and their events in the database.
+
+Every function works inside the caller's transaction, so an event and what it tells of are
+written together or not at all. The number of an event is taken from `jobs.last_seq`, which
+the same transaction raises: numbers have no gaps, whoever writes and whenever it dies.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import Connection, Row
+
+from hotclip_proto.v1 import job_pb2
+from hotclip_server.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from hotclip_server.jobs.records import JobError, JobKind, JobRecord, NewJob
+from hotclip_server.jobs.states import RESUMABLE, WORKING, JobState
+from hotclip_server.storage.database import now
+from hotclip_server.storage.schema import job_events, jobs, requests
+
+
+def create(connection: Connection, new: NewJob) -> tuple[JobRecord, bool]:
+    """Queues a job.
+
+    Returns:
+        The job, and whether it is new: false if `request_id` had made it before.
+
+    Raises:
+        InvalidArgument: `request_id` was used for another request.
+        AlreadyExists: the name is taken.
+    """
+    method = f"job.{new.kind}"
+    if new.request_id:
+        before = requested(connection, new.kind, new.request_id, new.fingerprint)
+        if before is not None:
+            return before, False
+    job_id = f"job-{secrets.token_hex(8)}"
+    name = new.name or job_id
+    if connection.execute(
+        sa.select(jobs.c.id).where(sa.or_(jobs.c.name == name, jobs.c.id == name))
+    ).first():
+        raise AlreadyExists(f"a job named {name!r} exists", reason="JOB_NAME_TAKEN")
+    time = now()
+    connection.execute(
+        jobs.insert().values(
+            id=job_id,
+            name=name,
+            kind=new.kind.value,
+            state=JobState.QUEUED.value,
+            model=new.model,
+            description=new.description,
+            spec=dict(new.spec),
+            create_time=time,
+        )
+    )
+    if new.request_id:
+        connection.execute(
+            requests.insert().values(
+                method=method,
+                request_id=new.request_id,
+                fingerprint=new.fingerprint,
+                resource=job_id,
+                create_time=time,
+            )
+        )
+    append(connection, job_id, [state_event(JobState.QUEUED)])
+    return get(connection, job_id), True
+
+
+def requested(
+    connection: Connection, kind: JobKind, request_id: str, fingerprint: str
+) -> JobRecord | None:
+    """The job that `request_id` made, if any.
+
+    Raises:
+        InvalidArgument: the id was used for another request.
+        NotFound: the job was deleted since.
+    """
+    row = connection.execute(
+        sa.select(requests.c.fingerprint, requests.c.resource).where(
+            requests.c.method == f"job.{kind}", requests.c.request_id == request_id
+        )
+    ).first()
+    if row is None:
+        return None
+    if row.fingerprint != fingerprint:
+        raise InvalidArgument.field(
+            "request_id", "was used for another request", reason="REQUEST_ID_REUSED"
+        )
+    return get(connection, row.resource)
+
+
+def get(connection: Connection, job: str) -> JobRecord:
+    """By id or name.
+
+    Raises:
+        NotFound: there is none.
+    """
+    row = connection.execute(
+        sa.select(jobs).where(sa.or_(jobs.c.id == job, jobs.c.name == job))
+    ).first()
+    if row is None:
+        raise NotFound(f"no job {job!r}", reason="JOB_NOT_FOUND")
+    return _record(row)
+
+
+def list_jobs(
+    connection: Connection,
+    *,
+    limit: int,
+    before: tuple[datetime, str] | None = None,
+    kind: JobKind | None = None,
+) -> list[JobRecord]:
+    """Newest first, those older than `before` (creation time, id)."""
+    query = sa.select(jobs).order_by(jobs.c.create_time.desc(), jobs.c.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(sa.tuple_(jobs.c.create_time, jobs.c.id) < sa.tuple_(*before))
+    if kind is not None:
+        query = query.where(jobs.c.kind == kind.value)
+    return [_record(row) for row in connection.execute(query)]
+
+
+def in_states(connection: Connection, states: Collection[JobState]) -> list[JobRecord]:
+    """Oldest first."""
+    query = sa.select(jobs).where(jobs.c.state.in_([state.value for state in states]))
+    rows = connection.execute(query.order_by(jobs.c.create_time, jobs.c.id))
+    return [_record(row) for row in rows]
+
+
+def append(
+    connection: Connection,
+    job_id: str,
+    events: Sequence[job_pb2.JobEvent],
+    *,
+    progress: float | None = None,
+) -> int:
+    """Numbers, dates and stores events; metric events change the job's metrics.
+
+    Returns:
+        The number of the last event.
+
+    Raises:
+        NotFound: the job was deleted.
+    """
+    row = connection.execute(
+        sa.update(jobs)
+        .where(jobs.c.id == job_id)
+        .values(last_seq=jobs.c.last_seq + len(events))
+        .returning(jobs.c.last_seq, jobs.c.metrics)
+    ).first()
+    if row is None:
+        raise NotFound(f"no job {job_id!r}", reason="JOB_NOT_FOUND")
+    changed: dict[str, Any] = {}
+    metrics = _metrics(events)
+    if metrics:
+        changed["metrics"] = {**row.metrics, **metrics}
+    if progress is not None:
+        changed["progress"] = progress
+    if changed:
+        connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(changed))
+    rows = []
+    for seq, event in enumerate(events, start=row.last_seq - len(events) + 1):
+        time = now()
+        numbered = job_pb2.JobEvent()
+        numbered.CopyFrom(event)
+        numbered.seq = seq
+        numbered.time.FromDatetime(time)
+        rows.append(
+            {"job_id": job_id, "seq": seq, "time": time, "event": numbered.SerializeToString()}
+        )
+    if rows:
+        connection.execute(job_events.insert(), rows)
+    return int(row.last_seq)
+
+
+def set_state(
+    connection: Connection,
+    job_id: str,
+    state: JobState,
+    message: str = "",
+    *,
+    error: JobError | None = None,
+    result_version: str = "",
+    activated: bool = False,
+) -> JobRecord:
+    """Changes the state, with its event.
+
+    Raises:
+        FailedPrecondition: the present state does not allow it; reason JOB_STATE.
+        NotFound: no such job.
+    """
+    record = get(connection, job_id)
+    if not record.state.may_become(state):
+        raise FailedPrecondition(
+            f"a job that is {record.state} cannot become {state}", reason="JOB_STATE"
+        )
+    changed: dict[str, Any] = {"state": state.value}
+    if state is JobState.PREPARING:
+        changed["start_time"] = record.start_time or now()
+    elif state is JobState.QUEUED:
+        changed.update(end_time=None, error=None, progress=0.0)
+    elif state.ended:
+        changed["end_time"] = now()
+    if state is JobState.SUCCEEDED:
+        changed.update(progress=1.0, result_version=result_version, activated=activated)
+    if error is not None:
+        changed["error"] = asdict(error)
+    connection.execute(sa.update(jobs).where(jobs.c.id == record.id).values(changed))
+    append(connection, record.id, [state_event(state, message)])
+    return get(connection, record.id)
+
+
+def interrupt_working(connection: Connection) -> list[JobRecord]:
+    """Marks what ran when the server died as INTERRUPTED; returns what is queued."""
+    for record in in_states(connection, WORKING):
+        set_state(connection, record.id, JobState.INTERRUPTED, "the server stopped while it ran")
+    return in_states(connection, [JobState.QUEUED])
+
+
+def requeue(connection: Connection, job: str) -> JobRecord:
+    """Puts a job that failed or was interrupted back into the queue.
+
+    Raises:
+        FailedPrecondition: it is in another state; reason JOB_NOT_RESUMABLE.
+        NotFound: no such job.
+    """
+    record = get(connection, job)
+    if record.state not in RESUMABLE:
+        raise FailedPrecondition(
+            f"job {record.name!r} is {record.state}; only INTERRUPTED and FAILED jobs resume",
+            reason="JOB_NOT_RESUMABLE",
+        )
+    return set_state(connection, record.id, JobState.QUEUED, "resumed: starts from the beginning")
+
+
+def delete(connection: Connection, job: str) -> None:
+    """Forgets an ended job and its events.
+
+    Raises:
+        FailedPrecondition: it has not ended; reason JOB_ACTIVE.
+        NotFound: no such job.
+    """
+    record = get(connection, job)
+    if not record.state.ended:
+        raise FailedPrecondition(
+            f"job {record.name!r} is {record.state}: cancel it first", reason="JOB_ACTIVE"
+        )
+    connection.execute(sa.delete(job_events).where(job_events.c.job_id == record.id))
+    connection.execute(sa.delete(jobs).where(jobs.c.id == record.id))
+
+
+def events_after(
+    connection: Connection, job_id: str, after_seq: int, *, limit: int
+) -> list[job_pb2.JobEvent]:
+    """The next events, in order."""
+    rows = connection.execute(
+        sa.select(job_events.c.event)
+        .where(job_events.c.job_id == job_id, job_events.c.seq > after_seq)
+        .order_by(job_events.c.seq)
+        .limit(limit)
+    )
+    return [job_pb2.JobEvent.FromString(row.event) for row in rows]
+
+
+def last_event_time(connection: Connection, job_id: str) -> datetime:
+    """When the newest event was written."""
+    query = sa.select(sa.func.max(job_events.c.time)).where(job_events.c.job_id == job_id)
+    return aware(connection.execute(query).scalar_one())
+
+
+def state_event(state: JobState, message: str = "") -> job_pb2.JobEvent:
+    """An event that tells of a state."""
+    value = job_pb2.JobState.Value(f"JOB_STATE_{state.value}")
+    return job_pb2.JobEvent(state=job_pb2.StateEvent(state=value, message=message))
+
+
+def aware(time: datetime) -> datetime:
+    """SQLite forgets the zone; all stored times are UTC."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def timestamp(time: datetime) -> Timestamp:
+    """As protobuf has it."""
+    stamp = Timestamp()
+    stamp.FromDatetime(time)
+    return stamp
+
+
+def _metrics(events: Sequence[job_pb2.JobEvent]) -> Mapping[str, float]:
+    return {
+        metric.name: metric.value
+        for event in events
+        if event.WhichOneof("event") == "metric"
+        for metric in event.metric.metrics
+    }
+
+
+def _record(row: Row[Any]) -> JobRecord:
+    return JobRecord(
+        id=row.id,
+        name=row.name,
+        kind=JobKind(row.kind),
+        state=JobState(row.state),
+        model=row.model,
+        description=row.description,
+        spec=row.spec,
+        create_time=aware(row.create_time),
+        start_time=aware(row.start_time) if row.start_time else None,
+        end_time=aware(row.end_time) if row.end_time else None,
+        progress=row.progress,
+        last_seq=row.last_seq,
+        error=JobError(**row.error) if row.error else None,
+        result_version=row.result_version,
+        activated=row.activated,
+        metrics=row.metrics,
+    )
