@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hotclip_server.training.errors import InvalidPairs
+from hotclip_server.training.evaluate import Evaluator
+from hotclip_server.training.pairs import MemoryPairs, Pair
+from tests.unit.training.tiny import colours, picture, tiny_clip
+
+
+def test_names_and_both_directions():
+    data = colours(8)
+    metrics = Evaluator(tiny_clip(), data, k=3).evaluate(tiny_clip()).metrics
+    for direction in ("clip-text-to-clip-vision", "clip-vision-to-clip-text"):
+        assert metrics[f"{direction}_queries"] == 8
+        assert 0 < metrics[f"{direction}_reciprocal_rank"] <= 1
+        assert 0 <= metrics[f"{direction}_hit_at_k"] <= 1
+
+
+def test_score_is_the_mean_of_both_directions():
+    evaluation = Evaluator(tiny_clip(), colours(8)).evaluate(tiny_clip())
+    ranks = [v for name, v in evaluation.metrics.items() if name.endswith("_reciprocal_rank")]
+    assert evaluation.score == pytest.approx(np.mean(ranks))
+
+
+def test_queries_are_searched_in_the_whole_index():
+    data = colours(10)
+    queries = MemoryPairs(data.pairs[:3], data.images)
+    clip = tiny_clip()
+    metrics = Evaluator(clip, queries, data).evaluate(clip).metrics
+    assert metrics["clip-text-to-clip-vision_queries"] == 3
+    texts = torch.nn.functional.normalize(
+        clip.model.encode_text(clip.tokenizer([pair.text for pair in data.pairs[:3]])), dim=-1
+    )
+    import io
+
+    from PIL import Image
+
+    images = torch.stack(
+        [clip.pixels(Image.open(io.BytesIO(data.images[pair.image_key]))) for pair in data.pairs]
+    )
+    features = clip.model.encode_image(clip.normalise(images.float() / 255))
+    scores = (texts @ torch.nn.functional.normalize(features, dim=-1).T).detach().numpy()
+    ranks = [1 + int((row > row[i]).sum()) for i, row in enumerate(scores)]
+    assert metrics["clip-text-to-clip-vision_mean_rank"] == pytest.approx(np.mean(ranks), abs=0.5)
+
+
+def test_group_and_same_image_are_relevant():
+    images = {name: picture((10 * i, 90, 200 - 10 * i)) for i, name in enumerate("abcd")}
+    pairs = [
+        Pair("a", "first", "g"),
+        Pair("b", "second", "g"),
+        Pair("c", "third"),
+        Pair("c", "fourth"),
+        Pair("d", "fifth"),
+    ]
+    clip = tiny_clip()
+    metrics = Evaluator(clip, MemoryPairs(pairs, images), k=4).evaluate(clip).metrics
+    # k is the whole index: 2 + 2 relevant images of the group's texts, 1 of each other text
+    assert metrics["clip-text-to-clip-vision_precision_at_k"] == pytest.approx(7 / 5 / 4)
+    assert metrics["clip-vision-to-clip-text_queries"] == 4
+
+
+def test_nan_embedding_fails():
+    clip = tiny_clip()
+    evaluator = Evaluator(clip, colours(4))
+    with torch.no_grad():
+        clip.model.text_projection.fill_(math.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        evaluator.evaluate(clip)
+
+
+def test_nothing_to_evaluate():
+    with pytest.raises(InvalidPairs, match="no pairs"):
+        Evaluator(tiny_clip(), MemoryPairs([], {}))

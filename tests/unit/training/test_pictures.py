@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transform import image_transform_v2
+from PIL import Image
+
+from hotclip_server.training.augment import augment
+from hotclip_server.training.clip import ImageStore
+from hotclip_server.training.config import AugmentConfig
+from hotclip_server.training.dataset import TrainingSet
+from hotclip_server.training.errors import InvalidPairs
+from hotclip_server.training.pairs import MemoryPairs, Pair
+from tests.unit.training.tiny import picture, tiny_clip
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def test_pixels_and_normalisation_equal_open_clips_transform():
+    clip = tiny_clip()
+    image = noise((31, 47))
+    ours = clip.normalise(clip.pixels(image)[None].float() / 255)[0]
+    theirs = image_transform_v2(clip.preprocess, is_train=False)(image)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_images_past_the_budget_are_read_again():
+    clip = tiny_clip()
+    reads: list[str] = []
+
+    def read(key: str) -> bytes:
+        reads.append(key)
+        return picture((1, 2, 3))
+
+    store = ImageStore(clip, ["a", "b"], read, budget_bytes=3 * 16 * 16)
+    for _ in range(2):
+        assert store.batch([0, 1]).shape == (2, 3, 16, 16)
+    assert reads == ["a", "b", "b"]
+
+
+def test_a_missing_image_is_named():
+    with pytest.raises(InvalidPairs, match="'gone'"):
+        ImageStore(tiny_clip(), ["gone"], {}.__getitem__).batch([0])
+
+
+def test_each_image_draws_from_its_own_captions():
+    images = {"a": picture((0, 0, 0)), "b": picture((9, 9, 9))}
+    pairs = [Pair("a", "x"), Pair("b", "y", "g"), Pair("a", "z", "g"), Pair("b", "x")]
+    training_set = TrainingSet(tiny_clip(), MemoryPairs(pairs, images))
+    seen = set()
+    for epoch in range(30):
+        drawn = training_set.captions(0, epoch)
+        batch = training_set.batch(np.array([1, 0]), drawn)
+        assert [pairs[i].image_key for i in drawn] == ["a", "b"]
+        seen |= {pairs[i] for i in drawn}
+        assert batch.keys[0].tolist() == [1, 0]
+        same_text = pairs[drawn[0]].text == pairs[drawn[1]].text
+        assert (batch.keys[1][0] == batch.keys[1][1]) == same_text
+    assert seen == set(pairs)
+
+
+everything = AugmentConfig(
+    crop=(0.8, 1.3),
+    shift=0.1,
+    rotate=20,
+    brightness=0.5,
+    grey=0.5,
+    hue=0.5,
+    outline=0.5,
+    line_art=0.5,
+    blur=0.5,
+)
+
+
+def test_augmentation_is_deterministic_in_range_and_leaves_its_input():
+    images = torch.rand(8, 3, 16, 16)
+    before = images.clone()
+    first, second, other = (
+        augment(images, everything, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert torch.equal(images, before)
+    assert first.shape == images.shape
+    assert 0 <= float(first.min()) <= float(first.max()) <= 1
+
+
+def test_augmentation_can_be_off():
+    images = torch.rand(3, 3, 8, 8)
+    still = augment(images, AugmentConfig(crop=(1.0, 1.0)), torch.Generator())
+    assert torch.equal(still, images)
+
+
+def test_fully_grey_and_line_art_have_no_colour():
+    images = torch.rand(64, 3, 16, 16)
+    drawn = augment(images, AugmentConfig(crop=(1, 1), line_art=1.0), torch.Generator())
+    assert torch.equal(drawn[:, 0], drawn[:, 2])
+    hue = augment(images, AugmentConfig(crop=(1, 1), hue=1.0), torch.Generator())
+    assert not torch.allclose(hue, images)
+    grey = augment(torch.full((4, 3, 8, 8), 0.5), AugmentConfig(hue=1.0), torch.Generator())
+    torch.testing.assert_close(grey, torch.full((4, 3, 8, 8), 0.5))
+
+
+def test_image_bytes_decode_like_pillow():
+    clip = tiny_clip()
+    buffer = io.BytesIO()
+    noise((16, 16)).save(buffer, "PNG")
+    store = ImageStore(clip, ["a"], lambda _: buffer.getvalue())
+    expected = torch.from_numpy(np.asarray(noise((16, 16))).copy()).permute(2, 0, 1)
+    assert torch.equal(store.batch([0])[0], expected)

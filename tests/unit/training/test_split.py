@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotclip_server.training.errors import InvalidPairs
+from hotclip_server.training.pairs import MemoryPairs, Pair
+from hotclip_server.training.split import split_pairs
+
+pairs = st.lists(
+    st.builds(
+        Pair,
+        st.integers(0, 30).map(str),
+        st.integers(0, 30).map(str),
+        st.none() | st.integers(0, 5).map(str),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(pairs, st.floats(0.05, 0.95), st.integers(0, 9))
+def test_no_image_text_or_group_is_on_both_sides(found: list[Pair], share: float, seed: int):
+    try:
+        training, validation = split_pairs(MemoryPairs(found, {}), share, seed)
+    except InvalidPairs as error:
+        assert "can't be split" in str(error)  # noqa: PT017  # one family holds everything
+        return
+    assert sorted(map(repr, [*training.pairs, *validation.pairs])) == sorted(map(repr, found))
+    for attribute in ("image_key", "text", "group"):
+        sides = [
+            {getattr(pair, attribute) for pair in side.pairs} - {None}
+            for side in (training, validation)
+        ]
+        assert not sides[0] & sides[1]
+
+
+def test_share_is_kept_and_the_order_of_pairs_does_not_matter():
+    found = [Pair(f"image{i // 2}", f"text{i}") for i in range(200)]
+    training, validation = split_pairs(MemoryPairs(found, {}), 0.1, seed=1)
+    assert len(validation.pairs) == 20
+    again = split_pairs(MemoryPairs(found[::-1], {}), 0.1, seed=1)[1]
+    assert set(again.pairs) == set(validation.pairs)
+    other = split_pairs(MemoryPairs(found, {}), 0.1, seed=2)[1]
+    assert set(other.pairs) != set(validation.pairs)
+    assert len(training.pairs) == 180
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
+def test_share_must_be_inside(share: float):
+    with pytest.raises(InvalidPairs, match="between 0 and 1"):
+        split_pairs(MemoryPairs([Pair("a", "b"), Pair("c", "d")], {}), share, seed=0)

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hotclip_server.training.config import AugmentConfig, TrainConfig
+from hotclip_server.training.errors import InvalidPairs, TrainingDiverged
+from hotclip_server.training.evaluate import Evaluator
+from hotclip_server.training.events import EpochEnd, SkippedStep, Started, Step, TrainEvent
+from hotclip_server.training.optim import is_text_parameter
+from hotclip_server.training.pairs import MemoryPairs, Pair
+from hotclip_server.training.trainer import train
+from tests.unit.training.tiny import colours, picture, tiny_clip, weights
+
+FAST = TrainConfig(
+    epochs=3, batch_size=6, learning_rate=2e-3, augment=AugmentConfig(crop=(1.0, 1.0))
+)
+
+
+def test_loss_falls_and_retrieval_gets_better():
+    clip, data = tiny_clip(), colours()
+    evaluator = Evaluator(clip, data)
+    before = evaluator.evaluate(clip).score
+    events = list(train(clip, data, replace(FAST, epochs=60)))
+    losses = [event.mean_loss for event in events if isinstance(event, EpochEnd)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert evaluator.evaluate(clip).score > max(0.9, before)
+
+
+def test_events_come_in_order_and_count_every_step():
+    events = list(train(tiny_clip(), colours(10), FAST))
+    assert events[0] == Started(steps=6, epochs=3, images=10, pairs=10)
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [step.step for step in steps] == list(range(1, 7))
+    assert [step.epoch for step in steps] == [1, 1, 2, 2, 3, 3]
+    assert [type(event) for event in events[1:4]] == [Step, Step, EpochEnd]
+    assert all(math.isfinite(s.loss) and s.grad_norm > 0 and s.logit_scale > 1 for s in steps)
+
+
+def test_max_steps_ends_inside_an_epoch():
+    events = list(train(tiny_clip(), colours(12), replace(FAST, max_steps=3)))
+    assert [event.step for event in events if isinstance(event, Step)] == [1, 2, 3]
+    assert isinstance(events[-1], EpochEnd)
+    assert events[-1].step == events[-1].steps == 3
+
+
+def test_nothing_happens_between_steps():
+    clip = tiny_clip()
+    run = train(clip, colours(), FAST)
+    assert isinstance(next(run), Started)
+    next(run)
+    held = weights(clip)
+    assert all(torch.equal(held[name], tensor) for name, tensor in weights(clip).items())
+    run.close()
+    assert not any(parameter.requires_grad for parameter in clip.model.parameters())
+    assert not clip.model.training
+
+
+@pytest.mark.parametrize("resnet", [False, True])
+def test_same_seed_gives_the_same_weights(resnet: bool):
+    config = replace(FAST, epochs=2, ema=0.5, augment=AugmentConfig(hue=0.5, outline=0.5))
+    ends = []
+    for noise in (1, 2):
+        clip = tiny_clip(resnet=resnet)
+        torch.manual_seed(noise)  # what others draw from the global stream must not matter
+        for _ in train(clip, colours(), config):
+            torch.rand(noise)
+        ends.append(weights(clip))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    other = tiny_clip(resnet=resnet)
+    list(train(other, colours(), replace(config, seed=7)))
+    assert not torch.equal(weights(other)["text_projection"], ends[0]["text_projection"])
+
+
+@pytest.mark.parametrize("resnet", [False, True])
+def test_locked_image_tower_does_not_change(resnet: bool):
+    clip = tiny_clip(resnet=resnet)
+    before = weights(clip)
+    list(train(clip, colours(), replace(FAST, lock_image=True, ema=0.2)))
+    after = weights(clip)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "token_embedding.weight" in changed
+    assert all(is_text_parameter(name) or name == "logit_scale" for name in changed)
+
+
+def test_locked_text_tower_does_not_change():
+    clip = tiny_clip()
+    before = weights(clip)
+    list(train(clip, colours(), replace(FAST, lock_text=True)))
+    after = weights(clip)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "visual.conv1.weight" in changed
+    assert all(name.startswith("visual.") or name == "logit_scale" for name in changed)
+
+
+def test_batch_norm_statistics_stay_unless_asked():
+    kept, learnt = tiny_clip(resnet=True), tiny_clip(resnet=True)
+    before = weights(kept)["visual.bn1.running_mean"]
+    list(train(kept, colours(), FAST))
+    list(train(learnt, colours(), replace(FAST, train_batch_norm=True)))
+    assert torch.equal(weights(kept)["visual.bn1.running_mean"], before)
+    assert not torch.equal(weights(learnt)["visual.bn1.running_mean"], before)
+
+
+def test_logit_scale_stays_in_its_range():
+    clip = tiny_clip()
+    with torch.no_grad():
+        clip.model.logit_scale.fill_(math.log(100) + 1)
+    list(train(clip, colours(), replace(FAST, max_steps=1)))
+    assert math.isclose(float(clip.model.logit_scale), math.log(100), abs_tol=0.01)
+
+
+def test_average_is_what_an_epoch_end_shows_and_what_remains():
+    clip = tiny_clip()
+    run = train(clip, colours(), replace(FAST, epochs=3, ema=1.0))
+    last_step, shown = weights(clip), weights(clip)
+    for event in run:
+        if isinstance(event, Step):
+            last_step = weights(clip)
+        elif isinstance(event, EpochEnd):
+            shown = weights(clip)
+            assert not torch.equal(shown["text_projection"], last_step["text_projection"])
+    assert torch.equal(weights(clip)["text_projection"], shown["text_projection"])
+
+
+def test_three_bad_steps_in_a_row_stop_the_run_with_finite_weights():
+    clip = tiny_clip()
+    before = weights(clip)
+    events: list[TrainEvent] = []
+
+    def bad(image: torch.Tensor) -> torch.Tensor:
+        return clip.model.visual(image) * math.nan
+
+    clip.model.encode_image = bad
+    with pytest.raises(TrainingDiverged, match="3 steps in a row"):
+        events.extend(train(clip, colours(), FAST))
+    assert [e.in_a_row for e in events if isinstance(e, SkippedStep)] == [1, 2, 3]
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(clip).items())
+
+
+def test_one_bad_step_is_skipped():
+    clip = tiny_clip()
+    calls = 0
+
+    def bad_once(image: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return clip.model.visual(image) * (math.nan if calls == 2 else 1.0)
+
+    clip.model.encode_image = bad_once
+    events = list(train(clip, colours(), FAST))
+    assert [e.step for e in events if isinstance(e, SkippedStep)] == [2]
+    assert [e.step for e in events if isinstance(e, Step)] == [1, 3, 4, 5, 6]
+    assert all(torch.isfinite(tensor).all() for tensor in weights(clip).values())
+
+
+def test_bad_image_is_named():
+    data = colours()
+    broken = MemoryPairs([*data.pairs, Pair("broken", "x")], {**data.images, "broken": b"no png"})
+    with pytest.raises(InvalidPairs, match="'broken'"):
+        list(train(tiny_clip(), broken, FAST))
+
+
+def test_one_image_is_too_few():
+    with pytest.raises(InvalidPairs, match="at least 2"):
+        list(train(tiny_clip(), MemoryPairs([Pair("a", "a")], {"a": picture((0, 0, 0))}), FAST))
+
+
+def test_bf16_learns_too():
+    clip, data = tiny_clip(), colours()
+    ends = [
+        event.mean_loss
+        for event in train(clip, data, replace(FAST, epochs=40, precision="bf16"))
+        if isinstance(event, EpochEnd)
+    ]
+    assert ends[-1] < 0.7 * ends[0]
+    assert all(tensor.dtype == torch.float32 for tensor in weights(clip).values())
