@@ -1,0 +1,32 @@
+"""`python -m hotclip_server.search.build FOLDER`: builds the index of an engine folder.
+
+A process of its own at the lowest priority: the engine holds the interpreter lock for the
+whole of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+import qdrant_edge as engine
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Builds, flushes, ends."""
+    if sys.platform == "linux":
+        # It can't notice that its parent is gone while the engine works.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.nice(19)
+    shard = engine.EdgeShard.load(sys.argv[1])
+    shard.optimize()
+    shard.flush()
+    shard.close()
+
+
+if __name__ == "__main__":
+    main()

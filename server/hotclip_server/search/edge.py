@@ -1,0 +1,284 @@
+"""The embedded vector engine in a supervised process of its own.
+
+`EdgeStore` starts the process, multiplexes calls over one socket, starts it again when it
+dies and sends unanswered calls once more: all are idempotent, and the engine's write-ahead
+log keeps what was acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotclip_server.errors import (
+    HotclipError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from hotclip_server.search import wire
+from hotclip_server.search.filters import PayloadFilter
+from hotclip_server.search.protocol import Match, PointMeta, ShardInfo, Stored
+
+_log = logging.getLogger(__name__)
+
+_ROWS_PER_FRAME = 256
+_ATTEMPTS = 3
+_BACKOFF_S = (0.05, 0.2, 1.0, 5.0)
+_STARTED_WELL_S = 10.0
+_BUILD_TIMEOUT_S = 3600.0
+
+
+class _Gone(Exception):
+    """The process died before it answered."""
+
+
+class EdgeStore:
+    """A `VectorStore` on this machine. Event loop only.
+
+    Args:
+        root: Folder of the shards.
+        timeout_s: Longest one call may take; a process that takes longer is replaced.
+        max_in_flight: Calls sent and not answered; more wait.
+    """
+
+    def __init__(self, root: Path, *, timeout_s: float = 60.0, max_in_flight: int = 64) -> None:
+        self._root = root
+        self._timeout_s = timeout_s
+        self._slots = asyncio.Semaphore(max_in_flight)
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._connected = asyncio.Event()
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the vector process; None while there is none."""
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Starts the process and waits until it answers.
+
+        Raises:
+            Unavailable: it does not.
+        """
+        if self._supervisor is None:
+            self._supervisor = asyncio.create_task(self._supervise(), name="vector-process")
+        await self._call("ping")
+
+    async def close(self) -> None:
+        """Ends the process in order: it flushes and closes the shards."""
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is None:
+            return
+        supervisor.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await supervisor
+
+    async def create(self, shard: str, dim: int) -> None:
+        """See VectorStore."""
+        await self._call("create", shard=shard, dim=dim)
+
+    async def drop(self, shard: str) -> None:
+        """See VectorStore."""
+        await self._call("drop", shard=shard)
+
+    async def shards(self) -> list[str]:
+        """See VectorStore."""
+        names: list[str] = (await self._call("shards"))[0]
+        return names
+
+    async def upsert(
+        self, shard: str, points: Sequence[PointMeta], vectors: NDArray[np.float32]
+    ) -> None:
+        """See VectorStore."""
+        for start in range(0, len(points), _ROWS_PER_FRAME):
+            rows = slice(start, start + _ROWS_PER_FRAME)
+            batch = [{"i": p.id, "r": p.revision, "p": p.payload} for p in points[rows]]
+            body = wire.vectors_to_bytes(vectors[rows])
+            await self._call("upsert", body=body, shard=shard, points=batch)
+
+    async def delete(self, shard: str, ids: Sequence[str]) -> int:
+        """See VectorStore."""
+        deleted: int = (await self._call("delete", shard=shard, ids=list(ids)))[0]
+        return deleted
+
+    async def search(
+        self,
+        shard: str,
+        vectors: NDArray[np.float32],
+        *,
+        limit: int,
+        payload_filter: PayloadFilter | None = None,
+        score_threshold: float | None = None,
+        exact: bool = False,
+        exclude: Sequence[str | None] | None = None,
+    ) -> list[list[Match]]:
+        """See VectorStore."""
+        found, _ = await self._call(
+            "search",
+            body=wire.vectors_to_bytes(vectors),
+            shard=shard,
+            limit=limit,
+            filter=payload_filter.to_json() if payload_filter else None,
+            score_threshold=score_threshold,
+            exact=exact,
+            exclude=list(exclude) if exclude is not None else [None] * len(vectors),
+        )
+        return [
+            [Match(point, min(1.0, max(-1.0, score)), payload) for point, score, payload in hits]
+            for hits in found
+        ]
+
+    async def retrieve(
+        self, shard: str, ids: Sequence[str], *, with_vectors: bool = False
+    ) -> Stored:
+        """See VectorStore."""
+        rows, body = await self._call(
+            "retrieve", shard=shard, ids=list(ids), with_vectors=with_vectors
+        )
+        vectors: dict[str, NDArray[np.float32]] = {}
+        if with_vectors and rows:
+            matrix = wire.vectors_from_bytes(body, len(body) // 4 // len(rows))
+            vectors = {row[0]: vector for row, vector in zip(rows, matrix, strict=True)}
+        return Stored(dict(rows), vectors)
+
+    async def scroll(
+        self, shard: str, *, after: str = "", limit: int = 1000
+    ) -> tuple[list[PointMeta], str]:
+        """See VectorStore."""
+        (rows, following), _ = await self._call("scroll", shard=shard, after=after, limit=limit)
+        return [PointMeta(row["i"], row["r"], row["p"]) for row in rows], following
+
+    async def info(self, shard: str) -> ShardInfo:
+        """See VectorStore."""
+        return ShardInfo(**(await self._call("info", shard=shard))[0])
+
+    async def optimize(self, shard: str) -> None:
+        """See VectorStore."""
+        await self._call("optimize", timeout_s=_BUILD_TIMEOUT_S, shard=shard)
+
+    async def flush(self, shard: str) -> None:
+        """See VectorStore."""
+        await self._call("flush", shard=shard)
+
+    async def _call(
+        self, op: str, *, body: bytes = b"", timeout_s: float | None = None, **header: object
+    ) -> tuple[Any, bytes]:
+        """One request; sent again if the process died under it."""
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        async with self._slots:
+            for _ in range(_ATTEMPTS):
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        return await self._send(op, header, body)
+                except _Gone:
+                    continue
+                except TimeoutError:
+                    if self._connected.is_set() and self._process is not None:
+                        _log.error("the vector process did not answer %s; replacing it", op)
+                        self._process.kill()
+                    break
+        raise Unavailable("the vector index does not answer", retry_after_s=1.0)
+
+    async def _send(self, op: str, header: dict[str, object], body: bytes) -> tuple[Any, bytes]:
+        if self._supervisor is None or self._supervisor.done():
+            raise Unavailable("the vector index is not running")
+        await self._connected.wait()
+        writer = self._writer
+        if writer is None:
+            raise _Gone
+        number = next(self._numbers)
+        answer: asyncio.Future[tuple[Any, bytes]] = asyncio.get_running_loop().create_future()
+        self._pending[number] = answer
+        try:
+            writer.write(wire.pack({"n": number, "op": op, **header}, body))
+            await writer.drain()
+            return await answer
+        except ConnectionError as error:
+            raise _Gone from error
+        finally:
+            self._pending.pop(number, None)
+
+    async def _supervise(self) -> None:
+        """Runs one process after the other, with growing pauses while they die young."""
+        loop = asyncio.get_running_loop()
+        deaths = 0
+        while True:
+            started = loop.time()
+            try:
+                await self._run_process()
+            finally:
+                self._connected.clear()
+                self._writer = None
+                for answer in self._pending.values():
+                    if not answer.done():
+                        answer.set_exception(_Gone())
+            deaths = 0 if loop.time() - started > _STARTED_WELL_S else deaths + 1
+            pause = _BACKOFF_S[min(deaths, len(_BACKOFF_S) - 1)]
+            _log.error("the vector process died; starting it again in %.2f s", pause)
+            await asyncio.sleep(pause)
+
+    async def _run_process(self) -> None:
+        """Starts a process, reads its answers, returns when it is gone."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "hotclip_server.search.child",
+                f"--fd={theirs.fileno()}",
+                f"--root={self._root}",
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._process = process
+        reader, writer = await asyncio.open_connection(sock=ours)
+        self._writer = writer
+        self._connected.set()
+        try:
+            while (frame := await wire.read(reader)) is not None:
+                self._settle(*frame)
+        finally:
+            writer.close()
+            await self._end(process)
+            self._process = None
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        # The end of file tells it to close its shards.
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    def _settle(self, header: dict[str, Any], body: bytes) -> None:
+        answer = self._pending.get(header["n"])
+        if answer is None or answer.done():  # Its caller gave up.
+            return
+        if "error" in header:
+            answer.set_exception(_to_error(*header["error"]))
+        else:
+            answer.set_result((header["result"], body))
+
+
+def _to_error(kind: str, message: str) -> Exception:
+    errors: dict[str, HotclipError] = {
+        "not_found": NotFound(message, reason="SHARD_NOT_FOUND"),
+        "disk_full": ResourceExhausted(message, reason="DISK_FULL"),
+    }
+    return errors.get(kind) or RuntimeError(f"the vector engine failed: {message}")

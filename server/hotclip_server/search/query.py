@@ -1,0 +1,70 @@
+"""Payloads and filters in the vector engine's terms; used inside the vector process alone.
+
+The engine's binding takes True in a filter for the integer 1, which no stored truth value
+equals. So truth values are stored as strings that begin with a mark, and a caller's string
+that begins with it gets one more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import qdrant_edge as engine
+
+from hotclip_server.search.filters import json_path
+
+_MARK = "\x01"
+
+
+def to_engine_value(value: Any) -> Any:
+    """A JSON value as it is stored."""
+    if isinstance(value, bool):
+        return f"{_MARK}{int(value)}"
+    if isinstance(value, str):
+        return _MARK + value if value.startswith(_MARK) else value
+    if isinstance(value, dict):
+        return {key: to_engine_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [to_engine_value(item) for item in value]
+    return value
+
+
+def from_engine_value(value: Any) -> Any:
+    """The JSON value that was stored."""
+    if isinstance(value, str) and value.startswith(_MARK):
+        rest = value[1:]
+        return rest if rest.startswith(_MARK) else rest == "1"
+    if isinstance(value, dict):
+        return {key: from_engine_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_engine_value(item) for item in value]
+    return value
+
+
+def to_engine_filter(spec: dict[str, Any] | None, leave_out: UUID | None) -> Any | None:
+    """The engine's filter of a PayloadFilter as JSON, without the point `leave_out`."""
+    if spec is None and leave_out is None:
+        return None
+    conditions: dict[str, list[Any]] = {"must": [], "should": [], "must_not": []}
+    for name, tests in (spec or {}).items():
+        conditions[name] = [_condition(test) for test in tests]
+    if leave_out is not None:
+        conditions["must_not"].append(engine.HasIdCondition({leave_out}))
+    return engine.Filter(
+        must=conditions["must"] or None,
+        should=conditions["should"] or None,
+        must_not=conditions["must_not"] or None,
+    )
+
+
+def _condition(test: dict[str, Any]) -> Any:
+    # The caller's payload lies under "p".
+    key = "p." + json_path(test["key"])
+    if test["values"] is None:
+        bounds = {name: test[name] for name in ("gt", "gte", "lt", "lte")}
+        return engine.FieldCondition(key, range=engine.RangeFloat(**bounds))
+    values = [to_engine_value(value) for value in test["values"]]
+    if len(values) == 1:
+        return engine.FieldCondition(key, match=engine.MatchValue(values[0]))
+    return engine.FieldCondition(key, match=engine.MatchAny(values))

@@ -1,0 +1,226 @@
+"""The vector process as it is: a real child, real shards on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hotclip_server.errors import NotFound, Unavailable
+from hotclip_server.search.edge import EdgeStore
+from hotclip_server.search.filters import FieldTest, PayloadFilter
+from hotclip_server.search.protocol import PointMeta
+
+
+def clustered(n: int, dim: int, seed: int = 0) -> NDArray[np.float32]:
+    """Unit vectors around 50 centres, as embeddings of real things lie."""
+    centres = np.random.default_rng(7).standard_normal((50, dim))
+    rng = np.random.default_rng(seed)
+    vectors = centres[rng.integers(0, 50, n)] + 0.7 * rng.standard_normal((n, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def points(n: int, revision: int = 1) -> list[PointMeta]:
+    return [PointMeta(f"id {i}", revision, {"n": i, "even": i % 2 == 0}) for i in range(n)]
+
+
+async def until_building(store: EdgeStore) -> None:
+    while not (await store.info("s")).building:  # noqa: ASYNC110 - another process
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[EdgeStore]:
+    store = EdgeStore(tmp_path / "vectors", timeout_s=30)
+    await store.start()
+    yield store
+    await store.close()
+
+
+async def test_finds_what_exact_search_finds(store: EdgeStore) -> None:
+    vectors = clustered(6000, 512)
+    queries = clustered(40, 512, seed=1)
+    await store.create("s", 512)
+    await store.upsert("s", points(len(vectors)), vectors)
+    best = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    exact = await store.search("s", queries, limit=10, exact=True)
+    assert [[m.id for m in hits] for hits in exact] == [[f"id {i}" for i in r] for r in best]
+    assert exact[0][0].score == pytest.approx(float((queries @ vectors.T).max(axis=1)[0]), abs=1e-5)
+
+    await store.optimize("s")
+    info = await store.info("s")
+    assert (info.points, info.indexed, info.building) == (6000, 6000, False)
+    approximate = await store.search("s", queries, limit=10)
+    found = [
+        len({m.id for m in hits} & {f"id {i}" for i in row})
+        for hits, row in zip(approximate, best, strict=True)
+    ]
+    assert np.mean(found) / 10 >= 0.98
+
+
+async def test_acknowledged_writes_survive_kill_9(store: EdgeStore) -> None:
+    vectors = clustered(300, 16)
+    await store.create("s", 16)
+    for start in range(0, 300, 50):
+        await store.upsert("s", points(300)[start : start + 50], vectors[start : start + 50])
+    assert await store.delete("s", ["id 7", "no such id"]) == 1
+    first = store.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    # The next call waits for the new process.
+    stored = await store.retrieve("s", [f"id {i}" for i in range(300)], with_vectors=True)
+    assert store.pid != first
+    assert set(stored.revisions) == {f"id {i}" for i in range(300)} - {"id 7"}
+    np.testing.assert_allclose(stored.vectors["id 12"], vectors[12], atol=1e-6)
+
+
+async def test_calls_under_way_are_sent_again_when_the_process_dies(store: EdgeStore) -> None:
+    vectors = clustered(2000, 64)
+    await store.create("s", 64)
+    writing = asyncio.create_task(store.upsert("s", points(2000), vectors))
+    await asyncio.sleep(0.02)
+    assert store.pid is not None
+    os.kill(store.pid, signal.SIGKILL)
+    await writing
+    assert (await store.info("s")).points == 2000
+
+
+async def test_writes_during_an_index_build_are_in_the_new_index(store: EdgeStore) -> None:
+    vectors = clustered(12000, 256)
+    await store.create("s", 256)
+    await store.upsert("s", points(12000), vectors)
+    building = asyncio.create_task(store.optimize("s"))
+    await until_building(store)
+    searched = 0
+    fresh = clustered(40, 256, seed=3)
+    for i in range(20):
+        await store.upsert("s", [PointMeta(f"new {i}", 2, {})], fresh[i : i + 1])
+        await store.upsert("s", [PointMeta(f"id {i}", 2, {})], fresh[20 + i : 21 + i])
+        await store.delete("s", [f"id {1000 + i}"])
+    while not building.done():
+        hits = await store.search("s", fresh[:1], limit=1)
+        assert hits[0][0].id == "new 0"
+        searched += 1
+        await asyncio.sleep(0.005)
+    await building
+    assert searched > 3
+    info = await store.info("s")
+    assert info.points == 12000
+    assert info.indexed > 10000
+    stored = await store.retrieve("s", [f"id {i}" for i in range(1100)], with_vectors=True)
+    assert stored.revisions["id 3"] == 2
+    np.testing.assert_allclose(stored.vectors["id 3"], fresh[23], atol=1e-6)
+    assert "id 1005" not in stored.revisions
+
+
+async def test_kill_9_during_an_index_build_loses_nothing(store: EdgeStore, tmp_path: Path) -> None:
+    await store.create("s", 256)
+    await store.upsert("s", points(12000), clustered(12000, 256))
+    building = asyncio.create_task(store.optimize("s"))
+    await until_building(store)
+    await store.upsert("s", [PointMeta("late", 2, {})], clustered(1, 256, seed=5))
+    assert store.pid is not None
+    os.kill(store.pid, signal.SIGKILL)
+    await building  # Sent again.
+    info = await store.info("s")
+    assert (info.points, info.indexed >= 12000) == (12001, True)
+    assert len(list((tmp_path / "vectors" / "s").glob("gen-*"))) == 1
+
+
+async def test_an_idle_shard_indexes_itself(store: EdgeStore) -> None:
+    await store.create("s", 512)
+    await store.upsert("s", points(6000), clustered(6000, 512))
+    async with asyncio.timeout(60):
+        while (await store.info("s")).indexed == 0:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("payload_filter", "expected"),
+    [
+        (PayloadFilter(must=(FieldTest(key="n", values=(5,)),)), {5}),
+        (PayloadFilter(must=(FieldTest(key="even", values=(True,)),)), {0, 2, 4, 6, 8}),
+        (PayloadFilter(must=(FieldTest(key="o.deep er.tag", values=("t3",)),)), {3}),
+        (PayloadFilter(must=(FieldTest(key="tags", values=("x1", "y1")),)), {1}),
+        (PayloadFilter(must=(FieldTest(key="f", gte=1.0, lt=2.5),)), {2, 3, 4}),
+        (PayloadFilter(must=(FieldTest(key="n", gt=7.5),)), {8, 9}),
+        (PayloadFilter(must=(FieldTest(key="o.deep er.tag", values=()),)), set()),
+        (
+            PayloadFilter(
+                should=(FieldTest(key="n", values=(1,)), FieldTest(key="n", lte=0)),
+                must_not=(FieldTest(key="n", values=(0,)),),
+            ),
+            {1},
+        ),
+    ],
+)
+async def test_filters(store: EdgeStore, payload_filter: PayloadFilter, expected: set[int]) -> None:
+    rows = [
+        PointMeta(
+            str(i),
+            1,
+            {
+                "n": i,
+                "even": i % 2 == 0,
+                "f": i / 2,
+                "o": {"deep er": {"tag": f"t{i}"}},
+                "tags": [f"x{i}", f"y{i}"],
+            },
+        )
+        for i in range(10)
+    ]
+    await store.create("s", 4)
+    await store.upsert("s", rows, clustered(10, 4))
+    (hits,) = await store.search(
+        "s", clustered(1, 4), limit=10, payload_filter=payload_filter, exact=True
+    )
+    assert {int(m.id) for m in hits} == expected
+
+
+async def test_search_leaves_out_and_thresholds(store: EdgeStore) -> None:
+    vectors = clustered(50, 8)
+    await store.create("s", 8)
+    await store.upsert("s", points(50), vectors)
+    one, other = await store.search("s", vectors[:2], limit=50, exclude=["id 0", None])
+    assert "id 0" not in {m.id for m in one}
+    assert other[0].id == "id 1"
+    (near,) = await store.search("s", vectors[:1], limit=50, score_threshold=0.5)
+    assert near
+    assert all(m.score >= 0.5 for m in near)
+    assert len(near) == int((vectors @ vectors[0] >= 0.5).sum())
+
+
+async def test_shards_come_and_go(store: EdgeStore) -> None:
+    await store.create("a", 4)
+    await store.create("a", 4)
+    await store.upsert("a", points(3), clustered(3, 4))
+    page, cursor = await store.scroll("a", limit=2)
+    rest, end = await store.scroll("a", after=cursor, limit=2)
+    assert {p.id for p in page + rest} == {"id 0", "id 1", "id 2"}
+    assert end == ""
+    assert await store.shards() == ["a"]
+    await store.drop("a")
+    await store.drop("a")
+    assert await store.shards() == []
+    with pytest.raises(NotFound):
+        await store.info("a")
+    with pytest.raises(NotFound):
+        await store.info("../etc")
+
+
+async def test_the_process_ends_with_the_store(tmp_path: Path) -> None:
+    store = EdgeStore(tmp_path)
+    await store.start()
+    pid = store.pid
+    assert pid is not None
+    await store.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with pytest.raises(Unavailable):
+        await store.shards()
