@@ -1,0 +1,118 @@
+"""Both towers of an open_clip model, eager: the reference that every other engine equals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip.transform import PreprocessCfg
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hotclip_server.encoding.image import ImageLimits, ImagePreparer
+from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower
+from hotclip_server.encoding.text_tower import TextTower
+from hotclip_server.encoding.tokenizer import TextTokenizer
+from hotclip_server.errors import InvalidArgument
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class OpenClipEncoder:
+    """Implements `Encoder`.
+
+    Args:
+        model: In fp32; moved to `device` and put into evaluation mode.
+        precision: "fp32", or "bf16" or "fp16" for autocast over fp32 weights.
+
+    Raises:
+        InvalidArgument: no such device or precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: TextTokenizer,
+        spec: EncoderSpec,
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        limits: ImageLimits | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise InvalidArgument.field("precision", f"{precision!r} is not one of fp32/bf16/fp16")
+        try:
+            self.device = torch.device(device)
+            self.model = model.to(self.device).eval().requires_grad_(False)
+        except (RuntimeError, AssertionError) as error:
+            raise InvalidArgument.field("device", f"{device!r} cannot be used: {error}") from error
+        self.tokenizer = tokenizer
+        self.precision = precision
+        self._spec = spec
+        described: dict[str, Any] = model.visual.preprocess_cfg  # type: ignore[assignment]  # nn.Module attribute
+        self.preprocess = PreprocessCfg(**described)
+        self._images = ImagePreparer(described, limits or ImageLimits())
+        self._text = TextTower(model, tokenizer.context_length)
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(self.preprocess.mean, device=self.device).view(shape)
+        self._std = torch.tensor(self.preprocess.std, device=self.device).view(shape)
+        self._logit_scale = float(model.logit_scale.detach().exp().mean())  # type: ignore[operator]  # nn.Module attribute
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What it is."""
+        return self._spec
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor of the cosine in the softmax of `Rank`."""
+        return self._logit_scale
+
+    def prepare_text(self, text: str) -> Prepared:
+        """int64 (length,), without the padding that the tower does not look at."""
+        ids = self._text.shorten(self.tokenizer.ids(text))
+        return Prepared(Tower.TEXT, ids, len(ids) / self.tokenizer.context_length)
+
+    def prepare_image(self, data: bytes) -> Prepared:
+        """uint8 RGB (height, width, 3); see `ImagePreparer.prepare` for the errors."""
+        return Prepared(Tower.VISION, self._images.prepare(data), 1.0)
+
+    def prepare_tensor(self, data: bytes, height: int, width: int) -> Prepared:
+        """uint8 RGB (height, width, 3); see `ImagePreparer.from_tensor` for the errors."""
+        return Prepared(Tower.VISION, self._images.from_tensor(data, height, width), 1.0)
+
+    def encode(self, tower: Tower, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        """float32 (len(batch), dim), rows of unit length; blocks."""
+        if not batch:
+            return np.empty((0, self._spec.dim), np.float32)
+        arrays = [item.array for item in batch]
+        autocast = torch.autocast(
+            self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"
+        )
+        with torch.inference_mode(), autocast:
+            if tower is Tower.TEXT:
+                features = self._text.run(self._to_device(self._text.pad(arrays)))
+            else:
+                features = self.model.encode_image(self._normalise(np.stack(arrays)))  # type: ignore[operator]  # nn.Module attribute
+            unit = functional.normalize(features.float(), dim=-1)
+        vectors: NDArray[np.float32] = unit.cpu().numpy()
+        return vectors
+
+    def close(self) -> None:
+        """Frees the weights; no call may follow."""
+        self.model = nn.Module()
+        self._text = None  # type: ignore[assignment]  # no call may follow
+
+    def _normalise(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """uint8 (n, height, width, 3) to float32 [n, 3, height, width] on the device."""
+        images = self._to_device(pixels).permute(0, 3, 1, 2)
+        return (images.float() / 255 - self._mean) / self._std
+
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor

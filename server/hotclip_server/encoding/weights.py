@@ -1,0 +1,69 @@
+"""Weights of an open_clip model as a safetensors file, checked before they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hotclip_server.errors import DataLoss, FailedPrecondition
+
+
+def master_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state on the CPU: fp32, contiguous, integers as they are.
+
+    Raises:
+        FailedPrecondition: a weight is not finite; reason VERSION_UNFIT.
+    """
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            if not bool(torch.isfinite(tensor).all()):
+                raise _unfit(f"{name} has values that are not finite")
+            tensor = tensor.to(torch.float32)
+        state[name] = tensor.detach().to("cpu").contiguous()
+    return state
+
+
+def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file; not atomic and not synced, that is for the folder it is in."""
+    save_file(dict(state), path, metadata={"format": "pt"})
+
+
+def read_weights(model: nn.Module, path: Path) -> None:
+    """Copies the weights of a file into `model`, one tensor at a time.
+
+    Names and shapes are compared with the model before the first tensor is read.
+
+    Raises:
+        FailedPrecondition: they are another model's, or not finite; reason VERSION_UNFIT.
+        DataLoss: not a safetensors file.
+    """
+    wanted = model.state_dict()
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file, torch.no_grad():
+            names = set(file.keys())
+            if names != set(wanted):
+                missing, extra = sorted(set(wanted) - names), sorted(names - set(wanted))
+                raise _unfit(f"tensors missing: {missing[:5]}, unknown: {extra[:5]}")
+            for name, target in wanted.items():
+                shape = list(file.get_slice(name).get_shape())
+                if shape != list(target.shape):
+                    raise _unfit(f"{name} has shape {shape}, the model {list(target.shape)}")
+            for name, target in wanted.items():
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() != target.is_floating_point():
+                    raise _unfit(f"{name} is {tensor.dtype}, the model's {target.dtype}")
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise _unfit(f"{name} has values that are not finite")
+                target.copy_(tensor)
+    except SafetensorError as error:
+        raise DataLoss(f"{path.name} is not a whole safetensors file: {error}") from error
+
+
+def _unfit(problem: str) -> FailedPrecondition:
+    return FailedPrecondition(f"the weights do not fit: {problem}", reason="VERSION_UNFIT")

@@ -1,0 +1,222 @@
+"""Where weights come from: the built-in model, open_clip's names, a hub, a local folder.
+
+Nothing is unpickled: only safetensors files are read, whoever offers something else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from open_clip.factory import load_checkpoint
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from torch import nn
+
+from hotclip_server import encoding
+from hotclip_server.encoding.architecture import (
+    CONFIG_FILE,
+    HF_CONFIG_FILE,
+    OpenClipConfig,
+    build_model,
+    config_of,
+)
+from hotclip_server.encoding.tokenizer import tokenizer_files
+from hotclip_server.errors import FailedPrecondition, InvalidArgument, NotFound
+from hotclip_server.models.hub import hub_errors, write_hf_config
+
+WEIGHT_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "model.safetensors",
+)
+RANDOM_SEED = 0
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a source was resolved to."""
+
+    architecture: str
+    """Name for people."""
+    name: str
+    """What open_clip's `get_tokenizer` takes."""
+    config: OpenClipConfig
+    weights: Path | None
+    """A safetensors file; None for random weights."""
+    hf_config: Path | None
+    """Folder with the config of the text tower; None asks the hub if there is need."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """A model in fp32 on the CPU and its final config."""
+
+    model: nn.Module
+    config: OpenClipConfig
+    architecture: str
+    """Name for people."""
+
+
+class SourceReader:
+    """Reads sources; see `VersionLoader.import_source` for the errors.
+
+    Args:
+        models_dir: Holds the folders that `local:<name>` names; None if there are none.
+        allow_random_weights: Whether `arch::` may make a model of random weights.
+    """
+
+    def __init__(self, models_dir: Path | None, *, allow_random_weights: bool) -> None:
+        self._models_dir = models_dir
+        self._allow_random_weights = allow_random_weights
+
+    def read(self, source: str, staging: Path) -> Imported:
+        """Builds the model that `source` names.
+
+        Args:
+            staging: An empty folder; receives tokenizer files and `config.json`.
+        """
+        with hub_errors(source):
+            origin = self._resolve(source)
+            if origin.config.hf_text_model:
+                write_hf_config(origin.config.hf_text_model, origin.hf_config, staging)
+            tokenizer = open_clip.get_tokenizer(origin.name)
+        tokenizer_files(tokenizer, origin.config, staging)
+        if origin.weights is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(RANDOM_SEED)
+                model = build_model(origin.config, staging, initialise=True)
+        else:
+            model = build_model(origin.config, staging)
+            _load(model, origin.weights)
+        return Imported(
+            model=model,
+            config=config_of(model, origin.config.model),
+            architecture=origin.architecture,
+        )
+
+    def _resolve(self, source: str) -> Origin:
+        if source.startswith("builtin:"):
+            return _folder(_builtin(source.removeprefix("builtin:")), source)
+        if source.startswith("local:"):
+            return _folder(self._local(source.removeprefix("local:")), source)
+        if source.startswith("hf-hub:"):
+            return _hub(source.removeprefix("hf-hub:"))
+        architecture, separator, tag = source.partition("::")
+        if not separator:
+            raise _invalid(
+                source,
+                "is not builtin:<name>, <architecture>::<tag>, hf-hub:<org>/<repo> or local:<name>",
+            )
+        if architecture not in open_clip.list_models():
+            raise NotFound(f"open_clip has no architecture {architecture!r}")
+        if not tag and not self._allow_random_weights:
+            raise _invalid(source, "names no weights, and this server does not make random ones")
+        return _named(architecture, tag)
+
+    def _local(self, name: str) -> Path:
+        if not _NAME.fullmatch(name) or ".." in name:
+            raise _invalid(f"local:{name}", "must be the plain name of a folder")
+        if self._models_dir is None:
+            raise NotFound("this server has no folder of local models")
+        root = self._models_dir.resolve()
+        folder = (root / name).resolve()
+        if not folder.is_dir() or not folder.is_relative_to(root):
+            raise NotFound(f"no local model {name!r}")
+        return folder
+
+
+def _builtin(name: str) -> Path:
+    folder = Path(encoding.__path__[0], "builtin", name)
+    if not _NAME.fullmatch(name) or ".." in name or not (folder / CONFIG_FILE).is_file():
+        raise NotFound(f"no built-in model {name!r}")
+    return folder
+
+
+def _folder(folder: Path, source: str) -> Origin:
+    if not (folder / CONFIG_FILE).is_file():
+        raise _unfit(f"{source} has no {CONFIG_FILE}")
+    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if weights is None:
+        raise _unfit(f"{source} has no {WEIGHT_FILES[0]}; pickled checkpoints are not read")
+    return Origin(
+        architecture=source.partition(":")[2],
+        name=f"local-dir:{folder}",
+        config=OpenClipConfig.from_json((folder / CONFIG_FILE).read_bytes()),
+        weights=weights,
+        hf_config=folder if (folder / HF_CONFIG_FILE).is_file() else None,
+    )
+
+
+def _hub(repo: str) -> Origin:
+    if not _REPO.fullmatch(repo):
+        raise _invalid(f"hf-hub:{repo}", "must be hf-hub:<org>/<repo>")
+    config = Path(hf_hub_download(repo, CONFIG_FILE))
+    return Origin(
+        architecture=repo,
+        name=f"hf-hub:{repo}",
+        config=OpenClipConfig.from_json(config.read_bytes()),
+        weights=_download(repo, WEIGHT_FILES),
+        hf_config=None,
+    )
+
+
+def _named(architecture: str, tag: str) -> Origin:
+    model_cfg = open_clip.get_model_config(architecture)
+    preprocess: Mapping[str, Any] = asdict(PreprocessCfg())
+    weights = None
+    if tag:
+        described = open_clip.get_pretrained_cfg(architecture, tag)
+        if not described:
+            known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+            raise NotFound(f"{architecture} has no pretrained tag {tag!r}; it has: {known}")
+        preprocess = merge_preprocess_dict(dict(preprocess), described)
+        repo, _, file = described.get("hf_hub", "").rpartition("/")
+        if not repo:
+            raise _unfit(f"{architecture}::{tag} is published only as a pickled checkpoint")
+        names = (f"{file.rpartition('.')[0]}.safetensors",) if file else ()
+        if not file or file == "open_clip_pytorch_model.bin":
+            names = WEIGHT_FILES[:2]
+        weights = _download(repo, names)
+    return Origin(
+        architecture=architecture,
+        name=architecture,
+        config=OpenClipConfig(model=model_cfg, preprocess=preprocess),
+        weights=weights,
+        hf_config=None,
+    )
+
+
+def _download(repo: str, names: tuple[str, ...]) -> Path:
+    """The first of the files that the hub has."""
+    for name in names:
+        try:
+            return Path(hf_hub_download(repo, name))
+        except LocalEntryNotFoundError:  # no answer from the hub; it is an EntryNotFoundError too
+            raise
+        except EntryNotFoundError:
+            continue
+    raise _unfit(f"{repo} has no {names[0]}; pickled checkpoints are not read")
+
+
+def _load(model: nn.Module, weights: Path) -> None:
+    try:
+        load_checkpoint(model, str(weights), strict=True)  # converts other layouts, too
+    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
+        raise _unfit(f"{weights.name} does not fit its config: {error}") from error
+
+
+def _invalid(source: str, problem: str) -> InvalidArgument:
+    return InvalidArgument.field("source", f"{source!r} {problem}", reason="SOURCE_INVALID")
+
+
+def _unfit(problem: str) -> FailedPrecondition:
+    return FailedPrecondition(problem, reason="VERSION_UNFIT")

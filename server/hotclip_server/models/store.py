@@ -1,0 +1,250 @@
+"""Versions on disk: one folder each, named by its content, whole or absent.
+
+    <root>/<version id>/
+        open_clip_config.json         {"model_cfg", "preprocess_cfg"}
+        open_clip_model.safetensors   fp32
+        tokenizer files, and config.json of a Hugging Face text tower, where there are any
+        hotclip_version.json          the manifest, with the sha256 of each file
+
+The folder is open_clip's local-dir layout, so that `open_clip.create_model("local-dir:...")`
+reads it too.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from hotclip_server.encoding.architecture import CONFIG_FILE, OpenClipConfig, build_model
+from hotclip_server.encoding.fingerprint import encoder_id, space_id
+from hotclip_server.encoding.image import ImageLimits
+from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
+from hotclip_server.encoding.protocol import EncoderSpec, Tower
+from hotclip_server.encoding.tokenizer import load_tokenizer, tokenizer_inputs
+from hotclip_server.encoding.weights import master_weights, read_weights, write_weights
+from hotclip_server.errors import DataLoss, FailedPrecondition, NotFound
+from hotclip_server.models.manifest import (
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    StoredVersion,
+    is_version_id,
+    write_manifest,
+)
+from hotclip_server.models.protocol import VersionManifest
+from hotclip_server.models.sources import SourceReader
+from hotclip_server.storage.atomic import (
+    new_folder,
+    publish_folder,
+    raise_if_disk_full,
+    remove_leftovers,
+    sha256_file,
+)
+
+
+class VersionStore:
+    """Implements `VersionLoader`. Every method blocks and may be called on any thread.
+
+    Args:
+        root: Folder of the versions; made when the first is stored.
+        models_dir: Holds the folders that `local:<name>` names.
+        allow_random_weights: Whether `<architecture>::` makes a model of random weights.
+        image_limits: Of the encoders that it loads.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        models_dir: Path | None = None,
+        allow_random_weights: bool = False,
+        image_limits: ImageLimits | None = None,
+    ) -> None:
+        self._root = root
+        self._sources = SourceReader(models_dir, allow_random_weights=allow_random_weights)
+        self._image_limits = image_limits or ImageLimits()
+
+    def remove_leftovers(self) -> int:
+        """Removes what a crash left; call it before anything is stored."""
+        return remove_leftovers(self._root)
+
+    def folder(self, version_id: str) -> Path:
+        """Where a version lies, in open_clip's local-dir layout; read-only.
+
+        Raises:
+            NotFound: no such version.
+        """
+        folder = self._root / version_id
+        if not is_version_id(version_id) or not (folder / MANIFEST_FILE).is_file():
+            raise NotFound(f"no version {version_id!r}")
+        return folder
+
+    def save(
+        self,
+        model: nn.Module,
+        config: OpenClipConfig,
+        files: Mapping[str, Path],
+        *,
+        parent: str,
+        source: str,
+        architecture: str = "",
+    ) -> VersionManifest:
+        """Stores a model in fp32; storing the same content again returns the same version.
+
+        Args:
+            model: An open_clip model built from `config`, in any precision on any device;
+                nothing may change it meanwhile.
+            files: Tokenizer files and `config.json`, by name.
+            architecture: Name for people; taken from the config if empty.
+
+        Raises:
+            FailedPrecondition: a weight is not finite; reason VERSION_UNFIT.
+            ResourceExhausted: the disk is full; reason DISK_FULL.
+        """
+        state = master_weights(model)
+        folder = new_folder(self._root)
+        try:
+            for name, path in files.items():
+                shutil.copyfile(path, folder / name)
+            tokenizer = {name: sha256_file(folder / name) for name in sorted(files)}
+            (folder / CONFIG_FILE).write_bytes(config.to_json())
+            write_weights(state, folder / WEIGHTS_FILE)
+            text = encoder_id(Tower.TEXT, state, config.model, tokenizer_inputs(tokenizer, config))
+            vision = encoder_id(Tower.VISION, state, config.model, dict(config.preprocess))
+            spec = EncoderSpec(
+                architecture=architecture or "custom",
+                dim=int(config.model["embed_dim"]),
+                image_size=_square(config),
+                context_length=config.context_length,
+                text_encoder_id=text,
+                vision_encoder_id=vision,
+                space_id=space_id(text, vision),
+            )
+            version = write_manifest(folder, spec=spec, parent=parent, source=source)
+            return self._publish(folder, version)
+        except OSError as error:
+            raise_if_disk_full(error)
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # gone already if it was published
+
+    def save_trained(self, model: nn.Module, *, base: str, source: str) -> VersionManifest:
+        """Stores new weights of the version `base`, with its config and its tokenizer.
+
+        Raises:
+            NotFound: no version `base`.
+            DataLoss: the files of `base` are damaged.
+            FailedPrecondition: a weight is not finite; reason VERSION_UNFIT.
+            ResourceExhausted: the disk is full; reason DISK_FULL.
+        """
+        version = self._verified(base, skip=WEIGHTS_FILE)
+        return self.save(
+            model,
+            self._config(version),
+            version.extra_files(),
+            parent=base,
+            source=source,
+            architecture=version.manifest.spec.architecture,
+        )
+
+    def load(
+        self, version_id: str, *, device: str = "cpu", precision: str = "fp32"
+    ) -> OpenClipEncoder:
+        """Loads a version into memory of its own; nothing is fetched from anywhere.
+
+        Args:
+            device: E.g. "cpu" or "cuda:0".
+            precision: "fp32", "bf16" or "fp16".
+
+        Raises:
+            NotFound: no such version.
+            DataLoss: a checksum does not match.
+            FailedPrecondition: this installation cannot build it; reason VERSION_UNFIT.
+            InvalidArgument: no such device or precision.
+        """
+        version = self._verified(version_id)
+        config = self._config(version)
+        model = build_model(config, version.folder)
+        read_weights(model, version.folder / WEIGHTS_FILE)
+        return OpenClipEncoder(
+            model,
+            load_tokenizer(config, version.folder),
+            version.manifest.spec,
+            device=device,
+            precision=precision,
+            limits=self._image_limits,
+        )
+
+    def import_source(self, source: str) -> VersionManifest:
+        """Stores the weights that `source` names; the same weights give the same version.
+
+        Args:
+            source: "builtin:mini", "<architecture>::<tag>", "hf-hub:<org>/<repo>",
+                "local:<name>"; "<architecture>::" for random weights where allowed.
+
+        Raises:
+            InvalidArgument: not a source; reason SOURCE_INVALID.
+            NotFound: no such architecture, tag, folder or repository.
+            FailedPrecondition: its files do not make a model; reason VERSION_UNFIT.
+            Unavailable: the hub does not answer.
+            ResourceExhausted: the disk is full; reason DISK_FULL.
+        """
+        with tempfile.TemporaryDirectory(prefix="hotclip-import-") as staging:
+            imported = self._sources.read(source, Path(staging))
+            return self.save(
+                imported.model,
+                imported.config,
+                {path.name: path for path in sorted(Path(staging).iterdir())},
+                parent="",
+                source=source,
+                architecture=imported.architecture,
+            )
+
+    def read_manifest(self, version_id: str) -> VersionManifest:
+        """What a stored version is.
+
+        Raises:
+            NotFound: no such version.
+            DataLoss: the manifest is damaged.
+        """
+        return StoredVersion.read(self.folder(version_id)).manifest
+
+    def delete(self, version_id: str) -> None:
+        """Removes the files of a version; does nothing if there are none."""
+        if not is_version_id(version_id) or not (self._root / version_id).is_dir():
+            return
+        doomed = new_folder(self._root)
+        (self._root / version_id).rename(doomed / version_id)
+        shutil.rmtree(doomed)
+
+    def _publish(self, folder: Path, version: StoredVersion) -> VersionManifest:
+        final = self._root / version.manifest.id
+        if final.exists():
+            try:
+                return self._verified(version.manifest.id).manifest
+            except (DataLoss, NotFound):  # the good copy takes the damaged one's place
+                self.delete(version.manifest.id)
+        publish_folder(folder, final)
+        return StoredVersion.read(final).manifest
+
+    def _verified(self, version_id: str, *, skip: str = "") -> StoredVersion:
+        version = StoredVersion.read(self.folder(version_id))
+        version.verify(skip=skip)
+        return version
+
+    def _config(self, version: StoredVersion) -> OpenClipConfig:
+        return OpenClipConfig.from_json((version.folder / CONFIG_FILE).read_bytes())
+
+
+def _square(config: OpenClipConfig) -> int:
+    size = config.preprocess["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise FailedPrecondition(
+            f"the model takes images of {height} x {width}; only square ones are served",
+            reason="VERSION_UNFIT",
+        )
+    return int(height)
