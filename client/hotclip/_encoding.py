@@ -1,0 +1,252 @@
+"""Building Encode requests and putting their answers together; no waiting, no network.
+
+A list longer than one request may be is cut into chunks. The first answer pins the
+version of the others; if that version is gone before the last, all starts again, so that
+the array is wholly of one version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from hotclip._embeddings import Embeddings, unpack, wire_dtype
+from hotclip._inputs import Text, is_single, item_of
+from hotclip._server import Limits
+from hotclip._status import item_errors
+from hotclip.errors import (
+    DataLoss,
+    FailedPrecondition,
+    HotclipError,
+    InvalidArgument,
+    ItemError,
+    ItemsFailed,
+    NotFound,
+    SpaceMismatch,
+)
+from hotclip_proto.v1 import encode_pb2, types_pb2
+
+OnError: TypeAlias = Literal["raise", "return"]
+PriorityName: TypeAlias = Literal["interactive", "bulk"]
+
+MAX_RESTARTS = 5
+# Left of a message for everything but the items themselves.
+_MESSAGE_MARGIN = 64 << 10
+# Tags and lengths around one item; more than protobuf ever needs.
+_ITEM_MARGIN = 32
+
+_PRIORITIES = {
+    "interactive": types_pb2.PRIORITY_INTERACTIVE,
+    "bulk": types_pb2.PRIORITY_BULK,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an Encode request says besides its items."""
+
+    model: str
+    version: str
+    expected_space_id: str
+    dtype: types_pb2.DType.ValueType
+    priority: types_pb2.Priority.ValueType
+    on_error: OnError
+
+
+def options(
+    *,
+    model: str,
+    version: str,
+    expected_space_id: str,
+    dtype: DTypeLike,
+    priority: PriorityName,
+    on_error: OnError,
+) -> Options:
+    """Checks and packs the keywords of encode and encode_stream."""
+    if priority not in _PRIORITIES:
+        raise InvalidArgument.field("priority", f"{priority!r} is no interactive or bulk")
+    if on_error not in ("raise", "return"):
+        raise InvalidArgument.field("on_error", f"{on_error!r} is no raise or return")
+    return Options(
+        model, version, expected_space_id, wire_dtype(dtype), _PRIORITIES[priority], on_error
+    )
+
+
+def request(
+    items: Sequence[types_pb2.EncodeItem], told: Options, pin: str = ""
+) -> encode_pb2.EncodeRequest:
+    """One Encode request; `pin` is used if the caller pins no version."""
+    return encode_pb2.EncodeRequest(
+        items=items,
+        model=told.model,
+        version=told.version or pin,
+        expected_space_id=told.expected_space_id,
+        dtype=told.dtype,
+        priority=told.priority,
+    )
+
+
+@dataclass
+class Chunk:
+    """Neighbouring items that go into one request; some may have failed right here."""
+
+    start: int
+    """Position of the first in the caller's list."""
+    items: list[types_pb2.EncodeItem] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    """Positions of `items` within the chunk."""
+    failed: list[ItemError] = field(default_factory=list)
+    """Items that could not be read; `index` counts in the caller's list."""
+    size: int = 0
+    """Bytes of `items`."""
+
+    def __len__(self) -> int:
+        return len(self.positions) + len(self.failed)
+
+    def rows(self, reply: encode_pb2.EncodeResponse) -> tuple[NDArray[Any], list[ItemError]]:
+        """Vectors (len(self), dim) and errors of an answer; rows of failed items are zero."""
+        got = unpack(reply.vectors)
+        if len(got) != len(self.items):
+            raise DataLoss(f"{len(got)} vectors for {len(self.items)} items", reason="VECTOR_COUNT")
+        errors = list(self.failed)
+        for error in item_errors(reply.errors):
+            index = self.start + self.positions[error.index]
+            errors.append(ItemError(index, error.code, error.reason, error.message))
+        errors.sort(key=lambda e: e.index)
+        if not self.failed:
+            return got, errors
+        rows = np.zeros((len(self), got.shape[1]), dtype=got.dtype)
+        rows[self.positions] = got
+        return rows, errors
+
+
+def chunks(values: Iterable[object], limits: Limits, *, start: int = 0) -> Iterator[Chunk]:
+    """Cuts inputs into chunks by items and bytes; reads each item when its turn comes.
+
+    Raises:
+        InvalidArgument: An input of the wrong type; its field is items[position].
+    """
+    room = max(limits.max_message_bytes - _MESSAGE_MARGIN, 1)
+    chunk = Chunk(start)
+    for index, value in enumerate(values, start):
+        item = _read(value, index, limits)
+        size = 0 if isinstance(item, ItemError) else item.ByteSize() + _ITEM_MARGIN
+        if len(chunk) and (len(chunk) >= limits.max_items_per_request or chunk.size + size > room):
+            yield chunk
+            chunk = Chunk(index)
+        if isinstance(item, ItemError):
+            chunk.failed.append(item)
+        else:
+            chunk.positions.append(index - chunk.start)
+            chunk.items.append(item)
+            chunk.size += size
+    if len(chunk):
+        yield chunk
+
+
+def _read(value: object, index: int, limits: Limits) -> types_pb2.EncodeItem | ItemError:
+    try:
+        item = item_of(value, f"items[{index}]")
+    except InvalidArgument as error:
+        if error.reason == "ITEM_TYPE":
+            raise
+        return ItemError(index, error.code, error.reason, error.message)
+    largest = min(limits.max_image_bytes, limits.max_message_bytes - _MESSAGE_MARGIN)
+    if len(item.image) > largest or len(item.tensor.data) > largest:
+        message = f"{len(item.image) or len(item.tensor.data)} bytes, {largest} are allowed"
+        return ItemError(index, InvalidArgument.code, "IMAGE_TOO_LARGE", message)
+    return item
+
+
+class EncodePlan:
+    """One encode call: the requests to send, one after another, and what came back."""
+
+    def __init__(self, values: object, told: Options, limits: Limits) -> None:
+        self.single = is_single(values)
+        if self.single:
+            self._values: list[object] = [values]
+        elif isinstance(values, Iterable):
+            self._values = list(values)
+        else:
+            raise InvalidArgument.field("items", f"{type(values).__name__} is no list of items")
+        if not self._values:
+            raise InvalidArgument.field("items", "empty list")
+        self._told, self._limits = told, limits
+        self._restarts = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._chunks = chunks(self._values, self._limits)
+        self._pin = self._space = self._model = ""
+        self._rows: list[tuple[int, NDArray[Any]]] = []
+        self._errors: list[ItemError] = []
+
+    @property
+    def reads(self) -> bool:
+        """Whether taking the next chunk may read files, fetch or compress."""
+        return not all(isinstance(value, str | bytes | Text) for value in self._values)
+
+    def next_chunk(self) -> Chunk | None:
+        """The next chunk that has something to send; None after the last."""
+        for chunk in self._chunks:
+            if chunk.items:
+                return chunk
+            self._errors += chunk.failed
+        return None
+
+    def request(self, chunk: Chunk) -> encode_pb2.EncodeRequest:
+        """The chunk's request, pinned to the version of the first answer."""
+        return request(chunk.items, self._told, self._pin)
+
+    def add(self, chunk: Chunk, reply: encode_pb2.EncodeResponse) -> None:
+        """Takes the answer to a chunk."""
+        if self._pin and reply.version != self._pin:
+            raise DataLoss(
+                f"asked for version {self._pin}, got {reply.version}", reason="VERSION_MIXED"
+            )
+        rows, errors = chunk.rows(reply)
+        self._pin, self._space, self._model = reply.version, reply.space_id, reply.model
+        self._rows.append((chunk.start, rows))
+        self._errors += errors
+
+    def restart(self, error: HotclipError) -> None:
+        """Starts again if `error` says that the version of the first answer is gone.
+
+        Raises:
+            HotclipError: `error`, if it says something else, or after MAX_RESTARTS.
+        """
+        gone = isinstance(error, NotFound | FailedPrecondition)
+        ours = self._pin and not self._told.version and not isinstance(error, SpaceMismatch)
+        if not (gone and ours) or self._restarts >= MAX_RESTARTS:
+            raise error
+        self._restarts += 1
+        self._begin()
+
+    def result(self) -> Embeddings:
+        """The whole array: (n, dim), or (dim,) for a single item.
+
+        Raises:
+            ItemsFailed: With on_error "raise" if any item failed; always if no item
+                could even be sent.
+        """
+        errors = sorted(self._errors, key=lambda e: e.index)
+        total = len(self._values)
+        if not self._rows or (errors and self._told.on_error == "raise"):
+            raise ItemsFailed(errors, total)
+        first = self._rows[0][1]
+        whole = first
+        if len(first) != total:  # (total, dim): failed chunks leave zero rows
+            whole = np.zeros((total, first.shape[1]), dtype=first.dtype)
+            for start, rows in self._rows:
+                whole[start : start + len(rows)] = rows
+        return Embeddings(
+            whole[0] if self.single else whole,
+            version=self._pin,
+            space_id=self._space,
+            model=self._model,
+            errors=tuple(errors),
+        )

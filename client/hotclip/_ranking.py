@@ -1,0 +1,55 @@
+"""Rank requests and what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hotclip._inputs import item_of
+from hotclip.errors import InvalidArgument
+from hotclip_proto.v1 import encode_pb2
+
+
+@dataclass(frozen=True)
+class RankScore:
+    """How well one candidate fits.
+
+    `index` is its position in the caller's list, `cosine` in [-1, 1], `probability` sums
+    to 1 over the candidates.
+    """
+
+    index: int
+    cosine: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Scores, best first, and the version that gave them."""
+
+    scores: tuple[RankScore, ...]
+    version: str
+    space_id: str
+
+
+def rank_request(
+    query: object, candidates: Sequence[object], *, model: str, version: str
+) -> encode_pb2.RankRequest:
+    """Packs a query and its candidates; reads images."""
+    if not candidates:
+        raise InvalidArgument.field("candidates", "empty list")
+    return encode_pb2.RankRequest(
+        query=item_of(query, "query"),
+        candidates=[item_of(c, f"candidates[{i}]") for i, c in enumerate(candidates)],
+        model=model,
+        version=version,
+    )
+
+
+def ranking(reply: encode_pb2.RankResponse) -> Ranking:
+    """Parses the answer of Rank."""
+    return Ranking(
+        tuple(RankScore(s.index, s.cosine, s.probability) for s in reply.scores),
+        reply.version,
+        reply.space_id,
+    )

@@ -1,0 +1,208 @@
+"""Encoding and ranking; methods of Client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hotclip import _encoding as plan
+from hotclip._embeddings import Embeddings
+from hotclip._encoding import Chunk, EncodePlan, OnError, PriorityName
+from hotclip._inputs import Item
+from hotclip._ranking import Ranking, rank_request, ranking
+from hotclip._reconnect import Attempts
+from hotclip._server import Limits
+from hotclip._streaming import DEFAULT_BATCH, Encoded, Group, Window
+from hotclip.errors import FailedPrecondition, NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from hotclip._sync.client import Client
+
+
+def encode(
+    self: Client,
+    items: Item | Sequence[Item],
+    *,
+    model: str = "",
+    version: str = "",
+    expected_space_id: str = "",
+    dtype: DTypeLike = np.float32,
+    priority: PriorityName = "interactive",
+    on_error: OnError = "raise",
+    timeout: float | None = None,
+) -> Embeddings:
+    """Vectors of texts and images, in order, wholly of one version.
+
+    Args:
+        items: One input or a list of them: str (always a text), bytes (an encoded JPEG,
+            PNG or WebP), pathlib.Path (an image file), uint8 array (height, width, 3) RGB,
+            PIL image, Text or Image. Long lists are split into several requests of one
+            version.
+        model: Name of a model; empty: "default".
+        version: Id of a resident version; empty: the live one.
+        expected_space_id: If set, the vectors must be of this space.
+        dtype: float32 or float16, on the wire and in the array.
+        priority: "bulk" is served behind "interactive".
+        on_error: "raise" raises ItemsFailed if any item is bad; "return" gives it a zero
+            row and lists it in `.errors`.
+        timeout: Seconds for the whole list; None: the client's default.
+
+    Returns:
+        Unit-length rows, (n, dim) for a list and (dim,) for one input, with `.version`,
+        `.space_id` and `.errors`.
+
+    Raises:
+        ItemsFailed: Bad items, each named; with "return" only if none could be sent.
+        InvalidArgument: Empty list, wrong type, bad pin.
+        SpaceMismatch: expected_space_id is not resident.
+        NotFound: No such model or version.
+        Unavailable: Overload or no connection.
+        DeadlineExceeded: The time was not enough.
+    """
+    told = plan.options(
+        model=model,
+        version=version,
+        expected_space_id=expected_space_id,
+        dtype=dtype,
+        priority=priority,
+        on_error=on_error,
+    )
+    connection = self._connection
+    deadline = connection.deadline(timeout)
+    todo = EncodePlan(items, told, connection.limits(deadline))
+    while True:
+        try:
+            while chunk := todo.next_chunk():
+                stub = connection.stubs().encode
+                todo.add(chunk, connection.call(stub.Encode, todo.request(chunk), deadline))
+            return todo.result()
+        except (NotFound, FailedPrecondition) as error:
+            todo.restart(error)
+
+
+def encode_stream(
+    self: Client,
+    items: Iterable[Item],
+    *,
+    model: str = "",
+    version: str = "",
+    expected_space_id: str = "",
+    dtype: DTypeLike = np.float32,
+    priority: PriorityName = "bulk",
+    on_error: OnError = "raise",
+    batch_size: int = DEFAULT_BATCH,
+) -> Iterator[Encoded]:
+    """Vectors of an iterator of any length, in order, with bounded memory.
+
+    Items are taken only as fast as answers come. A broken connection is made again and
+    what is unanswered is sent again. There is no deadline: closing the generator (or
+    leaving its loop) cancels the call.
+
+    Args:
+        items: As in encode; taken on the caller's thread.
+        model: Name of a model; empty: "default".
+        version: Id of a resident version; empty: the live one, for each request anew.
+        expected_space_id: If set, every vector must be of this space.
+        dtype: float32 or float16.
+        priority: "bulk" is served behind "interactive".
+        on_error: "raise" raises ItemsFailed at the first bad item; "return" yields it with
+            `.error` set.
+        batch_size: Items in one request of the stream.
+
+    Yields:
+        Encoded: index, vector (dim,), version and space_id of each item.
+
+    Raises:
+        As encode, while iterating.
+    """
+    told = plan.options(
+        model=model,
+        version=version,
+        expected_space_id=expected_space_id,
+        dtype=dtype,
+        priority=priority,
+        on_error=on_error,
+    )
+    return _encode_stream(self, items, told, Group(batch_size))
+
+
+def _encode_stream(
+    self: Client, items: Iterable[Item], told: plan.Options, group: Group
+) -> Iterator[Encoded]:
+    connection = self._connection
+    window, attempts = Window(told), Attempts()
+    limits = connection.limits(connection.deadline(None))
+    source = _chunks(items, group, limits)
+    chunk = next(source, None)
+    while chunk or not window.empty:
+        with connection.duplex(connection.stubs().encode.EncodeStream) as link:
+            for request in window.unanswered():
+                link.send(request)
+            while chunk or not window.empty:
+                while chunk and window.room:
+                    if fresh := window.add(chunk):
+                        link.send(fresh)
+                    chunk = next(source, None)
+                yield from window.ready()
+                if window.empty:
+                    continue
+                try:
+                    reply = link.receive()
+                    if reply is None:
+                        pause = attempts.ended()
+                        break
+                    answered = list(window.accept(reply))
+                except Unavailable as error:
+                    pause = attempts.pause(error)
+                    break
+                if answered:
+                    attempts.progressed()
+                yield from answered
+            else:
+                link.done_sending()
+                return
+        connection.sleep(pause)
+
+
+def _chunks(items: Iterable[Item], group: Group, limits: Limits) -> Iterator[Chunk]:
+    for item in items:
+        if group.add(item):
+            start, values = group.take()
+            yield from plan.chunks(values, limits, start=start)
+    start, values = group.take()
+    yield from plan.chunks(values, limits, start=start)
+
+
+def rank(
+    self: Client,
+    query: Item,
+    candidates: Sequence[Item],
+    *,
+    model: str = "",
+    version: str = "",
+    timeout: float | None = None,
+) -> Ranking:
+    """Scores texts against an image, images against a text, or like against like.
+
+    Args:
+        query: What to compare with; as an item of encode.
+        candidates: At most as many as one request may hold (1,024 by default).
+        model: Name of a model; empty: "default".
+        version: Id of a resident version; empty: the live one.
+        timeout: Seconds; None: the client's default.
+
+    Returns:
+        Scores by falling cosine: cosine in [-1, 1], and probability, the softmax of
+        cosine * logit scale over the candidates.
+
+    Raises:
+        InvalidArgument: A bad query or candidate.
+        NotFound: No such model or version.
+    """
+    connection = self._connection
+    request = rank_request(query, candidates, model=model, version=version)
+    stub = connection.stubs().encode
+    return ranking(connection.call(stub.Rank, request, connection.deadline(timeout)))
