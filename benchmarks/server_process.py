@@ -1,0 +1,55 @@
+"""A real server in a process of its own, for measurements and end-to-end checks."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hotclip_server.healthcheck import check
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running_server(data_dir: Path, *options: str, start_s: float = 120.0) -> Iterator[str]:
+    """Starts `hotclip-server` with `options`; yields its address; stops it with SIGTERM.
+
+    Raises:
+        RuntimeError: it ended, or did not serve within `start_s` seconds; with its log's end.
+    """
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "hotclip_server", "--port", address.rpartition(":")[2]]
+    command += ["--data-dir", str(data_dir), *options]
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log = data_dir / "server.log"
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        try:
+            until = time.monotonic() + start_s
+            while check(address, 1.0) != "SERVING":
+                if process.poll() is not None or time.monotonic() > until:
+                    state = f"ended with {process.returncode}" if process.poll() else "not serving"
+                    raise RuntimeError(f"server {state}:\n{log.read_text()[-4000:]}")
+                time.sleep(0.1)
+            yield address
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
