@@ -1,0 +1,169 @@
+"""What is recorded of models and versions: the tables, mirrored on the event loop so that
+reading waits for nothing. The registry is its only writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from secrets import token_hex
+
+from sqlalchemy import Connection
+
+from hotclip_server.errors import FailedPrecondition, NotFound
+from hotclip_server.models import records
+from hotclip_server.models.flip import FlipParticipant
+from hotclip_server.models.records import ModelRow
+from hotclip_server.models.state import VersionRecord
+from hotclip_server.storage.database import Database
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestNote:
+    """Makes a creation idempotent."""
+
+    method: str
+    request_id: str
+    fingerprint: str
+    """sha256 of what was asked, hex."""
+
+
+class _TrialError(Exception):
+    """Rolls a trial's transaction back."""
+
+
+class Catalog:
+    """The rows and their mirror."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.versions: dict[str, VersionRecord] = {}
+        self.models: dict[str, ModelRow] = {}
+
+    async def open(self) -> None:
+        """Reads everything."""
+
+        def read(connection: Connection) -> tuple[list[VersionRecord], list[ModelRow]]:
+            return records.read_versions(connection), records.read_models(connection)
+
+        versions, models = await self._database.run(read)
+        self.versions = {record.id: record for record in versions}
+        self.models = {row.name: row for row in models}
+
+    def version(self, version_id: str) -> VersionRecord:
+        """Raises NotFound with reason VERSION_NOT_FOUND."""
+        if (record := self.versions.get(version_id)) is None:
+            raise NotFound(f"there is no version {version_id!r}", reason="VERSION_NOT_FOUND")
+        return record
+
+    def model(self, name: str) -> ModelRow:
+        """Raises NotFound with reason MODEL_NOT_FOUND."""
+        if (row := self.models.get(name)) is None:
+            raise NotFound(f"there is no model {name!r}", reason="MODEL_NOT_FOUND")
+        return row
+
+    def of_model(self, model: str, version_id: str) -> VersionRecord:
+        """A version that must be one of this model's; NotFound otherwise."""
+        record = self.version(version_id)
+        if record.model != model:
+            raise NotFound(
+                f"version {version_id!r} is not of model {model!r}", reason="VERSION_NOT_FOUND"
+            )
+        return record
+
+    async def find_request(self, note: RequestNote) -> str | None:
+        """The resource that the same request made before."""
+        return await self._database.run(
+            lambda connection: records.find_request(
+                connection, note.method, note.request_id, note.fingerprint
+            )
+        )
+
+    async def add(self, record: VersionRecord, note: RequestNote | None = None) -> VersionRecord:
+        """Records a version, and its model if that is new; the same version twice is one.
+
+        Raises:
+            FailedPrecondition: it is another model's; reason VERSION_OF_ANOTHER_MODEL.
+        """
+        known = self.versions.get(record.id)
+        if known is not None and known.model != record.model:
+            raise another_models(known)
+        row = ModelRow(name=record.model, live="", previous="", etag=token_hex(8))
+
+        def write(connection: Connection) -> None:
+            if record.model not in self.models:
+                records.insert_model(connection, row)
+            if known is None:
+                records.insert_version(connection, record)
+            elif record.metrics:
+                records.update_metrics(connection, record.id, dict(record.metrics))
+            if note is not None:
+                records.insert_request(
+                    connection, note.method, note.request_id, note.fingerprint, record.id
+                )
+
+        await self._database.run(write)
+        self.models.setdefault(record.model, row)
+        if known is not None:
+            record = replace(known, metrics=record.metrics or known.metrics)
+        self.versions[record.id] = record
+        return record
+
+    async def remove(self, version_id: str) -> None:
+        """Forgets a version.
+
+        Raises:
+            FailedPrecondition: a row names it; reason VERSION_IN_USE.
+        """
+        await self._database.run(lambda c: records.delete_version(c, version_id))
+        self.versions.pop(version_id, None)
+
+    async def release_previous(self, name: str) -> None:
+        """The model has no rollback target any more."""
+        row = self.models[name]
+        new = replace(row, previous="", etag=token_hex(8))
+        await self._database.run(lambda c: records.update_model(c, new, etag=row.etag))
+        self.models[name] = new
+
+    async def write_flip(
+        self,
+        row: ModelRow,
+        new: ModelRow,
+        participants: Sequence[FlipParticipant],
+        collections: Sequence[str],
+        *,
+        trial: bool,
+    ) -> list[Callable[[], None]]:
+        """Does the durable part of a flip in one transaction; the mirror is the caller's.
+
+        Returns:
+            What the participants do on the event loop.
+
+        Raises:
+            Aborted: the row has another etag.
+            HotclipError: a participant's veto.
+        """
+        actions: list[Callable[[], None]] = []
+
+        def write(connection: Connection) -> None:
+            records.update_model(connection, new, etag=row.etag)
+            actions.extend(
+                participant.flip(connection, row.name, row.live, new.live, collections)
+                for participant in participants
+            )
+            if trial:
+                raise _TrialError
+
+        try:
+            await self._database.run(write)
+        except _TrialError:
+            return []
+        return actions
+
+
+def another_models(record: VersionRecord) -> FailedPrecondition:
+    """A version has one model."""
+    return FailedPrecondition(
+        f"the same weights are version {record.id} of model {record.model!r}",
+        reason="VERSION_OF_ANOTHER_MODEL",
+    )

@@ -1,0 +1,128 @@
+"""Checks that a freshly loaded version may serve: no torch, bounded work.
+
+Every batch is small, because it takes its turn on the device between those of requests:
+what a swap adds to a request's latency is at most one of these batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotclip_server.encoding.protocol import Encoder, EncoderSpec, Prepared, Tower
+from hotclip_server.errors import FailedPrecondition
+
+RunOnDevice = Callable[[Encoder, Tower, Sequence[Prepared]], Awaitable[NDArray[np.float32]]]
+"""Runs one batch in its turn on the device: shape (len(batch), dim)."""
+
+TEXTS = (
+    "a photo of a cat",
+    "a diagram",
+    "two red apples on a wooden table in the morning light, oil on canvas",
+    "ein rotes Haus am See",
+    "猫の写真 🐈",
+)
+IMAGES = 4
+SEED = 20_240_229
+
+NORM_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far two runs of the same probes may lie apart: the larger of the two."""
+
+    relative: float
+    """Of the median distance between the vectors of different probes."""
+    floor: float
+    """Rounding alone; matters where an untrained encoder gives nearly equal vectors."""
+
+
+FULL_PRECISION = Tolerance(relative=0.01, floor=1e-5)
+REDUCED_PRECISION = Tolerance(relative=0.10, floor=2e-2)
+
+Probes = dict[Tower, list[Prepared]]
+Rows = dict[Tower, NDArray[np.float32]]
+
+
+def prepare(encoder: Encoder) -> Probes:
+    """Fixed inputs of both towers; blocks for some milliseconds."""
+    side = encoder.spec.image_size
+    pixels = np.random.default_rng(SEED).integers(0, 256, (IMAGES, side, side, 3), np.uint8)
+    pixels[0] //= 4  # A dark one and a flat one besides the noise.
+    pixels[1] = 200
+    return {
+        Tower.TEXT: [encoder.prepare_text(text) for text in TEXTS],
+        Tower.VISION: [encoder.prepare_tensor(image.tobytes(), side, side) for image in pixels],
+    }
+
+
+async def encode(encoder: Encoder, probes: Probes, run: RunOnDevice) -> Rows:
+    """Runs the probes as one small batch a tower, which also warms that shape up."""
+    return {tower: await run(encoder, tower, batch) for tower, batch in probes.items()}
+
+
+async def check_alone(
+    encoder: Encoder, probes: Probes, rows: Rows, precision: str, run: RunOnDevice
+) -> None:
+    """Runs every probe again, alone: the answer must not depend on the batch or the moment.
+
+    Raises:
+        FailedPrecondition: it does; reason VERSION_UNFIT.
+    """
+    for tower, batch in probes.items():
+        alone = np.concatenate([await run(encoder, tower, [probe]) for probe in batch])
+        compare(rows[tower], alone, precision, f"{tower.value} alone")
+
+
+def check_rows(rows: Rows, probes: Probes, spec: EncoderSpec) -> None:
+    """Shape, dtype, finite, unit length.
+
+    Raises:
+        FailedPrecondition: reason VERSION_UNFIT.
+    """
+    for tower, block in rows.items():
+        expected = (len(probes[tower]), spec.dim)
+        if block.shape != expected or block.dtype != np.float32:
+            raise unfit(f"{tower.value} gives {block.dtype} {block.shape}, not float32 {expected}")
+        if not np.isfinite(block).all():
+            raise unfit(f"{tower.value} gives NaN or infinite vectors")
+        error = np.abs(np.linalg.norm(block.astype(np.float64), axis=1) - 1.0).max()
+        if error > NORM_TOLERANCE:
+            raise unfit(f"{tower.value} gives vectors whose length is off by {error:.3g}")
+
+
+def check_reference(rows: Rows, reference: Rows, precision: str) -> None:
+    """Compares with what the eager fp32 engine gives for the same probes.
+
+    Raises:
+        FailedPrecondition: they differ by more than the precision explains; VERSION_UNFIT.
+    """
+    for tower, block in rows.items():
+        compare(reference[tower], block, precision, f"{tower.value} in {precision}")
+
+
+def compare(
+    expected: NDArray[np.float32], actual: NDArray[np.float32], precision: str, what: str
+) -> None:
+    """Each row as near to the expected one as the precision allows.
+
+    Raises:
+        FailedPrecondition: reason VERSION_UNFIT.
+    """
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    upper = np.triu_indices(len(a), 1)
+    spread = float(np.median(np.linalg.norm(a[:, None] - a[None, :], axis=2)[upper]))
+    error = float(np.linalg.norm(a - b, axis=1).max())
+    tolerance = FULL_PRECISION if precision == "fp32" else REDUCED_PRECISION
+    allowed = max(tolerance.relative * spread, tolerance.floor)
+    if not error <= allowed:
+        raise unfit(f"golden probes differ: {what} is off by {error:.3g}, more than {allowed:.3g}")
+
+
+def unfit(problem: str) -> FailedPrecondition:
+    """A version that may not serve."""
+    return FailedPrecondition(f"the version can't serve: {problem}", reason="VERSION_UNFIT")

@@ -1,0 +1,390 @@
+"""Models, the versions that are resident, and which of them answers.
+
+Stage (`Stager`) → flip → drain. A flip is one transaction in the database, then one
+reference on the event loop (`Slots.flip`): requests admitted before it keep the version that
+they pinned, those after it get the new one. It never imports torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from hotclip_server.errors import FailedPrecondition, HotclipError, Unavailable
+from hotclip_server.models import naming
+from hotclip_server.models.catalog import Catalog, RequestNote, another_models
+from hotclip_server.models.flip import FlipParticipant
+from hotclip_server.models.probes import RunOnDevice
+from hotclip_server.models.protocol import VersionLoader, VersionManifest
+from hotclip_server.models.records import LOAD_VERSION, ModelRow
+from hotclip_server.models.residents import Pin, Resident
+from hotclip_server.models.slots import Slots, check_etag
+from hotclip_server.models.staging import Stager, StagingLimits
+from hotclip_server.models.state import ModelState, VersionRecord, VersionState
+from hotclip_server.models.watch import Changes
+from hotclip_server.storage.database import Database, now
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class ModelRegistry:
+    """Owner of every resident version. Every method belongs to the event loop.
+
+    Three slots a model: live, previous (warm for a rollback) and staged; versions that
+    somebody retains stay besides them. `start` starts it, `stop` ends it.
+
+    Args:
+        run_on_device: Runs a batch in its turn between those of requests.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        loader: VersionLoader,
+        run_on_device: RunOnDevice,
+        limits: StagingLimits | None = None,
+    ) -> None:
+        self._loader = loader
+        self._stager = Stager(loader, run_on_device, limits or StagingLimits())
+        self._catalog = Catalog(database)
+        self._changes = Changes()
+        self._slots = Slots(self._catalog, self._stager, self._changes, self._close)
+        self._importing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._restored: asyncio.Task[None] | None = None
+
+    def add_flip_participant(self, participant: FlipParticipant) -> None:
+        """From now on `participant` takes part in every flip, in the order of adding."""
+        self._slots.participants.append(participant)
+
+    async def start(self, model: str, source: str) -> None:
+        """Makes every model answer with its last activated version.
+
+        If `model` has none, `source` is imported and activated. A live version that can't be
+        loaded is replaced by the previous one. Rollback targets are loaded in the background.
+
+        Raises:
+            HotclipError: `model` has no version that can serve.
+        """
+        self._stager.start()
+        await self._catalog.open()
+        for row in tuple(self._catalog.models.values()):
+            if row.live:
+                await self._resume(row, required=row.name == model)
+        if model not in self._slots.live:
+            record = await self.load_version(model, source)
+            await self.activate(model, record.id)
+        self._restored = self._spawn(self._restore_previous())
+
+    async def stop(self) -> None:
+        """Waits for what is under way; ends watchers."""
+        self._changes.close()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._stager.stop)
+
+    def pin(self, model: str = "", version: str = "", expected_space_id: str = "") -> Pin:
+        """Admits a request: the version that answers it stays until the pin is released.
+
+        Args:
+            version: Any resident version instead of the live one.
+            expected_space_id: The answer must be of this space: the live version if it is,
+                else any resident version of the model that is.
+
+        Raises:
+            NotFound: no such model or version.
+            FailedPrecondition: reasons VERSION_NOT_RESIDENT, SPACE_MISMATCH, NO_LIVE_VERSION.
+            Unavailable: the server is starting; reason MODEL_NOT_READY.
+        """
+        resident = self._slots.select(model or naming.DEFAULT_MODEL, version)
+        if expected_space_id and resident.spec.space_id != expected_space_id:
+            other = None if version else self._slots.in_space(resident.model, expected_space_id)
+            if other is None:
+                raise FailedPrecondition(
+                    f"version {resident.version_id} is of space {resident.spec.space_id}, the "
+                    f"request expects {expected_space_id}",
+                    reason="SPACE_MISMATCH",
+                    metadata={
+                        "space_id": resident.spec.space_id,
+                        "version": resident.version_id,
+                        "expected_space_id": expected_space_id,
+                    },
+                )
+            resident = other
+        return Pin(self._slots.residents, resident)
+
+    async def load_version(self, model: str, source: str, request_id: str = "") -> VersionRecord:
+        """Imports a source as a version of `model` and stages it.
+
+        A source that can't serve leaves nothing behind. The same `request_id` again returns
+        what the first call made.
+
+        Raises:
+            InvalidArgument: a name, the source or a request_id that meant another request.
+            FailedPrecondition: reasons VERSION_UNFIT, VERSION_OF_ANOTHER_MODEL.
+            HotclipError: what `VersionLoader.import_source` and `stage` raise.
+        """
+        model = naming.check_model(model)
+        naming.check_source(source)
+        note = None
+        if request_id:
+            naming.check_request_id(request_id)
+            asked = json.dumps([model, source]).encode()
+            note = RequestNote(
+                method=LOAD_VERSION,
+                request_id=request_id,
+                fingerprint=hashlib.sha256(asked).hexdigest(),
+            )
+        return await self._uninterrupted(self._load_version(model, source, note))
+
+    async def register(
+        self, model: str, manifest: VersionManifest, metrics: Mapping[str, float] | None = None
+    ) -> VersionRecord:
+        """Records a version that is in the store already, e.g. the result of a job."""
+        record = VersionRecord(
+            manifest=manifest,
+            model=naming.check_model(model),
+            create_time=now(),
+            metrics=dict(metrics or {}),
+        )
+        return await self._uninterrupted(self._catalog.add(record))
+
+    async def stage(self, version_id: str) -> Resident:
+        """Makes a stored version resident, warm and verified, in its model's staging slot.
+
+        The version that was in the slot drains unless it is retained. A failure leaves every
+        slot as it was.
+
+        Raises:
+            NotFound: no such version.
+            FailedPrecondition: it may not serve; reason VERSION_UNFIT.
+            ResourceExhausted: it does not fit in memory; reason OUT_OF_MEMORY.
+            DataLoss: its files are damaged.
+        """
+        return await self._uninterrupted(self._slots.stage(self._catalog.version(version_id)))
+
+    async def bind(self, version_id: str, holder: str) -> Resident:
+        """Like `stage`, but retained for `holder` instead of placed in the staging slot."""
+        return await self._uninterrupted(
+            self._slots.stage(self._catalog.version(version_id), holder=holder)
+        )
+
+    def retain(self, version_id: str, holder: str) -> None:
+        """Keeps a resident version until `release`, e.g. for "collection:photos".
+
+        Raises:
+            NotFound: no such version.
+            FailedPrecondition: it is not resident; reason VERSION_NOT_RESIDENT.
+        """
+        resident = self._slots.select(self._catalog.version(version_id).model, version_id)
+        resident.holders.add(holder)
+        self._changes.notify(resident.model)
+
+    def release(self, version_id: str, holder: str) -> None:
+        """Ends `retain` or `bind`; does nothing if there was none."""
+        resident = self._slots.residents.get(version_id)
+        if resident is not None and holder in resident.holders:
+            resident.holders.discard(holder)
+            self._slots.trim(resident.model)
+
+    async def activate(
+        self,
+        model: str,
+        version_id: str,
+        *,
+        etag: str = "",
+        validate_only: bool = False,
+        collections: Sequence[str] = (),
+    ) -> ModelState:
+        """Makes a version live, staging it first if it is not resident.
+
+        Requests admitted after this returns are answered by it.
+
+        Args:
+            etag: If given, the model must still have it.
+            validate_only: Checks everything, stages, changes nothing.
+            collections: Given to the flip participants.
+
+        Raises:
+            NotFound: no such model or version.
+            Aborted: the model has another etag; reason ETAG_MISMATCH.
+            HotclipError: what `stage` raises, or a participant's veto.
+        """
+        name = model or naming.DEFAULT_MODEL
+        check_etag(self._catalog.model(name), etag)
+        self._catalog.of_model(name, version_id)
+        flipped = False
+        while not flipped:
+            # Another staging may push it out before its turn to flip comes; then again.
+            if self._slots.residents.get(version_id) is None:
+                await self.stage(version_id)
+            flipped = await self._uninterrupted(
+                self._slots.flip(name, lambda _: version_id, etag, collections, trial=validate_only)
+            )
+        return self.model_state(name)
+
+    async def rollback(self, model: str, *, etag: str = "") -> ModelState:
+        """Makes the previous version live again; loads nothing. Rolling back twice is as if
+        never.
+
+        Raises:
+            NotFound: no such model.
+            Aborted: the model has another etag; reason ETAG_MISMATCH.
+            FailedPrecondition: reason NO_PREVIOUS_VERSION.
+            HotclipError: a participant's veto.
+        """
+        name = model or naming.DEFAULT_MODEL
+        check_etag(self._catalog.model(name), etag)
+        if self._restored is not None:
+            # After a restart the target is on its way into memory.
+            await asyncio.shield(self._restored)
+
+        def target(row: ModelRow) -> str:
+            if not row.previous:
+                raise FailedPrecondition(
+                    f"model {name!r} has no previous version", reason="NO_PREVIOUS_VERSION"
+                )
+            return row.previous
+
+        if not await self._uninterrupted(self._slots.flip(name, target, etag, (), trial=False)):
+            raise FailedPrecondition(
+                f"the previous version of model {name!r} could not be loaded again after a restart",
+                reason="NO_PREVIOUS_VERSION",
+            )
+        return self.model_state(name)
+
+    async def unload(self, version_id: str) -> VersionRecord:
+        """Frees the memory of a version. Of the previous one, it also ends the rollback target.
+
+        Raises:
+            NotFound: no such version.
+            FailedPrecondition: live or retained; reason VERSION_IN_USE.
+        """
+        record = self._catalog.version(version_id)
+        await self._uninterrupted(self._slots.unload(record))
+        return record
+
+    async def delete(self, version_id: str) -> None:
+        """Removes a version and its files.
+
+        Raises:
+            NotFound: no such version.
+            FailedPrecondition: live, previous or retained; reason VERSION_IN_USE.
+        """
+        await self._uninterrupted(self._delete(self._catalog.version(version_id)))
+
+    def get_version(self, version_id: str) -> VersionRecord:
+        """Raises NotFound."""
+        return self._catalog.version(version_id)
+
+    def list_versions(self, model: str = "") -> list[VersionRecord]:
+        """Versions of a model, newest first. Raises NotFound."""
+        name = self._catalog.model(model or naming.DEFAULT_MODEL).name
+        found = [record for record in self._catalog.versions.values() if record.model == name]
+        return sorted(found, key=lambda record: (-record.create_time.timestamp(), record.id))
+
+    def list_models(self) -> list[ModelState]:
+        """All models, by name."""
+        return [self.model_state(name) for name in sorted(self._catalog.models)]
+
+    def resident_versions(self) -> list[str]:
+        """Ids of every version in memory that a request may pin."""
+        return sorted(resident.version_id for resident in self._slots.residents)
+
+    def version_state(self, version_id: str) -> VersionState:
+        """Where a version is. Raises NotFound."""
+        return self._slots.version_state(self._catalog.version(version_id))
+
+    def model_state(self, model: str = "") -> ModelState:
+        """A model as it is now. Raises NotFound."""
+        return self._slots.model_state(model or naming.DEFAULT_MODEL)
+
+    async def watch(self, model: str = "") -> AsyncIterator[ModelState]:
+        """Yields each model's state now, then its newest state after changes; "" for all.
+
+        Raises:
+            NotFound: no such model.
+            Unavailable: the server stops.
+        """
+        if model:
+            self._catalog.model(model)
+        with self._changes.subscribe() as watcher:
+            names = {model} if model else set(self._catalog.models)
+            while names:
+                for name in sorted(names):
+                    yield self.model_state(name)
+                names = set()
+                while not names and (changed := await watcher.next()):
+                    names = changed & {model} if model else changed
+        raise Unavailable("the server stops", reason="STOPPING")
+
+    async def _load_version(
+        self, model: str, source: str, note: RequestNote | None
+    ) -> VersionRecord:
+        async with self._importing:
+            if note is not None:
+                made = await self._catalog.find_request(note)
+                if made is not None and made in self._catalog.versions:
+                    return self._catalog.version(made)
+            manifest = await self._stager.blocking(lambda: self._loader.import_source(source))
+            known = manifest.id in self._catalog.versions
+            record = self._catalog.versions.get(manifest.id) or VersionRecord(
+                manifest=manifest, model=model, create_time=now(), metrics={}
+            )
+            if record.model != model:
+                raise another_models(record)
+            try:
+                await self._slots.stage(record, commit=lambda: self._catalog.add(record, note))
+            except HotclipError:
+                if not known:
+                    await self._stager.blocking(lambda: self._loader.delete(manifest.id))
+                raise
+            return self._catalog.version(manifest.id)
+
+    async def _delete(self, record: VersionRecord) -> None:
+        await self._slots.remove(record)
+        await self._stager.blocking(lambda: self._loader.delete(record.id))
+
+    async def _resume(self, row: ModelRow, *, required: bool) -> None:
+        try:
+            await self._slots.resume(row)
+        except HotclipError as error:
+            _log.error("live version %s of model %s: %s", row.live, row.name, error.message)
+            if row.previous:
+                _log.error("model %s resumes its previous version %s", row.name, row.previous)
+                await self.activate(row.name, row.previous)
+                await self._catalog.release_previous(row.name)
+            elif required:
+                raise
+
+    async def _restore_previous(self) -> None:
+        for row in tuple(self._catalog.models.values()):
+            if row.previous and self._slots.residents.get(row.previous) is None:
+                try:
+                    await self._slots.stage(self._catalog.version(row.previous))
+                except HotclipError as error:
+                    _log.error(
+                        "previous version %s of model %s: %s", row.previous, row.name, error.message
+                    )
+
+    def _close(self, resident: Resident) -> None:
+        self._spawn(self._stager.blocking(resident.encoder.close))
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _uninterrupted(self, work: Coroutine[Any, Any, T]) -> T:
+        """Awaits `work`, which goes on to its end when the caller is cancelled: what is
+        committed must also become visible."""
+        task = self._spawn(work)
+        # Without a caller nobody else looks at its error.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(task)

@@ -1,0 +1,250 @@
+"""The slots of each model and the three moves between them: stage, flip, drain.
+
+    load ──▶ staged ──flip──▶ live ──flip──▶ previous ──next flip──▶ drain ──▶ closed
+
+Event loop only. Two locks: one for loading (one version at a time), one for flips. Reading
+the slots takes none: every move that a request can see is one step of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from secrets import token_hex
+
+from hotclip_server.errors import Aborted, FailedPrecondition, Unavailable
+from hotclip_server.models.catalog import Catalog
+from hotclip_server.models.flip import FlipParticipant
+from hotclip_server.models.records import ModelRow
+from hotclip_server.models.residents import Pin, Resident, Residents
+from hotclip_server.models.staging import Stager
+from hotclip_server.models.state import ModelState, VersionRecord, VersionState
+from hotclip_server.models.watch import Changes
+
+
+class Slots:
+    """Who is resident and why.
+
+    Args:
+        close: Called once with each version that nobody needs any more.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        stager: Stager,
+        changes: Changes,
+        close: Callable[[Resident], None],
+    ) -> None:
+        self.residents = Residents(close)
+        self._close = close
+        self.live: dict[str, Resident] = {}
+        self.staged: dict[str, str] = {}
+        self.participants: list[FlipParticipant] = []
+        self._catalog = catalog
+        self._stager = stager
+        self._changes = changes
+        self._loading = asyncio.Lock()
+        self._flipping = asyncio.Lock()
+
+    def select(self, model: str, version: str) -> Resident:
+        """The version that a new request gets: a resident one by id, or the live one."""
+        if not version:
+            if (live := self.live.get(model)) is not None:
+                return live
+            if not self._catalog.model(model).live:
+                raise FailedPrecondition(
+                    f"model {model!r} has no live version", reason="NO_LIVE_VERSION"
+                )
+            raise Unavailable(
+                f"model {model!r} is not loaded yet", retry_after_s=1.0, reason="MODEL_NOT_READY"
+            )
+        resident = self.residents.get(version)
+        if resident is not None and resident.model == model:
+            return resident
+        self._catalog.of_model(model, version)
+        raise FailedPrecondition(
+            f"version {version} is not in memory", reason="VERSION_NOT_RESIDENT"
+        )
+
+    def in_space(self, model: str, space_id: str) -> Resident | None:
+        """A resident version of a space: the live one, else the previous, else any."""
+        previous = self._catalog.model(model).previous
+        found = [
+            resident
+            for resident in self.residents
+            if resident.model == model and resident.spec.space_id == space_id
+        ]
+        found.sort(key=lambda r: (r is not self.live.get(model), r.version_id != previous))
+        return found[0] if found else None
+
+    def version_state(self, record: VersionRecord) -> VersionState:
+        """Where a version is."""
+        if (resident := self.residents.get(record.id)) is None:
+            return VersionState.STORED
+        if resident is self.live.get(record.model):
+            return VersionState.LIVE
+        if record.id == self._catalog.model(record.model).previous:
+            return VersionState.PREVIOUS
+        if record.id == self.staged.get(record.model):
+            return VersionState.STAGED
+        return VersionState.BOUND
+
+    def model_state(self, model: str) -> ModelState:
+        """A model as it is now. Raises NotFound."""
+        row = self._catalog.model(model)
+        live = self.live.get(model)
+        others = sorted(
+            resident.version_id
+            for resident in self.residents
+            if resident.model == model and resident.version_id not in (row.live, row.previous)
+        )
+        return ModelState(
+            name=model,
+            live_version=row.live,
+            previous_version=row.previous,
+            staged_versions=tuple(others),
+            etag=row.etag,
+            space_id=live.spec.space_id if live is not None else "",
+        )
+
+    async def stage(
+        self,
+        record: VersionRecord,
+        *,
+        holder: str = "",
+        commit: Callable[[], Awaitable[object]] | None = None,
+    ) -> Resident:
+        """Loads a version if it is not resident, for `holder` or else for the staging slot.
+
+        Args:
+            commit: Awaited when it has proved fit, before anybody can see it.
+        """
+        async with self._loading:
+            resident = self.residents.adopt(record.id)
+            fresh = resident is None
+            if resident is None:
+                if commit is None:
+                    self._catalog.version(record.id)  # Not deleted while this waited.
+                resident = await self._stager.load(record)
+            if commit is not None:
+                try:
+                    await commit()
+                except BaseException:
+                    if fresh:
+                        self._close(resident)
+                    raise
+            if fresh:
+                self.residents.add(resident)
+            if holder:
+                resident.holders.add(holder)
+            else:
+                row = self._catalog.model(record.model)
+                if record.id not in (row.live, row.previous):
+                    self.staged[record.model] = record.id
+            self.trim(record.model)
+            return resident
+
+    async def resume(self, row: ModelRow) -> None:
+        """After a restart: puts the recorded live version back."""
+        async with self._loading:
+            resident = await self._stager.load(self._catalog.version(row.live))
+            self.residents.add(resident)
+            self.live[row.name] = resident
+            self._changes.notify(row.name)
+
+    async def flip(
+        self,
+        model: str,
+        target: Callable[[ModelRow], str],
+        etag: str,
+        collections: Sequence[str],
+        *,
+        trial: bool,
+    ) -> bool:
+        """Makes `target(row)` live; must not be cancelled between its commit and its end.
+
+        Returns:
+            False if the target is not resident: nothing has changed.
+        """
+        async with self._flipping:
+            row = self._catalog.model(model)
+            check_etag(row, etag)
+            version_id = target(row)
+            resident = self.residents.adopt(version_id)
+            if resident is None:
+                return False
+            new = row
+            if version_id != row.live:
+                new = replace(row, live=version_id, previous=row.live, etag=token_hex(8))
+            # A staging meanwhile may push it out of its slot; the pin keeps it from closing.
+            with Pin(self.residents, resident):
+                actions = await self._catalog.write_flip(
+                    row, new, tuple(self.participants), collections, trial=trial
+                )
+                if not trial:
+                    # One step of the loop from here: no request sees a half of it.
+                    self.residents.adopt(version_id)
+                    self._catalog.models[model] = new
+                    self.live[model] = resident
+                    for action in actions:
+                        action()
+            if self.staged.get(model) in (new.live, new.previous):
+                del self.staged[model]
+            self.trim(model)
+            return True
+
+    async def unload(self, record: VersionRecord) -> None:
+        """Lets a version drain that is neither live nor retained."""
+        async with self._loading, self._flipping:
+            self._require_unused(record)
+            if self._catalog.model(record.model).previous == record.id:
+                await self._catalog.release_previous(record.model)
+            self._forget(record)
+
+    async def remove(self, record: VersionRecord) -> None:
+        """Forgets a version that is neither live, previous nor retained."""
+        async with self._loading, self._flipping:
+            self._require_unused(record)
+            if self._catalog.model(record.model).previous == record.id:
+                raise _in_use(record.id, "it is the previous version")
+            await self._catalog.remove(record.id)
+            self._forget(record)
+
+    def trim(self, model: str) -> None:
+        """Lets every version drain that no slot and no holder wants; tells watchers."""
+        row = self._catalog.model(model)
+        wanted = (row.live, row.previous, self.staged.get(model))
+        for resident in self.residents:
+            if (
+                resident.model == model
+                and resident.version_id not in wanted
+                and not resident.holders
+            ):
+                self.residents.retire(resident)
+        self._changes.notify(model)
+
+    def _require_unused(self, record: VersionRecord) -> None:
+        if self._catalog.version(record.id) and self._catalog.model(record.model).live == record.id:
+            raise _in_use(record.id, "it is live")
+        resident = self.residents.get(record.id)
+        if resident is not None and resident.holders:
+            raise _in_use(record.id, f"held by {', '.join(sorted(resident.holders))}")
+
+    def _forget(self, record: VersionRecord) -> None:
+        if self.staged.get(record.model) == record.id:
+            del self.staged[record.model]
+        self.trim(record.model)
+
+
+def check_etag(row: ModelRow, etag: str) -> None:
+    """Raises Aborted if the caller has seen another state than `row`; "" for any."""
+    if etag and etag != row.etag:
+        raise Aborted(
+            f"model {row.name!r} has etag {row.etag}, not {etag}", metadata={"etag": row.etag}
+        )
+
+
+def _in_use(version_id: str, why: str) -> FailedPrecondition:
+    return FailedPrecondition(f"version {version_id} is in use: {why}", reason="VERSION_IN_USE")

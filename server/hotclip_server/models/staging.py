@@ -1,0 +1,145 @@
+"""Brings a stored version into memory: load → warm up → verify. Touches nothing that serves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hotclip_server.encoding.protocol import Encoder
+from hotclip_server.errors import FailedPrecondition, HotclipError, ResourceExhausted
+from hotclip_server.models import probes
+from hotclip_server.models.memory import host_free_bytes
+from hotclip_server.models.probes import RunOnDevice, unfit
+from hotclip_server.models.protocol import VersionLoader
+from hotclip_server.models.residents import Resident
+from hotclip_server.models.state import VersionRecord
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+REFERENCE = ("cpu", "fp32")
+"""Device and precision of the eager engine that the others are compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagingLimits:
+    """Where versions go and what they may take."""
+
+    device: str = "cpu"
+    """E.g. "cpu" or "cuda:0"."""
+    precision: str = "fp32"
+    """Of the resident weights: "fp32", "bf16" or "fp16"."""
+    memory_factor: float = 2.0
+    """Bytes that loading takes at its peak, a byte of the weights file: the module and the
+    tensors that are copied into it."""
+    memory_floor_bytes: int = 256 << 20
+    """Bytes that must stay free."""
+    free_bytes: Callable[[], int | None] = host_free_bytes
+    """Free memory of the device; None if unknown."""
+
+
+class Stager:
+    """Owns the loader's thread, which `start` makes: one load at a time.
+
+    Args:
+        run_on_device: Runs a batch in its turn between those of requests.
+    """
+
+    def __init__(
+        self, loader: VersionLoader, run_on_device: RunOnDevice, limits: StagingLimits
+    ) -> None:
+        self._loader = loader
+        self._run = run_on_device
+        self._limits = limits
+        self._thread: ThreadPoolExecutor | None = None
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hotclip-load")
+
+    def stop(self) -> None:
+        """Waits for the work in hand; what waits behind it is dropped."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            self._thread = None
+
+    async def blocking(self, work: Callable[[], T]) -> T:
+        """Runs a blocking call of the loader on its thread."""
+        if self._thread is None:
+            raise RuntimeError("the stager is not started; this is a bug")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def load(self, record: VersionRecord) -> Resident:
+        """Loads, warms up and verifies a version.
+
+        Raises:
+            ResourceExhausted: it clearly does not fit; reason OUT_OF_MEMORY.
+            FailedPrecondition: it may not serve; reason VERSION_UNFIT.
+            DataLoss: its files are damaged.
+            NotFound: its files are gone.
+        """
+        self._require_memory(record)
+        encoder = await self._load(record, self._limits.device, self._limits.precision)
+        try:
+            await self._verify(record, encoder)
+        except BaseException:
+            await asyncio.shield(self.blocking(encoder.close))
+            raise
+        return Resident(version_id=record.id, model=record.model, encoder=encoder)
+
+    def _require_memory(self, record: VersionRecord) -> None:
+        free = self._limits.free_bytes()
+        needed = int(record.manifest.size_bytes * self._limits.memory_factor)
+        if free is not None and free - needed < self._limits.memory_floor_bytes:
+            raise ResourceExhausted(
+                f"version {record.id} needs about {needed} bytes, {free} are free; unload a "
+                "version that is staged",
+                reason="OUT_OF_MEMORY",
+                metadata={"needed_bytes": str(needed), "free_bytes": str(free)},
+            )
+
+    async def _load(self, record: VersionRecord, device: str, precision: str) -> Encoder:
+        def load() -> Encoder:
+            return self._loader.load(record.id, device=device, precision=precision)
+
+        try:
+            return await self.blocking(load)
+        except HotclipError:
+            raise
+        except MemoryError as error:
+            raise ResourceExhausted(
+                f"version {record.id} does not fit in memory", reason="OUT_OF_MEMORY"
+            ) from error
+        except Exception as error:
+            # Whatever a model's code raises about its weights, the answer is the same.
+            _log.exception("version %s can't be loaded", record.id)
+            raise unfit(f"loading failed with {type(error).__name__}") from error
+
+    async def _verify(self, record: VersionRecord, encoder: Encoder) -> None:
+        if encoder.spec != record.manifest.spec:
+            raise unfit("the loaded weights are not what the manifest says")
+        try:
+            inputs = await self.blocking(lambda: probes.prepare(encoder))
+            rows = await probes.encode(encoder, inputs, self._run)
+            probes.check_rows(rows, inputs, encoder.spec)
+            await probes.check_alone(encoder, inputs, rows, self._limits.precision, self._run)
+        except FailedPrecondition:
+            raise
+        except Exception as error:
+            _log.exception("version %s can't encode", record.id)
+            raise unfit(f"encoding failed with {type(error).__name__}") from error
+        if (self._limits.device, self._limits.precision) != REFERENCE:
+            reference = await self._reference_rows(record)
+            probes.check_reference(rows, reference, self._limits.precision)
+
+    async def _reference_rows(self, record: VersionRecord) -> probes.Rows:
+        reference = await self._load(record, *REFERENCE)
+        try:
+            inputs = await self.blocking(lambda: probes.prepare(reference))
+            return await probes.encode(reference, inputs, self._run)
+        finally:
+            await asyncio.shield(self.blocking(reference.close))

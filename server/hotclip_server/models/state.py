@@ -1,0 +1,57 @@
+"""What a caller sees of versions and models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from hotclip_server.models.protocol import VersionManifest
+
+
+class VersionState(Enum):
+    """Where a version is."""
+
+    STORED = "stored"
+    """On disk only."""
+    STAGED = "staged"
+    """Resident and warm, not live."""
+    LIVE = "live"
+    """Answers requests."""
+    PREVIOUS = "previous"
+    """Was live before; resident for a rollback."""
+    BOUND = "bound"
+    """Resident because somebody holds it, e.g. a collection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionRecord:
+    """A version and what is known of it."""
+
+    manifest: VersionManifest
+    model: str
+    create_time: datetime
+    metrics: Mapping[str, float]
+
+    @property
+    def id(self) -> str:
+        """Content address."""
+        return self.manifest.id
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelState:
+    """A model at one moment."""
+
+    name: str
+    live_version: str
+    """Empty if none was ever activated."""
+    previous_version: str
+    """What a rollback returns to; empty if none."""
+    staged_versions: tuple[str, ...]
+    """Resident versions that are neither, in order of id."""
+    etag: str
+    """Changes whenever `live_version` or `previous_version` does."""
+    space_id: str
+    """Space of the live version; empty if none."""
