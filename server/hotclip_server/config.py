@@ -79,7 +79,7 @@ class ServerConfig:
     version that was activated last is served."""
     allow_random_weights: bool = False
     """Accept <architecture>:: without a tag, which means random weights (for tests)."""
-    device: str = _setting("auto", _device)
+    device: Annotated[str, _device] = "auto"
     """Where the model runs: auto (CUDA if there is one), cpu, cuda or cuda:<n>."""
     precision: Annotated[str, _one_of("fp32", "bf16", "fp16")] = "fp32"
     """Arithmetic of the encoders: fp32, bf16 or fp16."""
@@ -132,9 +132,8 @@ class ServerConfig:
         problems: dict[str, str] = {}
         hints = typing.get_type_hints(type(self), include_extras=True)
         for setting in fields(self):
-            _, *checks = typing.get_args(hints[setting.name])
-            for check in checks:
-                if callable(check) and (problem := check(getattr(self, setting.name))):
+            for check in getattr(hints[setting.name], "__metadata__", ()):
+                if problem := check(getattr(self, setting.name)):
                     problems[setting.name] = problem
         if "host" not in problems and self.host not in LOOPBACK and not self.insecure:
             problems["host"] = (

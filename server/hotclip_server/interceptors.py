@@ -1,0 +1,168 @@
+"""The one place where errors become gRPC statuses.
+
+Domain errors carry their status; whatever else escapes a servicer becomes INTERNAL with a
+request id that the log explains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from hotclip_server.drain import Drain
+from hotclip_server.errors import HotclipError, Unavailable, Unimplemented
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "hotclip"
+PUSHBACK = "grpc-retry-pushback-ms"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def status_of(error: HotclipError) -> status_pb2.Status:
+    """The google.rpc.Status of a domain error: ErrorInfo always, BadRequest for bad fields,
+    RetryInfo for overload."""
+    status = status_pb2.Status(code=grpc_code(error), message=error.message)
+    status.details.add().Pack(
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    )
+    if error.violations:
+        bad = error_details_pb2.BadRequest()
+        for violation in error.violations:
+            bad.field_violations.add(field=violation.field, description=violation.reason)
+        status.details.add().Pack(bad)
+    if isinstance(error, Unavailable):
+        delay = Duration()
+        delay.FromMilliseconds(round(1000 * error.retry_after_s))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status
+
+
+def grpc_code(error: HotclipError) -> int:
+    """The google.rpc.Code of a domain error."""
+    return int(code_pb2.Code.Value(error.code.name))
+
+
+def internal_error(method: str, cause: BaseException) -> HotclipError:
+    """Logs an unexpected error with its traceback under a new request id, which is all that
+    the caller learns."""
+    request_id = uuid.uuid4().hex
+    log.error("%s failed, request id %s", method, request_id, exc_info=cause)
+    return HotclipError(
+        f"internal error, request id {request_id}", metadata={"request_id": request_id}
+    )
+
+
+async def abort(context: Context, error: HotclipError) -> NoReturn:
+    """Ends the call with the status of a domain error."""
+    status = rpc_status.to_status(status_of(error))
+    trailing = tuple(status.trailing_metadata)
+    if isinstance(error, Unavailable):
+        trailing += ((PUSHBACK, str(round(1000 * error.retry_after_s))),)
+    await context.abort(status.code, status.details, trailing)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler; `drain` knows the calls that run.
+
+    Args:
+        drain: Ends streams when the server stops.
+    """
+
+    def __init__(self, drain: Drain) -> None:
+        self._drain = drain
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Gives the handler with errors mapped."""
+        method = handler_call_details.method
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return grpc.stream_stream_rpc_method_handler(_unknown_method(method))
+        make = _MAKERS[handler.request_streaming, handler.response_streaming]
+        behaviour = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+        wrap = self._stream if handler.response_streaming else self._call
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
+            wrap(method, behaviour),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+        return wrapped
+
+    def _call(self, method: str, behaviour: Any) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            try:
+                return await behaviour(request, context)
+            except BaseException as error:  # noqa: BLE001 - mapped or raised again, never dropped
+                await self._fail(method, context, error)
+
+        return call
+
+    def _stream(self, method: str, behaviour: Any) -> Any:
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            with self._drain.stream(method):
+                try:
+                    async with aclosing(behaviour(request, context)) as responses:
+                        async for response in responses:
+                            yield response
+                except GeneratorExit:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - mapped or raised again
+                    await self._fail(method, context, error)
+
+        return stream
+
+    async def _fail(self, method: str, context: Context, error: BaseException) -> NoReturn:
+        if isinstance(error, HotclipError):
+            await abort(context, error)
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is not None and self._drain.ended(task):
+                task.uncancel()
+                await abort(context, self._drain.error())
+            if context.done() or (task is not None and task.cancelling()):
+                raise error
+            # Cancelled from within: raised as it is, the client would hang (grpc#29248).
+        elif not isinstance(error, Exception):
+            raise error
+        if isinstance(error, NotImplementedError):
+            # What the generated base classes raise for RPCs that a servicer leaves out.
+            await abort(context, Unimplemented(f"{method} is not implemented by this server"))
+        await abort(context, internal_error(method, error))
+
+
+def _unknown_method(method: str) -> Any:
+    async def unknown(_requests: Any, context: Context) -> None:
+        await abort(context, Unimplemented(f"there is no method {method}"))
+
+    return unknown
+
+
+_MAKERS: dict[tuple[bool, bool], Any] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}

@@ -1,0 +1,271 @@
+"""From items of a request to vectors: check, prepare on the CPU pool, batch, pack.
+
+Encode, EncodeStream, Rank, Search, Upsert and Reindex all go through `encode_items`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotclip_proto.v1.types_pb2 import EncodeItem
+from hotclip_server.batching.batcher import Batcher
+from hotclip_server.batching.isolate import EncodeFailed
+from hotclip_server.batching.ticket import Priority, Row, Ticket
+from hotclip_server.encoding.protocol import Encoder, Prepared
+from hotclip_server.errors import FieldViolation, HotclipError, InvalidArgument, ResourceExhausted
+from hotclip_server.models.residents import Pin
+
+log = logging.getLogger(__name__)
+
+TEXTS_PER_TASK = 32
+"""Texts that one pool task tokenises: about a millisecond of work. Images go one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemLimits:
+    """What a request may hold."""
+
+    max_items: int = 1024
+    max_text_bytes: int = 8 << 10
+    max_image_bytes: int = 20 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What came of a request.
+
+    vectors: float32 of shape (items, dim), unit rows; rows of failed items are zero.
+    errors: Failed items by position.
+    preprocess_us: Decoding, resizing, tokenising: microseconds summed over items.
+    """
+
+    vectors: NDArray[np.float32]
+    errors: dict[int, HotclipError]
+    preprocess_us: int
+
+
+class EncodePipeline:
+    """Prepares items on a pool of threads and hands them to the batcher.
+
+    Args:
+        batcher: Takes prepared items.
+        limits: Of a request.
+        threads: Size of the pool; 0: one a core.
+    """
+
+    def __init__(self, batcher: Batcher, limits: ItemLimits, threads: int = 0) -> None:
+        self._batcher = batcher
+        self.limits = limits
+        self._threads = threads or os.cpu_count() or 1
+        self._pool: ThreadPoolExecutor | None = None
+
+    def start(self) -> None:
+        """Makes the pool."""
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="hotclip-prepare")
+
+    def stop(self) -> None:
+        """Drops what is not begun; running tasks end by themselves."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    async def encode_items(
+        self,
+        items: Sequence[EncodeItem],
+        pin: Pin,
+        *,
+        deadline: float | None = None,
+        priority: Priority = Priority.INTERACTIVE,
+        field: str = "items",
+    ) -> Encoded:
+        """Encodes texts and images with one version.
+
+        Args:
+            items: 1 to max_items.
+            pin: Held by the caller until the answer.
+            deadline: On time.monotonic; None: none.
+            priority: Class of every item.
+            field: Path of the list in the request, for messages.
+
+        Raises:
+            InvalidArgument: no items, or one without content.
+            ResourceExhausted: too many items.
+            Unavailable: the queue is full, or the server is stopping.
+            DeadlineExceeded: the deadline passed first.
+        """
+        self._check(items, field)
+        encoder = pin.resident.encoder
+        problems = {
+            index: problem
+            for index, item in enumerate(items)
+            if (problem := self._problem(item, f"{field}[{index}]")) is not None
+        }
+        spent = [0.0]
+
+        async def feed(ticket: Ticket, part: range) -> None:
+            for at in part:
+                if at in problems:
+                    self._batcher.settle(ticket, at - part.start, problems[at])
+            good = [at for at in part if at not in problems]
+            spent[0] += await self._prepare(ticket, encoder, items, good, part.start)
+
+        sizes = [_size(item, encoder) for item in items]
+        rows = await self._batcher.run(
+            pin.resident, sizes, feed, deadline=deadline, priority=priority
+        )
+        vectors, errors = _assemble(rows, encoder.spec.dim)
+        return Encoded(vectors, errors, round(1e6 * spent[0]))
+
+    async def _prepare(
+        self,
+        ticket: Ticket,
+        encoder: Encoder,
+        items: Sequence[EncodeItem],
+        positions: Sequence[int],
+        start: int,
+    ) -> float:
+        """Prepares items a few tasks at a time, so that one long request leaves the pool to
+        others between two of its tasks. Gives the seconds spent."""
+        tasks = _tasks(items, positions)
+        spent = 0.0
+
+        async def work() -> None:
+            nonlocal spent
+            for task in tasks:
+                if ticket.done:
+                    return
+                made, seconds = await self._run(
+                    lambda task=task: prepare_items(encoder, [items[at] for at in task])  # type: ignore[misc]
+                )
+                spent += seconds
+                good = []
+                for at, result in zip(task, made, strict=True):
+                    if isinstance(result, HotclipError):
+                        self._batcher.settle(ticket, at - start, result)
+                    else:
+                        good.append((at - start, result))
+                self._batcher.put(ticket, good)
+
+        if len(positions) <= 1:
+            await work()
+        else:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(len(positions), self._threads + 1)):
+                    group.create_task(work())
+        return spent
+
+    async def _run(
+        self, work: Callable[[], tuple[list[Prepared | HotclipError], float]]
+    ) -> tuple[list[Prepared | HotclipError], float]:
+        if self._pool is None:
+            raise RuntimeError("the pipeline is not started; this is a bug")
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _check(self, items: Sequence[EncodeItem], field: str) -> None:
+        if not items:
+            raise InvalidArgument.field(field, "must hold at least one item")
+        if len(items) > self.limits.max_items:
+            raise ResourceExhausted(
+                f"{field}: {len(items)} items, at most {self.limits.max_items} are allowed",
+                reason="TOO_MANY_ITEMS",
+            )
+        empty = [
+            FieldViolation(f"{field}[{index}]", "must hold a text, an image or a tensor")
+            for index, item in enumerate(items)
+            if item.WhichOneof("content") is None
+        ]
+        if empty:
+            raise InvalidArgument.fields(empty)
+
+    def _problem(self, item: EncodeItem, field: str) -> InvalidArgument | None:
+        content = item.WhichOneof("content")
+        if content == "text":
+            # A code point has at most 4 bytes; only long texts need counting.
+            most = self.limits.max_text_bytes
+            if 4 * len(item.text) > most and len(item.text.encode()) > most:
+                return InvalidArgument.field(
+                    f"{field}.text", f"longer than {most} bytes", reason="TEXT_TOO_LONG"
+                )
+            if not item.text:
+                return InvalidArgument.field(f"{field}.text", "empty", reason="TEXT_EMPTY")
+        elif content == "image":
+            if len(item.image) > self.limits.max_image_bytes:
+                return InvalidArgument.field(
+                    f"{field}.image",
+                    f"{len(item.image)} bytes, at most {self.limits.max_image_bytes} are allowed",
+                    reason="IMAGE_TOO_LARGE",
+                )
+            if not item.image:
+                return InvalidArgument.field(f"{field}.image", "empty", reason="IMAGE_UNREADABLE")
+        return None
+
+
+def prepare_items(
+    encoder: Encoder, items: Sequence[EncodeItem]
+) -> tuple[list[Prepared | HotclipError], float]:
+    """Decodes and tokenises on the calling thread; a bad item fails alone.
+
+    Returns:
+        One prepared item or error each, and the seconds that it took.
+    """
+    started = time.perf_counter()
+    made: list[Prepared | HotclipError] = []
+    for item in items:
+        try:
+            made.append(_prepare_item(encoder, item))
+        except HotclipError as error:
+            made.append(error)
+        except Exception:
+            log.exception("preparing one %s item failed", item.WhichOneof("content"))
+            made.append(EncodeFailed("preparing this item failed", reason="PREPARE_FAILED"))
+    return made, time.perf_counter() - started
+
+
+def _prepare_item(encoder: Encoder, item: EncodeItem) -> Prepared:
+    content = item.WhichOneof("content")
+    if content == "text":
+        return encoder.prepare_text(item.text)
+    if content == "image":
+        return encoder.prepare_image(item.image)
+    return encoder.prepare_tensor(item.tensor.data, item.tensor.height, item.tensor.width)
+
+
+def _size(item: EncodeItem, encoder: Encoder) -> int:
+    """Bytes that an item holds while it waits: as it came, and prepared."""
+    if item.WhichOneof("content") == "text":
+        return len(item.text) + 8 * encoder.spec.context_length
+    return len(item.image) + len(item.tensor.data) + 3 * encoder.spec.image_size**2
+
+
+def _tasks(items: Sequence[EncodeItem], positions: Sequence[int]) -> Iterator[list[int]]:
+    texts: list[int] = []
+    for at in positions:
+        if items[at].WhichOneof("content") != "text":
+            yield [at]
+            continue
+        texts.append(at)
+        if len(texts) == TEXTS_PER_TASK:
+            yield texts
+            texts = []
+    if texts:
+        yield texts
+
+
+def _assemble(rows: Sequence[Row], dim: int) -> tuple[NDArray[np.float32], dict[int, HotclipError]]:
+    vectors = np.zeros((len(rows), dim), np.float32)
+    errors: dict[int, HotclipError] = {}
+    for index, row in enumerate(rows):
+        if isinstance(row, HotclipError):
+            errors[index] = row
+        else:
+            vectors[index] = row
+    return vectors, errors

@@ -1,0 +1,118 @@
+"""The gRPC server: its options, its interceptor, and every service of hotclip.v1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from hotclip_proto.v1 import (
+    artifact_pb2,
+    artifact_pb2_grpc,
+    dataset_pb2,
+    dataset_pb2_grpc,
+    encode_pb2,
+    encode_pb2_grpc,
+    finetune_pb2,
+    finetune_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    search_pb2,
+    search_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+)
+from hotclip_server.config import ServerConfig
+from hotclip_server.drain import Drain
+from hotclip_server.health import Health
+from hotclip_server.interceptors import ErrorInterceptor
+
+# Service, its base class and how it is registered. A service that is not given to
+# `make_server` is registered with its base class, which answers UNIMPLEMENTED.
+_SERVICES: tuple[tuple[Any, type, Any], ...] = (
+    (
+        encode_pb2.DESCRIPTOR.services_by_name["EncodeService"],
+        encode_pb2_grpc.EncodeServiceServicer,
+        encode_pb2_grpc.add_EncodeServiceServicer_to_server,
+    ),
+    (
+        model_pb2.DESCRIPTOR.services_by_name["ModelService"],
+        model_pb2_grpc.ModelServiceServicer,
+        model_pb2_grpc.add_ModelServiceServicer_to_server,
+    ),
+    (
+        finetune_pb2.DESCRIPTOR.services_by_name["FineTuneService"],
+        finetune_pb2_grpc.FineTuneServiceServicer,
+        finetune_pb2_grpc.add_FineTuneServiceServicer_to_server,
+    ),
+    (
+        job_pb2.DESCRIPTOR.services_by_name["JobService"],
+        job_pb2_grpc.JobServiceServicer,
+        job_pb2_grpc.add_JobServiceServicer_to_server,
+    ),
+    (
+        dataset_pb2.DESCRIPTOR.services_by_name["DatasetService"],
+        dataset_pb2_grpc.DatasetServiceServicer,
+        dataset_pb2_grpc.add_DatasetServiceServicer_to_server,
+    ),
+    (
+        artifact_pb2.DESCRIPTOR.services_by_name["ArtifactService"],
+        artifact_pb2_grpc.ArtifactServiceServicer,
+        artifact_pb2_grpc.add_ArtifactServiceServicer_to_server,
+    ),
+    (
+        search_pb2.DESCRIPTOR.services_by_name["SearchService"],
+        search_pb2_grpc.SearchServiceServicer,
+        search_pb2_grpc.add_SearchServiceServicer_to_server,
+    ),
+    (
+        server_pb2.DESCRIPTOR.services_by_name["ServerService"],
+        server_pb2_grpc.ServerServiceServicer,
+        server_pb2_grpc.add_ServerServiceServicer_to_server,
+    ),
+)
+
+SERVICE_NAMES = tuple(descriptor.full_name for descriptor, _, _ in _SERVICES)
+
+
+def make_server(
+    config: ServerConfig, drain: Drain, health: Health, services: tuple[object, ...]
+) -> grpc.aio.Server:
+    """Makes the server, not yet listening.
+
+    Args:
+        config: Message size and calls a connection.
+        drain: Ends streams at shutdown.
+        health: Answers grpc.health.v1.
+        services: Servicers; services without one answer UNIMPLEMENTED.
+    """
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor(drain)],
+        options=[
+            ("grpc.max_receive_message_length", config.max_message_bytes),
+            ("grpc.max_send_message_length", config.max_message_bytes),
+            ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+            # A second server on the port would take half of the connections.
+            ("grpc.so_reuseport", 0),
+            # Clients ping every 30 s, also while they wait; the default answers with GOAWAY.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+        ],
+    )
+    for _, base, add in _SERVICES:
+        given = [service for service in services if isinstance(service, base)]
+        add(given[0] if given else base(), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    names = (
+        *SERVICE_NAMES,
+        health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+        reflection.SERVICE_NAME,
+    )
+    reflection.enable_server_reflection(names, server)
+    return server

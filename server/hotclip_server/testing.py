@@ -1,0 +1,157 @@
+"""For tests of the server and of its clients: an encoder without weights, and the real server
+stack in the test's own process, on a free loopback port. Imports no torch.
+
+    async with running_server() as server:
+        channel = grpc.aio.insecure_channel(server.address)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotclip_server.app import App, build
+from hotclip_server.config import ServerConfig
+from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower
+from hotclip_server.errors import InvalidArgument
+
+IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
+
+
+@dataclass(kw_only=True)
+class Faults:
+    """What a fake encoder does wrong; may be changed while it serves."""
+
+    delay_s: float = 0.0
+    """Seconds that every batch takes."""
+    fails: Callable[[Prepared], bool] | None = None
+    """Batches with such an item raise."""
+    not_finite: Callable[[Prepared], bool] | None = None
+    """Such items get a row of NaN."""
+    hang: threading.Event | None = None
+    """Batches wait until it is set."""
+
+
+class FakeEncoder:
+    """Vectors from a hash of the content: the same content gives the same vector, whatever
+    batch it runs in. Takes any text, and images that start like a JPEG, PNG or WebP.
+
+    Args:
+        seed: Makes another version, of another space.
+        dim: Elements of a vector.
+    """
+
+    def __init__(self, seed: str = "fake", *, dim: int = 32, image_size: int = 8) -> None:
+        self._spec = EncoderSpec(
+            architecture="fake",
+            dim=dim,
+            image_size=image_size,
+            context_length=77,
+            text_encoder_id=_digest(seed, "text"),
+            vision_encoder_id=_digest(seed, "vision"),
+            space_id=_digest(seed, "space"),
+        )
+        self._seed = seed
+        self.faults = Faults()
+        self.batches: list[tuple[Tower, int]] = []
+        """Tower and size of every batch that ran."""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What it is."""
+        return self._spec
+
+    @property
+    def logit_scale(self) -> float:
+        """As in a trained CLIP."""
+        return 100.0
+
+    def prepare_text(self, text: str) -> Prepared:
+        """The code points are the tokens."""
+        tokens = np.array([ord(char) for char in text], np.int64)[: self._spec.context_length]
+        return Prepared(Tower.TEXT, tokens, max(1, len(tokens)) / self._spec.context_length)
+
+    def prepare_image(self, data: bytes) -> Prepared:
+        """The hash of the bytes are the pixels."""
+        if not data.startswith(IMAGE_MAGIC):
+            raise InvalidArgument("not a JPEG, PNG or WebP image", reason="IMAGE_UNREADABLE")
+        side = self._spec.image_size
+        return Prepared(Tower.VISION, _noise(data, side * side * 3).reshape(side, side, 3), 1.0)
+
+    def prepare_tensor(self, data: bytes, height: int, width: int) -> Prepared:
+        """Takes pixels as they are."""
+        side = self._spec.image_size
+        if (height, width) != (side, side) or len(data) != side * side * 3:
+            raise InvalidArgument(f"must be {side}x{side} RGB pixels", reason="TENSOR_SIZE")
+        return Prepared(Tower.VISION, np.frombuffer(data, np.uint8).reshape(side, side, 3), 1.0)
+
+    def encode(self, tower: Tower, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        """Unit rows, after the faults."""
+        faults = self.faults
+        if faults.hang is not None:
+            faults.hang.wait()
+        if faults.delay_s:
+            time.sleep(faults.delay_s)
+        self.batches.append((tower, len(batch)))
+        if faults.fails is not None and any(faults.fails(item) for item in batch):
+            raise RuntimeError("the fake encoder fails on this batch")
+        rows = np.stack([self.vector(item) for item in batch])
+        if faults.not_finite is not None:
+            rows[[faults.not_finite(item) for item in batch]] = np.nan
+        return rows
+
+    def vector(self, item: Prepared) -> NDArray[np.float32]:
+        """The vector of one item, float32 of shape (dim,)."""
+        content = f"{self._seed}/{item.tower.value}/".encode() + item.array.tobytes()
+        row = _noise(content, self._spec.dim).astype(np.float32) - 127.5
+        unit: NDArray[np.float32] = row / np.linalg.norm(row)
+        return unit
+
+    def close(self) -> None:
+        """Has nothing to free."""
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server in this process."""
+
+    address: str
+    """ "127.0.0.1:<port>"."""
+    app: App
+    encoder: FakeEncoder
+
+
+@asynccontextmanager
+async def running_server(
+    config: ServerConfig | None = None, *, encoder: FakeEncoder | None = None
+) -> AsyncIterator[RunningServer]:
+    """Runs the real server stack around a fake encoder, until the block ends.
+
+    Args:
+        config: Port 0 takes a free one, which `RunningServer.address` names.
+        encoder: What serves as model "default".
+    """
+    from hotclip_server.testing_registry import OneVersion
+
+    encoder = encoder or FakeEncoder()
+    app = build(config or ServerConfig(port=0, device="cpu"), registry=OneVersion(encoder))
+    await app.start()
+    try:
+        yield RunningServer(app.address, app, encoder)
+    finally:
+        await app.stop()
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
+
+
+def _noise(content: bytes, count: int) -> NDArray[np.uint8]:
+    return np.frombuffer(hashlib.shake_128(content).digest(count), np.uint8)
