@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from hotclip_server.errors import FailedPrecondition, HotclipError, Unavailable
@@ -71,7 +71,6 @@ class ModelRegistry:
         Raises:
             HotclipError: `model` has no version that can serve.
         """
-        self._stager.start()
         await self._catalog.open()
         for row in tuple(self._catalog.models.values()):
             if row.live:
@@ -292,9 +291,10 @@ class ModelRegistry:
         """All models, by name."""
         return [self.model_state(name) for name in sorted(self._catalog.models)]
 
-    def resident_versions(self) -> list[str]:
-        """Ids of every version in memory that a request may pin."""
-        return sorted(resident.version_id for resident in self._slots.residents)
+    def __iter__(self) -> Iterator[tuple[Resident, bool]]:
+        """Every version that a request may pin, and whether it is live."""
+        for resident in self._slots.residents:
+            yield resident, resident is self._slots.live.get(resident.model)
 
     def version_state(self, version_id: str) -> VersionState:
         """Where a version is. Raises NotFound."""

@@ -183,13 +183,14 @@ class Slots:
                 actions = await self._catalog.write_flip(
                     row, new, tuple(self.participants), collections, trial=trial
                 )
-                if not trial:
-                    # One step of the loop from here: no request sees a half of it.
-                    self.residents.adopt(version_id)
-                    self._catalog.models[model] = new
-                    self.live[model] = resident
-                    for action in actions:
-                        action()
+                if trial:
+                    return True
+                # One step of the loop from here: no request sees a half of it.
+                self.residents.adopt(version_id)
+                self._catalog.models[model] = new
+                self.live[model] = resident
+                for action in actions:
+                    action()
             if self.staged.get(model) in (new.live, new.previous):
                 del self.staged[model]
             self.trim(model)
@@ -226,7 +227,8 @@ class Slots:
         self._changes.notify(model)
 
     def _require_unused(self, record: VersionRecord) -> None:
-        if self._catalog.version(record.id) and self._catalog.model(record.model).live == record.id:
+        self._catalog.version(record.id)  # Not deleted while this waited.
+        if self._catalog.model(record.model).live == record.id:
             raise _in_use(record.id, "it is live")
         resident = self.residents.get(record.id)
         if resident is not None and resident.holders:

@@ -43,7 +43,7 @@ class StagingLimits:
 
 
 class Stager:
-    """Owns the loader's thread, which `start` makes: one load at a time.
+    """Owns the loader's thread, which begins with the first load: one load at a time.
 
     Args:
         run_on_device: Runs a batch in its turn between those of requests.
@@ -55,22 +55,14 @@ class Stager:
         self._loader = loader
         self._run = run_on_device
         self._limits = limits
-        self._thread: ThreadPoolExecutor | None = None
-
-    def start(self) -> None:
-        """Starts the thread."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hotclip-load")
 
     def stop(self) -> None:
         """Waits for the work in hand; what waits behind it is dropped."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
-            self._thread = None
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
     async def blocking(self, work: Callable[[], T]) -> T:
         """Runs a blocking call of the loader on its thread."""
-        if self._thread is None:
-            raise RuntimeError("the stager is not started; this is a bug")
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def load(self, record: VersionRecord) -> Resident:
