@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +17,19 @@ from hotclip_server.training.errors import InvalidPairs
 from hotclip_server.training.metrics import retrieval_metrics
 from hotclip_server.training.pairs import Pair, PairSet
 
+T = TypeVar("T")
+
 TEXT_TO_IMAGE = "clip-text-to-clip-vision"
 IMAGE_TO_TEXT = "clip-vision-to-clip-text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A text query: keys of the images found, best first, and of those that are relevant."""
+
+    query: str
+    found: tuple[str, ...]
+    relevant: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +38,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     k: int
+    examples: tuple[Example, ...] = ()
 
     @property
     def score(self) -> float:
@@ -74,10 +87,21 @@ class Evaluator:
         self._query_images = _numbers(image_number, [pair.image_key for pair in queries.pairs])
         self._relevant = _relevance(known, text_number, image_number)
 
-    def evaluate(self, clip: Clip) -> Evaluation:
-        """Metrics of the model as it is now. Raises ValueError if an embedding is not finite."""
-        texts = embed_tokens(clip, self._tokens, self._batch_size)
-        images = self._embed_images(clip)
+    def evaluate(
+        self, clip: Clip, *, examples: int = 0, pause: Callable[[], None] = lambda: None
+    ) -> Evaluation:
+        """Metrics of the model as it is now, and so many example queries.
+
+        `pause` is called between batches; it may wait, or raise to end the evaluation. Raises
+        ValueError if an embedding is not finite.
+        """
+        texts = np.concatenate(
+            [
+                embed_tokens(clip, part, self._batch_size)
+                for part in paused(torch.split(self._tokens, self._batch_size), pause)
+            ]
+        )
+        images = self._embed_images(clip, pause)
         joined = self._relevant
         metrics: dict[str, float] = {}
         for name, rows in (
@@ -86,15 +110,40 @@ class Evaluator:
         ):
             for metric, value in retrieval_metrics(rows, self._k).items():
                 metrics[f"{name}_{metric}"] = value
-        return Evaluation(metrics=metrics, k=self._k)
+        shown = self._query_texts[np.linspace(0, len(self._query_texts) - 1, examples, dtype=int)]
+        return Evaluation(
+            metrics=metrics,
+            k=self._k,
+            examples=tuple(self._example(int(n), texts, images) for n in dict.fromkeys(shown)),
+        )
 
-    def _embed_images(self, clip: Clip) -> NDArray[np.float64]:
+    def _embed_images(self, clip: Clip, pause: Callable[[], None]) -> NDArray[np.float64]:
+        count = len(self._images)
+        starts = paused(range(0, count, self._batch_size), pause)
         parts = [
             embed_pixels(clip, self._store.batch(range(i, min(i + self._batch_size, count))))
-            for count in (len(self._images),)
-            for i in range(0, count, self._batch_size)
+            for i in starts
         ]
         return np.concatenate(parts)
+
+    def _example(
+        self, text: int, texts: NDArray[np.float64], images: NDArray[np.float64]
+    ) -> Example:
+        scores = images[self._index_images] @ texts[text]
+        best = self._index_images[np.argsort(-scores, kind="stable")[: self._k]]
+        right = self._index_images[self._relevant[text, self._index_images]]
+        return Example(
+            query=self._texts[text],
+            found=tuple(self._images[n] for n in best),
+            relevant=tuple(self._images[n] for n in right),
+        )
+
+
+def paused(parts: Iterable[T], pause: Callable[[], None]) -> Iterator[T]:
+    """The parts, with a pause before each."""
+    for part in parts:
+        pause()
+        yield part
 
 
 @torch.inference_mode()
