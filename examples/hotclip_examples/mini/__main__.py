@@ -6,20 +6,23 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import open_clip
 import torch
+from safetensors.torch import load_file, save_file
 
 from hotclip_examples.mini.captions import load_captions
 from hotclip_examples.mini.card import write_card
 from hotclip_examples.mini.drawings import code_of_key, load_drawings
 from hotclip_examples.mini.export import save_model, write_config
-from hotclip_examples.mini.recipe import CONTEXT, PREPROCESS, TRAIN, VOCABULARY
+from hotclip_examples.mini.recipe import CONTEXT, CYCLES, PREPROCESS, VOCABULARY
 from hotclip_examples.mini.score import HeldOut
 from hotclip_examples.mini.tokenizer import save_tokenizer, train_tokenizer
-from hotclip_server.training.clip import clip_of, load_clip
+from hotclip_server.training.clip import Clip, clip_of, load_clip
+from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.events import EpochEnd, Step
 from hotclip_server.training.pairs import MemoryPairs, Pair
 from hotclip_server.training.trainer import train
@@ -30,9 +33,9 @@ def main() -> int:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
-    config = replace(TRAIN, seed=arguments.seed, epochs=arguments.epochs or TRAIN.epochs)
+    cycles = [replace(cycle, epochs=arguments.epochs or cycle.epochs) for cycle in CYCLES]
 
-    captions = load_captions(arguments.npm, config.seed)
+    captions = load_captions(arguments.npm)
     drawings = load_drawings(arguments.npm, arguments.cache)
     pairs = [
         Pair(key, text, group=code_of_key(key))
@@ -40,21 +43,49 @@ def main() -> int:
         for text in captions[code_of_key(key)]
     ]
     print(f"{len(drawings)} drawings, {len(pairs)} pairs", flush=True)
-
-    texts = {text for caption in captions.values() for text in caption}
-    save_tokenizer(train_tokenizer(texts, VOCABULARY), out, CONTEXT)
-    write_config(out)
-    torch.manual_seed(config.seed)
-    model = open_clip.create_model(f"local-dir:{out}", load_weights=False)
-    open_clip.model.set_model_preprocess_cfg(model, PREPROCESS)
-    clip = clip_of(
-        model.to(memory_format=torch.channels_last), open_clip.get_tokenizer(f"local-dir:{out}")
-    )
+    clip = new_model(out, {text for caption in captions.values() for text in caption})
     held_out = HeldOut(clip, arguments.npm, arguments.cache)
 
+    def score(event: EpochEnd) -> None:
+        if event.epoch % arguments.score_every == 0:
+            save_model(clip, out)
+            print(json.dumps({"loss": event.mean_loss} | held_out.scores(clip)), flush=True)
+
+    for number, cycle in enumerate(cycles, start=1):
+        run_cycle(clip, MemoryPairs(pairs, drawings), cycle, out / f"cycle-{number}", score)
+    save_model(clip, out)
+    scores = held_out.scores(load_clip(out))  # of the rounded weights
+    write_card(out, cycles, scores, drawings=len(drawings))
+    print(json.dumps(scores, indent=2))
+    return 0
+
+
+def new_model(folder: Path, texts: set[str]) -> Clip:
+    """Tokenizer, configuration and random weights; `folder` is then an open_clip local-dir."""
+    save_tokenizer(train_tokenizer(texts, VOCABULARY), folder, CONTEXT)
+    write_config(folder)
+    name = f"local-dir:{folder}"
+    torch.manual_seed(CYCLES[0].seed)
+    model = open_clip.create_model(name, load_weights=False)
+    open_clip.model.set_model_preprocess_cfg(model, PREPROCESS)
+    return clip_of(model.to(memory_format=torch.channels_last), open_clip.get_tokenizer(name))
+
+
+def run_cycle(
+    clip: Clip,
+    data: MemoryPairs,
+    config: TrainConfig,
+    folder: Path,
+    at_epoch_end: Callable[[EpochEnd], None],
+) -> None:
+    """Train one cycle, or take its weights from `folder` if an earlier run finished it."""
+    finished = folder / "weights.safetensors"
+    if finished.exists():
+        print(f"taking {finished}", flush=True)
+        clip.model.load_state_dict(load_file(finished))
+        return
     began = time.monotonic()
-    scores: dict[str, float] = {}
-    for event in train(clip, MemoryPairs(pairs, drawings), config):
+    for event in train(clip, data, config):
         match event:
             case Step() if event.step % 20 == 0:
                 print(
@@ -63,21 +94,14 @@ def main() -> int:
                     f"{event.samples_per_second:.0f}/s",
                     flush=True,
                 )
-            case EpochEnd() if event.epoch % arguments.score_every == 0:
-                scores = held_out.scores(clip)
+            case EpochEnd():
                 minutes = (time.monotonic() - began) / 60
-                line = {"epoch": event.epoch, "loss": event.mean_loss, "minutes": minutes}
-                print(json.dumps(line | scores), flush=True)
-                with (out / "log.jsonl").open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(line | scores) + "\n")
-                save_model(clip, out)
-    minutes = (time.monotonic() - began) / 60
-    save_model(clip, out)
-    rounded = load_clip(out)
-    scores = HeldOut(rounded, arguments.npm, arguments.cache).scores(rounded)
-    write_card(out, config, scores, drawings=len(drawings), minutes=minutes)
-    print(json.dumps(scores, indent=2))
-    return 0
+                print(f"epoch {event.epoch}/{event.epochs}, {minutes:.1f} minutes", flush=True)
+                at_epoch_end(event)
+    folder.mkdir(exist_ok=True)
+    temporary = finished.with_suffix(".tmp")
+    save_file({k: v.contiguous() for k, v in clip.model.state_dict().items()}, temporary)
+    temporary.replace(finished)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,10 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--npm", type=Path, default=modules, help="node_modules with the data")
     parser.add_argument("--out", type=Path, default=Path("build/mini"), help="folder made")
     parser.add_argument("--cache", type=Path, default=Path(".cache/emoji"), help="drawn images")
-    parser.add_argument("--epochs", type=int, help=f"instead of {TRAIN.epochs}")
-    parser.add_argument("--seed", type=int, default=TRAIN.seed)
+    parser.add_argument("--epochs", type=int, help="of each cycle, for a quick trial")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--score-every", type=int, default=5, help="epochs between scores")
+    parser.add_argument("--score-every", type=int, default=4, help="epochs between scores")
     return parser
 
 

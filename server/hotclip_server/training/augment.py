@@ -17,20 +17,13 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 def augment(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
     """Changed images: [n, 3, h, w] float32 in 0..1, like the input, which is left alone."""
     images = _move(images, config, generator)
-    count = len(images)
-    for probability, change in ((config.outline, _outline), (config.line_art, _line_art)):
-        images = _some(images, probability, generator, change)
-    if config.hue > 0:
-        images = _some(images, config.hue, generator, _turn_hue)
-    if config.brightness > 0:
-        contrast, light = (
-            1 + config.brightness * (2 * _uniform(count, generator) - 1) for _ in range(2)
-        )
-        mean = images.mean(dim=(1, 2, 3), keepdim=True)
-        images = ((images - mean) * contrast + mean) * light
-    images = _some(images, config.grey, generator, _fade)
-    images = _some(images, config.blur, generator, _blur)
-    return images.clamp(0, 1)
+    _some(images, config.outline, generator, _outline)
+    _some(images, config.line_art, generator, _line_art)
+    _some(images, config.hue, generator, _turn_hue)
+    _relight(images, config.brightness, generator)
+    _some(images, config.grey, generator, _fade)
+    _some(images, config.blur, generator, _blur)
+    return images
 
 
 def _uniform(count: int, generator: Generator) -> Tensor:
@@ -43,20 +36,34 @@ def _some(
     probability: float,
     generator: Generator,
     change: Callable[[Tensor, Generator], Tensor],
-) -> Tensor:
+) -> None:
+    """Change each image in place with this probability."""
     if probability <= 0:
-        return images
+        return
     chosen = (torch.rand(len(images), generator=generator) < probability).nonzero()[:, 0]
-    if len(chosen) == 0:
-        return images
-    return images.index_copy(0, chosen, change(images[chosen], generator))
+    if len(chosen) > 0:
+        images.index_copy_(0, chosen, change(images[chosen], generator))
+
+
+def _relight(images: Tensor, most: float, generator: Generator) -> None:
+    """Change contrast and brightness in place, each by a factor of 1 ± `most`."""
+    if most <= 0:
+        return
+    contrast, light = (
+        1 + most * (2 * _uniform(len(images), generator) - 1) for _ in range(2)
+    )  # pixels become ((x - mean) * contrast + mean) * light
+    offset = images.mean(dim=(1, 2, 3), keepdim=True) * (1 - contrast) * light
+    images.mul_(contrast * light).add_(offset).clamp_(0, 1)
 
 
 def _move(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
-    """Random crop or shrink with the aspect ratio kept, shift and rotation; the border extends."""
+    """Random crop or shrink with the aspect ratio kept, shift and rotation; a new tensor.
+
+    What comes in from outside the image is its border, repeated.
+    """
     low, high = config.crop
     if low == high == 1 and config.shift == 0 and config.rotate == 0:
-        return images
+        return images.clone()
     count = len(images)
     scale, x, y, turn = torch.rand(4, count, generator=generator)
     scale = low + (high - low) * scale  # share of the side that is kept

@@ -1,0 +1,97 @@
+"""What fine-tunes and evaluations share: where their data and models come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from hotclip_server.datasets.joined import JoinedPairs
+from hotclip_server.datasets.stored import StoredDataset
+from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
+from hotclip_server.errors import FailedPrecondition, InvalidArgument
+from hotclip_server.jobs.context import JobContext
+from hotclip_server.models.protocol import VersionManifest
+from hotclip_server.training.clip import Clip, clip_of
+from hotclip_server.training.errors import InvalidPairs, InvalidTrainConfig, TrainingDiverged
+from hotclip_server.training.evaluate import Evaluation, Evaluator
+from hotclip_server.training.pairs import PairSet
+
+EXAMPLES = 10
+"""Queries whose results are shown."""
+MONITOR = "monitor"
+"""Name of what decides which weights are better: mean MRR of both directions."""
+
+
+class Versions(Protocol):
+    """Stored versions; `VersionStore` is one. Every method blocks."""
+
+    def load(self, version_id: str, *, device: str, precision: str) -> OpenClipEncoder:
+        """A copy in memory of its own."""
+
+    def save_trained(self, model: Module, *, base: str, source: str) -> VersionManifest:
+        """Stores new weights of `base`."""
+
+
+class Datasets(Protocol):
+    """Stored datasets; `DatasetStore` is one. Blocks."""
+
+    def load(self, dataset_id: str) -> StoredDataset:
+        """Opens one for reading."""
+
+
+def load_clip(versions: Versions, version_id: str, device: str) -> Clip:
+    """A private fp32 copy of a version: nothing that serves shares its weights."""
+    encoder = versions.load(version_id, device=device, precision="fp32")
+    return clip_of(encoder.model, encoder.tokenizer)
+
+
+@contextmanager
+def opened(datasets: Datasets, *ids: str) -> Iterator[list[StoredDataset | None]]:
+    """Datasets to read, closed at the end; None for each empty id."""
+    with ExitStack() as stack:
+        found: list[StoredDataset | None] = []
+        for dataset_id in ids:
+            stored = datasets.load(dataset_id) if dataset_id else None
+            if stored is not None:
+                stack.callback(stored.close)
+            found.append(stored)
+        yield found
+
+
+def evaluator_of(
+    clip: Clip, queries: PairSet, extra: PairSet | None, *, k: int = 20
+) -> Evaluator:
+    """Searches `queries` among their own images and texts and those of `extra`."""
+    index = queries if extra is None else JoinedPairs(queries, extra)
+    return Evaluator(clip, queries, index, k=k)
+
+
+def measure(job: JobContext, evaluator: Evaluator, clip: Clip) -> Evaluation:
+    """Evaluates, giving way to serving, ending when the job is cancelled."""
+
+    def pause() -> None:
+        job.check_cancelled()
+        job.yield_to_serving()
+
+    return evaluator.evaluate(clip, examples=EXAMPLES, pause=pause)
+
+
+def metrics_of(evaluation: Evaluation) -> dict[str, float]:
+    """As events and versions carry them."""
+    return {**evaluation.metrics, MONITOR: evaluation.score}
+
+
+@contextmanager
+def training_errors() -> Iterator[None]:
+    """The trainer's errors as the server's."""
+    try:
+        yield
+    except InvalidPairs as error:
+        raise InvalidArgument(str(error), reason="PAIRS_INVALID") from error
+    except InvalidTrainConfig as error:
+        raise InvalidArgument(str(error), reason="CONFIG_INVALID") from error
+    except TrainingDiverged as error:
+        raise FailedPrecondition(str(error), reason="TRAINING_DIVERGED") from error
+    except NotFinite as error:
+        raise FailedPrecondition(str(error), reason="VERSION_UNFIT") from error
