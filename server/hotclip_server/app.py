@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from dataclasses import dataclass
 
 import grpc
 
@@ -18,115 +18,181 @@ from hotclip_server.batching.watchdog import Watchdog
 from hotclip_server.config import ServerConfig
 from hotclip_server.drain import Drain
 from hotclip_server.health import Health
-from hotclip_server.models.residents import Pin, Resident
+from hotclip_server.models.protocol import VersionLoader
+from hotclip_server.models.registry import ModelRegistry
+from hotclip_server.models.staging import StagingLimits
 from hotclip_server.pipeline import EncodePipeline, ItemLimits
-from hotclip_server.rpc import SERVICE_NAMES, make_server
-from hotclip_server.runtime import describe_runtime
+from hotclip_server.rpc import SERVICE_NAMES, listen, make_server
+from hotclip_server.runtime import describe_runtime, resolve_device
 from hotclip_server.services.encode import STREAM_METHOD, EncodeService
 from hotclip_server.services.server_info import ServerService
+from hotclip_server.storage.database import Database
 
 log = logging.getLogger(__name__)
 
+MODEL = "default"
 
-class Registry(Protocol):
-    async def start(self, model: str, source: str) -> None: ...
-    async def stop(self) -> None: ...
-    def __iter__(self) -> Iterator[tuple[Resident, bool]]: ...
-    def pin(self, model: str = "", version: str = "", expected_space_id: str = "") -> Pin: ...
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The long-lived objects of a server; what needs starting is started by `App`."""
+
+    database: Database
+    device: DeviceThread
+    batcher: Batcher
+    pipeline: EncodePipeline
+    registry: ModelRegistry
+    health: Health
+    drain: Drain
+    services: tuple[object, ...]
+
+
+def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
+    """Makes a server; starts nothing.
+
+    Args:
+        loader: Where versions come from; the store below the data directory if None.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    device_name = resolve_device(config.device)
+    database = Database(config.database)
+    device = DeviceThread()
+    batcher = Batcher(device, batch_limits(config, device_name))
+    pipeline = EncodePipeline(batcher, item_limits(config), config.prepare_threads)
+    registry = ModelRegistry(
+        database,
+        loader or make_store(config),
+        device.run,
+        StagingLimits(device=device_name, precision=config.precision),
+    )
+    drain = Drain(self_ending=[STREAM_METHOD])
+    services = (
+        EncodeService(registry, pipeline, drain, config.max_stream_in_flight),
+        ServerService(
+            config, describe_runtime(config, device_name), lambda: resident_versions(registry)
+        ),
+    )
+    return App(
+        config,
+        Parts(
+            database=database,
+            device=device,
+            batcher=batcher,
+            pipeline=pipeline,
+            registry=registry,
+            health=Health(SERVICE_NAMES),
+            drain=drain,
+            services=services,
+        ),
+    )
 
 
 class App:
-    """A server. `build` makes it, `start` starts it, `stop` ends it."""
+    """A server: `build` makes it, `start` starts it, `stop` ends it. Event loop only."""
 
-    def __init__(self, config: ServerConfig, registry: Registry) -> None:
+    def __init__(self, config: ServerConfig, parts: Parts) -> None:
         self.config = config
-        self.registry = registry
-        self.device = DeviceThread()
-        self.batcher = Batcher(self.device, batch_limits(config))
-        self.pipeline = EncodePipeline(self.batcher, item_limits(config), config.prepare_threads)
-        self.health = Health(SERVICE_NAMES)
-        self.drain = Drain([STREAM_METHOD])
-        self.watchdog = Watchdog(self.batcher.stalled_for_s, config.watchdog_s, self._set_serving)
+        self.parts = parts
         self.address = ""
+        """ "host:port" once it listens."""
+        self._watchdog = Watchdog(
+            parts.batcher.stalled_for_s, config.watchdog_s, self._encoding_moves
+        )
         self._server: grpc.aio.Server | None = None
         self._ready = False
 
     async def start(self) -> None:
-        """Listens, loads the model, then serves.
+        """Listens, loads the model, then serves. After an error call `stop`.
 
         Raises:
-            OSError: the address is taken.
+            OSError: the address is taken, or the data directory can't be written.
             HotclipError: the model can't be loaded.
         """
-        config = self.config
+        config, parts = self.config, self.parts
         started = time.monotonic()
-        self.device.start()
-        self.pipeline.start()
-        services = (
-            EncodeService(self.registry, self.pipeline, self.drain, config.max_stream_in_flight),
-            ServerService(config, describe_runtime(config), self._versions),
-        )
-        self._server = make_server(config, self.drain, self.health, services)
+        await asyncio.to_thread(config.data_dir.mkdir, parents=True, exist_ok=True)
+        await asyncio.to_thread(parts.database.open)
+        parts.device.start()
+        parts.pipeline.start()
+        self._server = make_server(config, parts.drain, parts.health, parts.services)
         self.address = listen(self._server, config.host, config.port)
         await self._server.start()
-        await self.registry.start("default", config.model)
-        self.watchdog.start()
+        await parts.registry.start(MODEL, config.model)
+        self._watchdog.start()
         self._ready = True
-        self._set_serving(True)
-        for resident, live in self.registry:
-            if live:
-                log.info(
-                    "hotclip serving on %s: model %s, version %s, ready in %.1f s",
-                    self.address,
-                    resident.model,
-                    resident.version_id,
-                    time.monotonic() - started,
-                )
+        parts.health.set(True)
+        live = parts.registry.get_version(parts.registry.model_state(MODEL).live_version)
+        log.info(
+            "hotclip serving on %s: %s (%s), version %s, in %s on %s, ready after %.1f s",
+            self.address,
+            live.manifest.source,
+            live.manifest.spec.architecture,
+            live.id,
+            config.precision,
+            resolve_device(config.device),
+            time.monotonic() - started,
+        )
 
-    async def stop(self) -> None:
-        """Lets running calls end, then closes everything. Safe after a failed start."""
+    async def stop(self) -> bool:
+        """Lets running calls end, then closes everything. Also after a failed start.
+
+        Returns:
+            Whether everything ended; False: an encoder hangs, and the process must be ended
+            without waiting for its threads.
+        """
+        parts = self.parts
         self._ready = False
-        self.health.set(False)
-        grace_s = self.config.shutdown_grace_s
+        parts.health.set(False)
         if self._server is not None:
-            ends = time.monotonic() + grace_s
-            # Watchers are told before their streams end.
-            await asyncio.sleep(0)
-            await self.drain.end_streams(grace_s)
-            await self._server.stop(max(0.0, ends - time.monotonic()))
-            self._server = None
-        await self.watchdog.stop()
-        await self.batcher.stop()
-        self.pipeline.stop()
-        await self.registry.stop()
-        if not self.device.stop(timeout_s=5.0):
-            log.error("the device thread did not end: an encoder hangs")
-        log.info("hotclip stopped")
+            await self._end_calls(self._server)
+        await self._watchdog.stop()
+        await parts.batcher.stop()
+        parts.pipeline.stop()
+        await parts.registry.stop()
+        ended = await asyncio.to_thread(parts.device.stop, timeout_s=5.0)
+        await asyncio.to_thread(parts.database.close)
+        if ended:
+            log.info("hotclip stopped")
+        else:
+            log.error("an encoder hangs; its thread is left behind")
+        return ended
 
-    def _set_serving(self, healthy: bool) -> None:
-        self.health.set(healthy and self._ready)
+    async def _end_calls(self, server: grpc.aio.Server) -> None:
+        ends = time.monotonic() + self.config.shutdown_grace_s
+        # Watchers of health are told before their streams end.
+        await asyncio.sleep(0)
+        await self.parts.drain.end_streams(self.config.shutdown_grace_s)
+        await server.stop(max(0.0, ends - time.monotonic()))
 
-    def _versions(self) -> Iterator[server_pb2.VersionInfo]:
-        for resident, live in self.registry:
-            yield server_pb2.VersionInfo(
-                model=resident.model,
-                version=resident.version_id,
-                space_id=resident.spec.space_id,
-                dim=resident.spec.dim,
-                image_size=resident.spec.image_size,
-                live=live,
-            )
+    def _encoding_moves(self, moves: bool) -> None:
+        self.parts.health.set(moves and self._ready)
 
 
-def build(config: ServerConfig, *, registry: Registry) -> App:
-    """Makes a server; starts nothing."""
-    return App(config, registry)
+def make_store(config: ServerConfig) -> VersionLoader:
+    """The store of versions below the data directory. Imports torch."""
+    import torch
+
+    from hotclip_server.encoding.image import ImageLimits
+    from hotclip_server.models.store import VersionStore
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return VersionStore(
+        config.data_dir / "versions",
+        models_dir=config.models_path,
+        allow_random_weights=config.allow_random_weights,
+        image_limits=ImageLimits(
+            max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels
+        ),
+    )
 
 
-def batch_limits(config: ServerConfig) -> BatchLimits:
+def batch_limits(config: ServerConfig, device: str) -> BatchLimits:
     """Sizes for the batcher."""
     return BatchLimits(
-        max_batch=config.max_batch or (32 if config.device == "cpu" else 128),
+        max_batch=config.max_batch or (32 if device == "cpu" else 128),
         budget=Budget(items=config.max_queue_items, nbytes=config.max_queue_bytes),
     )
 
@@ -140,15 +206,14 @@ def item_limits(config: ServerConfig) -> ItemLimits:
     )
 
 
-def listen(server: grpc.aio.Server, host: str, port: int) -> str:
-    """Binds; gives "host:port" with the port that it got.
-
-    Raises:
-        OSError: the address is taken or not of this machine.
-    """
-    name = f"[{host}]" if ":" in host else host
-    try:
-        bound = server.add_insecure_port(f"{name}:{port}")
-    except RuntimeError as error:
-        raise OSError(f"can't listen on {name}:{port}: {error}") from None
-    return f"{name}:{bound}"
+def resident_versions(registry: ModelRegistry) -> Iterator[server_pb2.VersionInfo]:
+    """Versions in memory, for GetServerInfo."""
+    for resident, live in registry:
+        yield server_pb2.VersionInfo(
+            model=resident.model,
+            version=resident.version_id,
+            space_id=resident.spec.space_id,
+            dim=resident.spec.dim,
+            image_size=resident.spec.image_size,
+            live=live,
+        )

@@ -116,3 +116,17 @@ def make_server(
     )
     reflection.enable_server_reflection(names, server)
     return server
+
+
+def listen(server: grpc.aio.Server, host: str, port: int) -> str:
+    """Binds; gives "host:port" with the port that it got.
+
+    Raises:
+        OSError: the address is taken or not of this machine.
+    """
+    name = f"[{host}]" if ":" in host else host
+    try:
+        bound = server.add_insecure_port(f"{name}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"can't listen on {name}:{port}: {error}") from None
+    return f"{name}:{bound}"

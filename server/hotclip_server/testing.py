@@ -13,6 +13,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,8 @@ from numpy.typing import NDArray
 from hotclip_server.app import App, build
 from hotclip_server.config import ServerConfig
 from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower
-from hotclip_server.errors import InvalidArgument
+from hotclip_server.errors import InvalidArgument, NotFound
+from hotclip_server.models.protocol import VersionManifest
 
 IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
 
@@ -118,35 +121,88 @@ class FakeEncoder:
         """Has nothing to free."""
 
 
-@dataclass(frozen=True)
+class FakeLoader:
+    """Versions by name: the source "fake:<seed>" is a version whose encoder has that seed.
+
+    Keeps everything in memory: two servers one after the other on the same data need the same
+    loader.
+    """
+
+    def __init__(self) -> None:
+        self.encoders: dict[str, FakeEncoder] = {}
+        """The encoder of each version that was loaded, by id."""
+        self._sources: dict[str, str] = {}
+
+    def import_source(self, source: str) -> VersionManifest:
+        """Any source is a version of its own."""
+        version_id = _digest("version", source)
+        self._sources[version_id] = source
+        return self.read_manifest(version_id)
+
+    def load(self, version_id: str, *, device: str, precision: str) -> FakeEncoder:
+        """Makes the encoder, or gives the one that was put into `encoders` before."""
+        source = self._source(version_id)
+        return self.encoders.setdefault(version_id, FakeEncoder(source))
+
+    def read_manifest(self, version_id: str) -> VersionManifest:
+        """What the version is."""
+        source = self._source(version_id)
+        encoder = self.encoders.get(version_id) or FakeEncoder(source)
+        return VersionManifest(
+            id=version_id,
+            spec=encoder.spec,
+            parent="",
+            source=source,
+            size_bytes=1,
+            sha256=hashlib.sha256(source.encode()).hexdigest(),
+        )
+
+    def delete(self, version_id: str) -> None:
+        """Forgets the version."""
+        self.encoders.pop(version_id, None)
+        self._sources.pop(version_id, None)
+
+    def _source(self, version_id: str) -> str:
+        if version_id not in self._sources:
+            raise NotFound(f"no version {version_id!r}")
+        return self._sources[version_id]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunningServer:
     """A server in this process."""
 
     address: str
     """ "127.0.0.1:<port>"."""
     app: App
-    encoder: FakeEncoder
+    loader: FakeLoader
+
+    @property
+    def encoder(self) -> FakeEncoder:
+        """Of the live version of model "default"."""
+        return self.loader.encoders[self.app.parts.registry.model_state().live_version]
 
 
 @asynccontextmanager
 async def running_server(
-    config: ServerConfig | None = None, *, encoder: FakeEncoder | None = None
+    config: ServerConfig | None = None, *, loader: FakeLoader | None = None
 ) -> AsyncIterator[RunningServer]:
-    """Runs the real server stack around a fake encoder, until the block ends.
+    """Runs the real server stack around fake encoders, until the block ends.
 
     Args:
-        config: Port 0 takes a free one, which `RunningServer.address` names.
-        encoder: What serves as model "default".
+        config: Port 0 takes a free one, which `RunningServer.address` names. None: a free
+            port, and a data directory that is removed afterwards.
+        loader: Makes the encoders.
     """
-    from hotclip_server.testing_registry import OneVersion
-
-    encoder = encoder or FakeEncoder()
-    app = build(config or ServerConfig(port=0, device="cpu"), registry=OneVersion(encoder))
-    await app.start()
-    try:
-        yield RunningServer(app.address, app, encoder)
-    finally:
-        await app.stop()
+    loader = loader or FakeLoader()
+    with TemporaryDirectory(prefix="hotclip-") as folder:
+        default = ServerConfig(port=0, device="cpu", model="fake:default", data_dir=Path(folder))
+        app = build(config or default, loader=loader)
+        try:
+            await app.start()
+            yield RunningServer(address=app.address, app=app, loader=loader)
+        finally:
+            await app.stop()
 
 
 def _digest(*parts: str) -> str:

@@ -56,7 +56,7 @@ async def answer_in_order(
     finally:
         reader.cancel()
         stopper.cancel()
-        waiting = [current]
+        waiting: list[asyncio.Task[A] | None] = [current]
         while not running.empty():
             waiting.append(running.get_nowait())
         unfinished = [task for task in waiting if task is not None]
