@@ -1,5 +1,5 @@
 .DELETE_ON_ERROR:
-.PHONY: setup test check lint types proto proto-check format demo train-mini bench gpu-check image clean freeze
+.PHONY: setup test check lint types proto proto-check format demo train-mini bench gpu-check gpu-wheels image clean freeze
 PYTHON ?= python3
 BIN = .venv/bin
 STAMP = .venv/.installed
@@ -17,8 +17,9 @@ proto: setup ; $(call PROTOC,proto)
 proto-check: setup ; rm -rf build/proto && mkdir -p build/proto && $(call PROTOC,build/proto) && diff -r -x '*.proto' -x __init__.py -x __pycache__ -x py.typed build/proto/hotclip_proto proto/hotclip_proto && $(BIN)/buf lint && $(BIN)/buf format --diff --exit-code
 demo: setup ; $(BIN)/python -m hotclip_examples.demo
 train-mini: setup examples/hotclip_examples/mini/node_modules/.package-lock.json ; $(BIN)/python -m hotclip_examples.mini
-bench: setup ; $(BIN)/python -m benchmarks.gpu_check --device cpu
-gpu-check: ; $(PYTHON) -m benchmarks.gpu_check
+bench: setup ; $(BIN)/python -m benchmarks.gpu_check --device cpu $(ARGS)
+gpu-check: ; $(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check $(ARGS)
+gpu-wheels: setup ; $(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --python-version $(or $(FOR),3.12) $(addprefix --platform manylinux,2014_x86_64 _2_17_x86_64 _2_28_x86_64) -c constraints.txt -r benchmarks/gpu_wheels.txt -d .whl
 image: ; docker build --target $(or $(TARGET),cpu) --tag hotclip:$(or $(TARGET),cpu) .
 freeze: ; $(BIN)/python -m pip freeze --exclude-editable --exclude hotclip
 clean: ; rm -rf .venv build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

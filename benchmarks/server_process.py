@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,20 +20,24 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(data_dir: Path, *options: str, start_s: float = 120.0) -> Iterator[str]:
-    """Starts `hotclip-server` with `options`; yields its address; stops it with SIGTERM.
+def running_server(
+    data_dir: Path,
+    *options: str,
+    program: Sequence[str] = (sys.executable, "-m", "hotclip_server"),
+    start_s: float = 120.0,
+) -> Iterator[str]:
+    """Starts `program` with `options`; yields its address; stops it with SIGTERM.
 
     Raises:
         RuntimeError: it ended, or did not serve within `start_s` seconds; with its log's end.
     """
     address = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "hotclip_server", "--port", address.rpartition(":")[2]]
-    command += ["--data-dir", str(data_dir), *options]
+    command = [*program, "--port", address.rpartition(":")[2], "--data-dir", str(data_dir)]
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir / "server.log"
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            command,
+            [*command, *options],
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -42,8 +46,8 @@ def running_server(data_dir: Path, *options: str, start_s: float = 120.0) -> Ite
             until = time.monotonic() + start_s
             while check(address, 1.0) != "SERVING":
                 if process.poll() is not None or time.monotonic() > until:
-                    state = f"ended with {process.returncode}" if process.poll() else "not serving"
-                    raise RuntimeError(f"server {state}:\n{log.read_text()[-4000:]}")
+                    end = log.read_text(encoding="utf-8")[-4000:]
+                    raise RuntimeError(f"the server did not come up ({process.poll()}):\n{end}")
                 time.sleep(0.1)
             yield address
         finally:

@@ -1,5 +1,6 @@
 """Everything that the project asks for by name is pinned, and the pin is one it admits."""
 
+import itertools
 import re
 import tomllib
 
@@ -16,7 +17,8 @@ def test_every_requirement_is_pinned() -> None:
             name, version = line.split("==")
             pins[canonicalize_name(name)] = version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    extras = project["optional-dependencies"].values()
+    lines = [*project["dependencies"], *itertools.chain.from_iterable(extras)]
     for requirement in map(Requirement, lines):
         name = canonicalize_name(requirement.name)
         if name == "hotclip" or (requirement.marker and not requirement.marker.evaluate()):

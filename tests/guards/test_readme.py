@@ -1,0 +1,124 @@
+"""The README's commands run, and its examples do what it says."""
+
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from benchmarks.server_process import running_server
+from benchmarks.shapes import captioned_shapes
+
+from .sources import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ADDRESS = "127.0.0.1:50051"
+SCRIPTS = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    pattern = rf"^```{language}\n(.*?)^```$"
+    return re.findall(pattern, README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = io.StringIO("".join(blocks("bash")))
+    return [command for line in lines if (command := line.partition("#")[0].strip())]
+
+
+def run(command: list[str], folder: Path = ROOT) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `photos` in it, as the examples expect."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "photos").mkdir()
+    for caption, data in captioned_shapes(24):
+        (folder / "photos" / f"{caption}.png").write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    program = (str(SCRIPTS / "hotclip-server"),)
+    with running_server(tmp_path_factory.mktemp("data"), program=program) as address:
+        yield address
+
+
+def test_the_commands_are_those_that_tests_run() -> None:
+    """The examples run below; `make demo` has its own test, `make test` runs this one."""
+    assert set(commands()) == {
+        "make demo",
+        "make test",
+        "pip install '.[server]'",
+        "hotclip-server",
+        "python -m hotclip_server --help",
+    }
+
+
+def test_the_first_screen_shows_how_to_begin() -> None:
+    first = README.splitlines()[:30]
+    assert any(line.startswith("make demo") for line in first)
+    assert any(line.startswith("make test") for line in first)
+
+
+def test_ci_runs_the_test_command() -> None:
+    assert "\nmake test\n" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("target", re.findall(r"make ([a-z][\w-]*)", README))
+def test_make_targets_exist(target: str) -> None:
+    run(["make", "--dry-run", target])
+
+
+def test_server_installs() -> None:
+    install = ["-m", "pip", "install", "--dry-run", "--no-deps", "--no-build-isolation"]
+    assert "hotclip" in run([sys.executable, *install, ".[server]"])
+
+
+def test_help_documents_every_option() -> None:
+    from hotclip_server.config import ServerConfig
+    from hotclip_server.settings import field_docs
+
+    text = " ".join(run([sys.executable, "-m", "hotclip_server", "--help"]).split())
+    docs = field_docs()
+    for setting in fields(ServerConfig):
+        assert f"--{setting.name.replace('_', '-')}" in text
+        assert docs[setting.name].split()[0] in text
+    assert "--config" in text
+    assert "HOTCLIP_" in text
+
+
+def test_the_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_examples_run(server: str, photos: Path) -> None:
+    code = "\n".join(blocks("python")).replace(ADDRESS, server)
+    assert server in code
+    output = run([sys.executable, "-W", "error", "-c", code], photos)
+    assert output.strip()
+
+
+def test_the_light_client_encodes(server: str, photos: Path, tmp_path: Path) -> None:
+    """`pip install .` in a new environment: no torch, and it talks to a server."""
+    python = str(tmp_path / "venv/bin/python")
+    run([sys.executable, "-m", "venv", str(tmp_path / "venv")])
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    run([*install, "-c", str(ROOT / "constraints.txt"), str(ROOT)])
+    code = blocks("python")[0].replace(ADDRESS, server)
+    code += "\nimport sys\nprint('torch' in sys.modules, 'PIL' in sys.modules)"
+    assert run([python, "-c", code], photos).split()[-2:] == ["False", "False"]
+    listed = run([python, "-m", "pip", "list", "--disable-pip-version-check"]).lower()
+    assert "grpcio" in listed
+    assert "torch" not in listed
