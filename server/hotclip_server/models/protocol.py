@@ -60,3 +60,18 @@ class VersionLoader(Protocol):
 
     def delete(self, version_id: str) -> None:
         """Removes the files of a version; does nothing if there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureInfo:
+    """An architecture that `VersionLoader.import_source` knows by name."""
+
+    name: str
+    pretrained: tuple[str, ...]
+    """Tags of published weights."""
+    dim: int
+    """Elements of a vector."""
+    image_size: int
+    """Height and width of the model's input in pixels."""
+    context_length: int
+    """Longest text in tokens."""

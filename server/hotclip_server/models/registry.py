@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from hotclip_server.errors import FailedPrecondition, HotclipError, Unavailable
@@ -304,7 +304,7 @@ class ModelRegistry:
         """A model as it is now. Raises NotFound."""
         return self._slots.model_state(model or naming.DEFAULT_MODEL)
 
-    async def watch(self, model: str = "") -> AsyncIterator[ModelState]:
+    async def watch(self, model: str = "") -> AsyncGenerator[ModelState, None]:
         """Yields each model's state now, then its newest state after changes; "" for all.
 
         Raises:

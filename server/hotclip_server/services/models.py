@@ -1,0 +1,201 @@
+"""ModelService: the wire side of models and versions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from hotclip_proto.v1 import model_pb2, model_pb2_grpc
+from hotclip_server.errors import InvalidArgument
+from hotclip_server.models.protocol import ArchitectureInfo
+from hotclip_server.models.registry import ModelRegistry
+from hotclip_server.models.state import ModelState, VersionRecord, VersionState
+from hotclip_server.services.paging import Key, PageRequest
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_STATES = {
+    VersionState.STORED: model_pb2.VERSION_STATE_STORED,
+    VersionState.STAGED: model_pb2.VERSION_STATE_STAGED,
+    VersionState.LIVE: model_pb2.VERSION_STATE_LIVE,
+    VersionState.PREVIOUS: model_pb2.VERSION_STATE_PREVIOUS,
+    VersionState.BOUND: model_pb2.VERSION_STATE_BOUND,
+}
+
+
+class ModelService(model_pb2_grpc.ModelServiceServicer):
+    """See model.proto. MergeVersions and Export are not offered yet.
+
+    Args:
+        describe_architectures: Reads open_clip's configs; blocks.
+    """
+
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        describe_architectures: Callable[[], Sequence[ArchitectureInfo]],
+    ) -> None:
+        self._registry = registry
+        self._describe_architectures = describe_architectures
+
+    async def ListModels(  # noqa: N802 - named by the proto
+        self, request: model_pb2.ListModelsRequest, context: Context
+    ) -> model_pb2.ListModelsResponse:
+        """By name."""
+        page = PageRequest.parse(request.page_size, request.page_token, listing="models")
+        states, token = page.select(self._registry.list_models(), lambda state: (state.name,))
+        return model_pb2.ListModelsResponse(
+            models=[model_to_proto(state) for state in states], next_page_token=token
+        )
+
+    async def GetModel(  # noqa: N802 - named by the proto
+        self, request: model_pb2.GetModelRequest, context: Context
+    ) -> model_pb2.Model:
+        """One model."""
+        return model_to_proto(self._registry.model_state(request.model))
+
+    async def LoadVersion(  # noqa: N802 - named by the proto
+        self, request: model_pb2.LoadVersionRequest, context: Context
+    ) -> model_pb2.Version:
+        """Imports and stages."""
+        record = await self._registry.load_version(
+            request.model, request.source, request.request_id
+        )
+        return self._version(record)
+
+    async def ListVersions(  # noqa: N802 - named by the proto
+        self, request: model_pb2.ListVersionsRequest, context: Context
+    ) -> model_pb2.ListVersionsResponse:
+        """Newest first."""
+        page = PageRequest.parse(
+            request.page_size,
+            request.page_token,
+            listing=f"versions/{request.model}",
+            kinds=(float, str),
+        )
+        records, token = page.select(self._registry.list_versions(request.model), _newest_first)
+        return model_pb2.ListVersionsResponse(
+            versions=[self._version(record) for record in records], next_page_token=token
+        )
+
+    async def GetVersion(  # noqa: N802 - named by the proto
+        self, request: model_pb2.GetVersionRequest, context: Context
+    ) -> model_pb2.Version:
+        """One version."""
+        return self._version(self._registry.get_version(_named(request.version)))
+
+    async def ActivateVersion(  # noqa: N802 - named by the proto
+        self, request: model_pb2.ActivateVersionRequest, context: Context
+    ) -> model_pb2.Model:
+        """Makes a version live."""
+        state = await self._registry.activate(
+            request.model,
+            _named(request.version),
+            etag=request.etag,
+            validate_only=request.validate_only,
+            collections=tuple(request.collections),
+        )
+        return model_to_proto(state)
+
+    async def Rollback(  # noqa: N802 - named by the proto
+        self, request: model_pb2.RollbackRequest, context: Context
+    ) -> model_pb2.Model:
+        """Makes the previous version live."""
+        return model_to_proto(await self._registry.rollback(request.model, etag=request.etag))
+
+    async def UnloadVersion(  # noqa: N802 - named by the proto
+        self, request: model_pb2.UnloadVersionRequest, context: Context
+    ) -> model_pb2.Version:
+        """Frees memory."""
+        return self._version(await self._registry.unload(_named(request.version)))
+
+    async def DeleteVersion(  # noqa: N802 - named by the proto
+        self, request: model_pb2.DeleteVersionRequest, context: Context
+    ) -> model_pb2.DeleteVersionResponse:
+        """Removes a version and its files."""
+        await self._registry.delete(_named(request.version))
+        return model_pb2.DeleteVersionResponse()
+
+    async def WatchModels(  # noqa: N802 - named by the proto
+        self, request: model_pb2.WatchModelsRequest, context: Context
+    ) -> AsyncIterator[model_pb2.Model]:
+        """The state now, then the newest after each change."""
+        async with aclosing(self._registry.watch(request.model)) as states:
+            async for state in states:
+                yield model_to_proto(state)
+
+    async def DescribeArchitectures(  # noqa: N802 - named by the proto
+        self, request: model_pb2.DescribeArchitecturesRequest, context: Context
+    ) -> model_pb2.DescribeArchitecturesResponse:
+        """By name."""
+        page = PageRequest.parse(request.page_size, request.page_token, listing="architectures")
+        known = await asyncio.to_thread(self._describe_architectures)
+        rows, token = page.select(known, lambda row: (row.name,))
+        return model_pb2.DescribeArchitecturesResponse(
+            architectures=[architecture_to_proto(row) for row in rows], next_page_token=token
+        )
+
+    def _version(self, record: VersionRecord) -> model_pb2.Version:
+        return version_to_proto(record, self._registry.version_state(record.id))
+
+
+def model_to_proto(state: ModelState) -> model_pb2.Model:
+    """As the wire has it."""
+    return model_pb2.Model(
+        name=state.name,
+        live_version=state.live_version,
+        previous_version=state.previous_version,
+        staged_versions=state.staged_versions,
+        etag=state.etag,
+        space_id=state.space_id,
+    )
+
+
+def version_to_proto(record: VersionRecord, state: VersionState) -> model_pb2.Version:
+    """As the wire has it; metrics in order of name."""
+    manifest, spec = record.manifest, record.manifest.spec
+    version = model_pb2.Version(
+        id=record.id,
+        model=record.model,
+        state=_STATES[state],
+        parent=manifest.parent,
+        source=manifest.source,
+        architecture=spec.architecture,
+        space_id=spec.space_id,
+        text_encoder_id=spec.text_encoder_id,
+        vision_encoder_id=spec.vision_encoder_id,
+        dim=spec.dim,
+        image_size=spec.image_size,
+        context_length=spec.context_length,
+        size_bytes=manifest.size_bytes,
+        sha256=manifest.sha256,
+    )
+    version.create_time.FromDatetime(record.create_time)
+    for name, value in sorted(record.metrics.items()):
+        version.metrics.add(name=name, value=value)
+    return version
+
+
+def architecture_to_proto(info: ArchitectureInfo) -> model_pb2.Architecture:
+    """As the wire has it."""
+    return model_pb2.Architecture(
+        name=info.name,
+        pretrained=info.pretrained,
+        dim=info.dim,
+        image_size=info.image_size,
+        context_length=info.context_length,
+    )
+
+
+def _newest_first(record: VersionRecord) -> Key:
+    return -record.create_time.timestamp(), record.id
+
+
+def _named(version: str) -> str:
+    if not version:
+        raise InvalidArgument.field("version", "must be given")
+    return version
