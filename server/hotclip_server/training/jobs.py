@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
+
+from torch.nn import Module
 
 from hotclip_server.datasets.joined import JoinedPairs
 from hotclip_server.datasets.stored import StoredDataset
@@ -59,22 +61,29 @@ def opened(datasets: Datasets, *ids: str) -> Iterator[list[StoredDataset | None]
         yield found
 
 
-def evaluator_of(
-    clip: Clip, queries: PairSet, extra: PairSet | None, *, k: int = 20
-) -> Evaluator:
+def evaluator_of(clip: Clip, queries: PairSet, extra: PairSet | None, *, k: int = 20) -> Evaluator:
     """Searches `queries` among their own images and texts and those of `extra`."""
     index = queries if extra is None else JoinedPairs(queries, extra)
     return Evaluator(clip, queries, index, k=k)
 
 
 def measure(job: JobContext, evaluator: Evaluator, clip: Clip) -> Evaluation:
-    """Evaluates, giving way to serving, ending when the job is cancelled."""
+    """Evaluates, giving way to serving, ending when the job is cancelled.
+
+    Raises:
+        FailedPrecondition: an embedding is not finite; reason VERSION_UNFIT.
+    """
 
     def pause() -> None:
         job.check_cancelled()
         job.yield_to_serving()
 
-    return evaluator.evaluate(clip, examples=EXAMPLES, pause=pause)
+    try:
+        return evaluator.evaluate(clip, examples=EXAMPLES, pause=pause)
+    except InvalidPairs:
+        raise
+    except ValueError as error:
+        raise FailedPrecondition(str(error), reason="VERSION_UNFIT") from error
 
 
 def metrics_of(evaluation: Evaluation) -> dict[str, float]:
@@ -93,5 +102,3 @@ def training_errors() -> Iterator[None]:
         raise InvalidArgument(str(error), reason="CONFIG_INVALID") from error
     except TrainingDiverged as error:
         raise FailedPrecondition(str(error), reason="TRAINING_DIVERGED") from error
-    except NotFinite as error:
-        raise FailedPrecondition(str(error), reason="VERSION_UNFIT") from error

@@ -1,0 +1,50 @@
+"""The job that measures a version on a dataset."""
+
+from __future__ import annotations
+
+from hotclip_server.jobs.context import JobContext, JobResult
+from hotclip_server.jobs.records import JobKind
+from hotclip_server.jobs.specs import EvaluateSpec
+from hotclip_server.training.jobs import (
+    Datasets,
+    Versions,
+    evaluator_of,
+    load_clip,
+    measure,
+    metrics_of,
+    opened,
+    training_errors,
+)
+
+
+class EvaluateHandler:
+    """Implements `JobHandler`.
+
+    Args:
+        device: Where it encodes, e.g. "cpu" or "cuda:0".
+    """
+
+    kind = JobKind.EVALUATE
+
+    def __init__(self, versions: Versions, datasets: Datasets, *, device: str = "cpu") -> None:
+        self._versions = versions
+        self._datasets = datasets
+        self._device = device
+
+    def run(self, job: JobContext) -> JobResult:
+        """Measures; see `JobHandler.run`."""
+        spec = EvaluateSpec.from_json(job.spec)
+        names = (spec.dataset, spec.index_dataset)
+        with training_errors(), opened(self._datasets, *names) as (data, extra):
+            if data is None:
+                raise RuntimeError("an evaluation without data. This is a bug.")
+            clip = load_clip(self._versions, spec.version, self._device)
+            job.running()
+            evaluator = evaluator_of(clip, data, extra, k=spec.k)
+            found = measure(job, evaluator, clip)
+            job.metric("AFTER", metrics_of(found), step=len(data.pairs), progress=1.0)
+            for example in found.examples:
+                job.example(
+                    example.query, before=(), after=example.found[:10], relevant=example.relevant
+                )
+        return JobResult(message=f"measured version {spec.version}")
