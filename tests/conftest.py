@@ -1,0 +1,33 @@
+"""Fixtures that every test may use: real server processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.server import ServerProcess, start_server
+
+StartServer = Callable[..., ServerProcess]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server of the built-in model, shared by the session: leave its live version alone."""
+    with start_server(tmp_path_factory.mktemp("server") / "data", "--device", "cpu") as running:
+        yield running
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[StartServer]:
+    """Starts servers of one's own: `make_server(*flags, data_dir=..., env=...)`."""
+    with ExitStack() as stack:
+
+        def make(
+            *flags: str, data_dir: Path | None = None, env: dict[str, str] | None = None
+        ) -> ServerProcess:
+            folder = data_dir or tmp_path / "data"
+            return stack.enter_context(start_server(folder, "--device", "cpu", *flags, env=env))
+
+        yield make
