@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
-from support.pictures import draw, drawn_pairs, key_of
+from support.drawings import draw, drawn_pairs, key_of
 
 from hotclip_server.datasets.records import DatasetLimits, DatasetRecord
 from hotclip_server.datasets.rows import Row
