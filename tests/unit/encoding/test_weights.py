@@ -1,0 +1,88 @@
+"""Weights are checked against the model before they are used."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.small_models import model_cfg, random_model
+from torch import Tensor, nn
+
+from hotclip_server.encoding.architecture import OpenClipConfig, build_model
+from hotclip_server.encoding.weights import master_weights, read_weights, write_weights
+from hotclip_server.errors import DataLoss, FailedPrecondition
+
+State = dict[str, Tensor]
+CONFIG = OpenClipConfig(model=model_cfg("resnet"), preprocess={})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    return random_model(CONFIG, tmp_path_factory.mktemp("model"), seed=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_there_and_back(model: nn.Module, tmp_path: Path, dtype: torch.dtype) -> None:
+    state = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in master_weights(model).items()
+    }
+    write_weights(state, tmp_path / "weights")
+    other = build_model(CONFIG, tmp_path)
+    read_weights(other, tmp_path / "weights")
+    for name, value in other.state_dict().items():
+        assert value.dtype == (torch.float32 if value.is_floating_point() else torch.int64)
+        assert torch.equal(value, state[name].to(value.dtype)), name
+
+
+def without(state: State) -> None:
+    del state["visual.conv1.weight"]
+
+
+def renamed(state: State) -> None:
+    state["visual.conv9.weight"] = state.pop("visual.conv1.weight")
+
+
+def reshaped(state: State) -> None:
+    state["text_projection"] = state["text_projection"][:-1].contiguous()
+
+
+def integers(state: State) -> None:
+    state["text_projection"] = state["text_projection"].int()
+
+
+def not_a_number(state: State) -> None:
+    state["text_projection"][3, 3] = torch.nan
+
+
+def infinite(state: State) -> None:
+    state["visual.conv1.weight"][0, 0, 0, 0] = -torch.inf
+
+
+@pytest.mark.parametrize("damage", [without, renamed, reshaped, integers, not_a_number, infinite])
+def test_weights_that_do_not_fit(
+    model: nn.Module, tmp_path: Path, damage: Callable[[State], None]
+) -> None:
+    state = {name: value.clone() for name, value in master_weights(model).items()}
+    damage(state)
+    save_file(state, tmp_path / "weights")
+    with pytest.raises(FailedPrecondition) as caught:
+        read_weights(build_model(CONFIG, tmp_path), tmp_path / "weights")
+    assert caught.value.reason == "VERSION_UNFIT"
+
+
+def test_a_file_cut_short(model: nn.Module, tmp_path: Path) -> None:
+    write_weights(master_weights(model), tmp_path / "weights")
+    data = (tmp_path / "weights").read_bytes()
+    (tmp_path / "weights").write_bytes(data[:-1])
+    with pytest.raises(DataLoss):
+        read_weights(build_model(CONFIG, tmp_path), tmp_path / "weights")
+
+
+def test_a_diverged_model_is_not_written(tmp_path: Path) -> None:
+    model = random_model(CONFIG, tmp_path, seed=2)
+    with torch.no_grad():
+        model.logit_scale.fill_(torch.nan)
+    with pytest.raises(FailedPrecondition, match="logit_scale"):
+        master_weights(model)
