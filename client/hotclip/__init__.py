@@ -8,22 +8,73 @@
 
 from __future__ import annotations
 
+from hotclip import errors
+from hotclip._collections import Collection
+from hotclip._datasets import Dataset
 from hotclip._embeddings import Embeddings
+from hotclip._filters import Between, Filter, Match
 from hotclip._inputs import Image, Text
+from hotclip._jobs import (
+    Checkpoint,
+    Example,
+    Heartbeat,
+    Job,
+    JobEvent,
+    JobKind,
+    JobState,
+    LogLine,
+    Measurement,
+    StateChange,
+)
+from hotclip._models import Model, Version, VersionState
+from hotclip._pairs import Pair
+from hotclip._points import Point, Upserted, Vector
+from hotclip._queries import Hit, Hits, PointId
 from hotclip._ranking import Ranking, RankScore
 from hotclip._server import Limits, ServerInfo, VersionInfo
 from hotclip._streaming import Encoded
 from hotclip._sync.client import Client
+from hotclip._sync.jobs import Run
+from hotclip.errors import HotclipError, ItemError
 
 __all__ = [
+    "Between",
+    "Checkpoint",
     "Client",
+    "Collection",
+    "Dataset",
     "Embeddings",
     "Encoded",
+    "Example",
+    "Filter",
+    "Heartbeat",
+    "Hit",
+    "Hits",
+    "HotclipError",
     "Image",
+    "ItemError",
+    "Job",
+    "JobEvent",
+    "JobKind",
+    "JobState",
     "Limits",
+    "LogLine",
+    "Match",
+    "Measurement",
+    "Model",
+    "Pair",
+    "Point",
+    "PointId",
     "RankScore",
     "Ranking",
+    "Run",
     "ServerInfo",
+    "StateChange",
     "Text",
+    "Upserted",
+    "Vector",
+    "Version",
     "VersionInfo",
+    "VersionState",
+    "errors",
 ]

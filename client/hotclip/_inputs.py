@@ -175,6 +175,14 @@ def png(rgb: NDArray[np.uint8]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
+def encoded_of(item: types_pb2.EncodeItem) -> bytes:
+    """An image as an encoded file, also if it was given as pixels."""
+    if item.WhichOneof("content") == "tensor":
+        pixels = np.frombuffer(item.tensor.data, dtype=np.uint8)
+        return png(pixels.reshape(item.tensor.height, item.tensor.width, 3))
+    return item.image
+
+
 def _encoded(data: bytes) -> types_pb2.EncodeItem:
     if not data:
         raise InvalidArgument.field("image", "empty", reason="IMAGE_UNREADABLE")

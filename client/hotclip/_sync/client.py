@@ -7,7 +7,9 @@ from types import TracebackType
 import grpc
 
 from hotclip._channel import Settings
-from hotclip._sync import encoding, server
+from hotclip._sync import datasets, encoding, finetuning, jobs, server
+from hotclip._sync import models as versioning
+from hotclip._sync import search as searching
 from hotclip._sync.connection import Connection
 
 
@@ -50,6 +52,37 @@ class Client:
     encode = encoding.encode
     encode_stream = encoding.encode_stream
     rank = encoding.rank
+
+    create_collection = searching.create_collection
+    get_collection = searching.get_collection
+    list_collections = searching.list_collections
+    delete_collection = searching.delete_collection
+    upsert = searching.upsert
+    delete_points = searching.delete_points
+    search = searching.search
+    reindex = searching.reindex
+
+    upload_dataset = datasets.upload_dataset
+    get_dataset = datasets.get_dataset
+    list_datasets = datasets.list_datasets
+    delete_dataset = datasets.delete_dataset
+    download_dataset = datasets.download_dataset
+
+    finetune = finetuning.finetune
+    evaluate = finetuning.evaluate
+    get_job = jobs.get_job
+    list_jobs = jobs.list_jobs
+
+    models = versioning.models
+    get_model = versioning.get_model
+    versions = versioning.versions
+    get_version = versioning.get_version
+    load_version = versioning.load_version
+    activate = versioning.activate
+    rollback = versioning.rollback
+    unload_version = versioning.unload_version
+    delete_version = versioning.delete_version
+    watch_models = versioning.watch_models
 
     server_info = server.server_info
     is_ready = server.is_ready

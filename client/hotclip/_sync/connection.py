@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -116,9 +116,18 @@ class Connection:
             if not running.done():
                 running.cancel()
 
-    def watch(self, method: grpc.UnaryStreamMultiCallable[Req, Res], request: Req) -> Iterator[Res]:
+    def watch(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Req, Res],
+        request: Req,
+        deadline: Deadline | None = None,
+    ) -> Generator[Res, None, None]:
         """One request, many answers; cancelled when the generator ends in any way."""
-        running = method(request, wait_for_ready=self.settings.wait_for_ready or None)
+        running = method(
+            request,
+            timeout=deadline.remaining() if deadline else None,
+            wait_for_ready=self.settings.wait_for_ready or None,
+        )
         try:
             yield from running
         except grpc.RpcError as error:

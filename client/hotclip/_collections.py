@@ -1,0 +1,48 @@
+"""Collections, as the caller sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from hotclip._jobs import when
+from hotclip_proto.v1 import search_pb2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """A named set of points, bound to the version that made its vectors."""
+
+    name: str
+    model: str
+    version: str
+    space_id: str
+    text_encoder_id: str
+    vision_encoder_id: str
+    dim: int
+    """Elements of a vector."""
+    points: int
+    create_time: datetime | None
+    keep_sources: bool
+    """Whether texts and images are kept, so that it can be reindexed."""
+    shadow_version: str
+    """Version that a shadow is built for; empty if none."""
+    shadow_complete: bool
+
+
+def collection(message: search_pb2.Collection) -> Collection:
+    """Parses a collection."""
+    return Collection(
+        name=message.name,
+        model=message.model,
+        version=message.version,
+        space_id=message.space_id,
+        text_encoder_id=message.text_encoder_id,
+        vision_encoder_id=message.vision_encoder_id,
+        dim=message.dim,
+        points=message.points,
+        create_time=when(message.create_time),
+        keep_sources=message.keep_sources,
+        shadow_version=message.shadow_version,
+        shadow_complete=message.shadow_complete,
+    )

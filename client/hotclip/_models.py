@@ -1,0 +1,107 @@
+"""Models and their versions, as the caller sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from hotclip._jobs import when
+from hotclip_proto.v1 import model_pb2
+
+
+class VersionState(StrEnum):
+    """Where a version is; its value is its name."""
+
+    UNKNOWN = "UNKNOWN"
+    STORED = "STORED"
+    STAGED = "STAGED"
+    LIVE = "LIVE"
+    PREVIOUS = "PREVIOUS"
+    BOUND = "BOUND"
+
+
+_STATES = {
+    model_pb2.VERSION_STATE_STORED: VersionState.STORED,
+    model_pb2.VERSION_STATE_STAGED: VersionState.STAGED,
+    model_pb2.VERSION_STATE_LIVE: VersionState.LIVE,
+    model_pb2.VERSION_STATE_PREVIOUS: VersionState.PREVIOUS,
+    model_pb2.VERSION_STATE_BOUND: VersionState.BOUND,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """Immutable weights of both towers with preprocessing, tokenizer and config."""
+
+    id: str
+    model: str
+    state: VersionState
+    parent: str
+    """Version it was trained from; empty for a root."""
+    source: str
+    """What was loaded, or "job:<id>"."""
+    architecture: str
+    space_id: str
+    text_encoder_id: str
+    vision_encoder_id: str
+    dim: int
+    """Elements of a vector."""
+    image_size: int
+    """Pixels: height and width of the model's input."""
+    context_length: int
+    """Tokens: longest text."""
+    size_bytes: int
+    create_time: datetime | None
+    metrics: Mapping[str, float]
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A named line of versions at one moment."""
+
+    name: str
+    live_version: str
+    previous_version: str
+    """What rollback returns to; empty if nothing."""
+    staged_versions: tuple[str, ...]
+    etag: str
+    """Changes with every change of the model; give it to activate or rollback."""
+    space_id: str
+    """Space of the live version."""
+
+
+def version(message: model_pb2.Version) -> Version:
+    """Parses a version."""
+    return Version(
+        id=message.id,
+        model=message.model,
+        state=_STATES.get(message.state, VersionState.UNKNOWN),
+        parent=message.parent,
+        source=message.source,
+        architecture=message.architecture,
+        space_id=message.space_id,
+        text_encoder_id=message.text_encoder_id,
+        vision_encoder_id=message.vision_encoder_id,
+        dim=message.dim,
+        image_size=message.image_size,
+        context_length=message.context_length,
+        size_bytes=message.size_bytes,
+        create_time=when(message.create_time),
+        metrics={m.name: m.value for m in message.metrics},
+        sha256=message.sha256,
+    )
+
+
+def model(message: model_pb2.Model) -> Model:
+    """Parses a model."""
+    return Model(
+        name=message.name,
+        live_version=message.live_version,
+        previous_version=message.previous_version,
+        staged_versions=tuple(message.staged_versions),
+        etag=message.etag,
+        space_id=message.space_id,
+    )

@@ -1,0 +1,94 @@
+"""A progress bar for jobs: one line on a terminal, few lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from hotclip._jobs import JobEvent, LogLine, Measurement, StateChange
+
+_WIDTH = 28
+_REDRAW_S = 0.1
+_QUIET_REPORT_S = 10.0
+
+
+class ProgressBar:
+    """Draws a job's events; on something that is no terminal it writes a line every 10 s.
+
+    Args:
+        name: Shown in front.
+        stream: Where to write; None: stderr.
+        clock: Seconds, for throughput and for drawing not too often.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._stream = stream or sys.stderr
+        self._clock = clock
+        self._terminal = self._stream.isatty()
+        self._drawn_at = float("-inf")
+        self._first: tuple[float, int] | None = None
+        self._line = ""
+        self._shown = ""
+
+    def show(self, event: JobEvent) -> None:
+        """Takes an event into account."""
+        detail = event.detail
+        if isinstance(detail, StateChange):
+            note = f": {detail.message}" if detail.message else ""
+            self._say(f"{self._name} {detail.state.value}{note}")
+        elif isinstance(detail, LogLine) and detail.level != "INFO":
+            self._say(str(detail))
+        elif isinstance(detail, Measurement) and detail.stage == "STEP":
+            self._step(detail)
+        elif isinstance(detail, Measurement):
+            numbers = "  ".join(f"{n} {v:.4g}" for n, v in sorted(detail.metrics.items()))
+            self._say(f"{self._name} {detail.stage.lower()}  {numbers}")
+
+    def _step(self, at: Measurement) -> None:
+        now = self._clock()
+        if self._first is None:
+            self._first = (now, at.step)
+        elapsed, steps = now - self._first[0], at.step - self._first[1]
+        share = min(at.step / at.total_steps, 1.0) if at.total_steps else 0.0
+        filled = round(share * _WIDTH)
+        bar = "█" * filled + "·" * (_WIDTH - filled)
+        of = f"/{at.total_steps}" if at.total_steps else ""
+        loss = f"  loss {at.metrics['loss']:.4f}" if "loss" in at.metrics else ""
+        speed = f"  {steps / elapsed:.1f} steps/s" if elapsed > 0 and steps else ""
+        if pairs := at.metrics.get("pairs_per_second"):
+            speed += f"  {pairs:.0f} pairs/s"
+        self._line = f"{self._name} {bar} {share:4.0%} {at.step}{of}{loss}{speed}"
+        if now - self._drawn_at >= (_REDRAW_S if self._terminal else _QUIET_REPORT_S):
+            self._draw(now)
+
+    def _draw(self, now: float) -> None:
+        self._drawn_at, self._shown = now, self._line
+        if self._terminal:
+            self._stream.write(f"\r\x1b[2K{self._line}")
+        else:
+            self._stream.write(f"{self._line}\n")
+        self._stream.flush()
+
+    def _say(self, text: str) -> None:
+        before = "\r\x1b[2K" if self._terminal else ""
+        self._stream.write(f"{before}{text}\n")
+        if self._terminal and self._line:
+            self._stream.write(self._line)
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Draws the last state and ends the line."""
+        if self._line and self._shown != self._line:
+            self._draw(self._clock())
+        if self._line and self._terminal:
+            self._stream.write("\n")
+            self._stream.flush()

@@ -1,0 +1,165 @@
+"""Queries of a collection, and what they find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, overload
+
+from google.protobuf import json_format, struct_pb2
+
+from hotclip._embeddings import Embeddings
+from hotclip._inputs import Item, is_single, item_of
+from hotclip._points import Vector, vector_of
+from hotclip._server import Limits
+from hotclip.errors import Aborted, InvalidArgument
+from hotclip_proto.v1 import search_pb2
+
+MAX_QUERIES = 256
+_MESSAGE_MARGIN = 64 << 10
+
+
+@dataclass(frozen=True)
+class PointId:
+    """Queries with the stored vector of a point; the point itself is not found."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One found point; `score` is the cosine in [-1, 1]."""
+
+    id: str
+    score: float
+    payload: Mapping[str, Any]
+
+
+class Hits(Sequence[Hit]):
+    """What one query found, best first, and the version and space that were searched."""
+
+    def __init__(self, hits: Iterable[Hit], version: str, space_id: str) -> None:
+        self._hits = tuple(hits)
+        self.version = version
+        self.space_id = space_id
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
+        return self._hits[index]
+
+    def __len__(self) -> int:
+        return len(self._hits)
+
+    def __repr__(self) -> str:
+        return f"Hits({list(self._hits)!r}, version={self.version!r})"
+
+
+QueryLike: TypeAlias = "Item | Vector | Embeddings | PointId"
+
+
+def is_one_query(query: object) -> bool:
+    """Whether this is one query rather than a list of queries."""
+    if isinstance(query, Embeddings):
+        return query.ndim == 1
+    return isinstance(query, Vector | PointId) or is_single(query)
+
+
+def query_of(value: object, where: str) -> search_pb2.Query:
+    """Packs a query; reads an image."""
+    if isinstance(value, PointId):
+        return search_pb2.Query(point_id=value.id)
+    if isinstance(value, Vector | Embeddings):
+        return search_pb2.Query(vector=vector_of(value, where))
+    return search_pb2.Query(item=item_of(value, where))
+
+
+def hits(reply: search_pb2.SearchResponse) -> list[Hits]:
+    """Parses the answer of Search: one Hits a query."""
+    return [
+        Hits(
+            (Hit(h.id, h.score, _payload_out(h.payload)) for h in result.hits),
+            reply.version,
+            reply.space_id,
+        )
+        for result in reply.results
+    ]
+
+
+class SearchPlan:
+    """One search call: the requests to send, one after another, and what came back."""
+
+    def __init__(
+        self,
+        collection: str,
+        query: object,
+        *,
+        limit: int,
+        conditions: search_pb2.Filter | None,
+        score_threshold: float | None,
+        exact: bool,
+        expected_space_id: str,
+    ) -> None:
+        self._single = is_one_query(query)
+        if self._single:
+            self._queries: list[object] = [query]
+        elif isinstance(query, Iterable):
+            self._queries = list(query)
+        else:
+            raise InvalidArgument.field("query", f"{type(query).__name__} is no query")
+        if not self._queries:
+            raise InvalidArgument.field("query", "empty list")
+        if limit < 1:
+            raise InvalidArgument.field("limit", f"{limit} is less than 1")
+        self._base = search_pb2.SearchRequest(
+            collection=collection,
+            limit=limit,
+            filter=conditions,
+            score_threshold=score_threshold,
+            exact=exact,
+            expected_space_id=expected_space_id,
+        )
+        self._found: list[Hits] = []
+
+    def requests(self, limits: Limits) -> Iterator[search_pb2.SearchRequest]:
+        """The requests, cut by number and bytes; reads each image when its turn comes."""
+        room = limits.max_message_bytes - _MESSAGE_MARGIN
+        block: list[search_pb2.Query] = []
+        size = 0
+        for index, value in enumerate(self._queries):
+            query = query_of(value, "query" if self._single else f"query[{index}]")
+            bytes_ = query.ByteSize() + 16
+            if block and (len(block) >= MAX_QUERIES or size + bytes_ > room):
+                yield self._request(block)
+                block, size = [], 0
+            block.append(query)
+            size += bytes_
+        yield self._request(block)
+
+    def _request(self, queries: Sequence[search_pb2.Query]) -> search_pb2.SearchRequest:
+        request = search_pb2.SearchRequest()
+        request.CopyFrom(self._base)
+        request.queries.extend(queries)
+        return request
+
+    def add(self, reply: search_pb2.SearchResponse) -> None:
+        """Takes an answer.
+
+        Raises:
+            Aborted: The collection moved to another version between two parts of a list.
+        """
+        fresh = hits(reply)
+        if self._found and fresh and fresh[0].version != self._found[0].version:
+            raise Aborted("the collection's version changed meanwhile", reason="VERSION_CHANGED")
+        self._found += fresh
+
+    def result(self) -> Hits | list[Hits]:
+        """Hits for one query, a list of Hits for a list."""
+        return self._found[0] if self._single else self._found
+
+
+def _payload_out(payload: struct_pb2.Struct) -> dict[str, Any]:
+    plain: dict[str, Any] = json_format.MessageToDict(payload)
+    return plain

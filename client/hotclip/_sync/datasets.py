@@ -1,0 +1,123 @@
+"""Datasets and training on them; methods of Client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hotclip import _datasets as parse
+from hotclip._datasets import Dataset, DatasetWriter, content_name, upload_requests
+from hotclip._pairs import ImagePair, PairLike, pairs_of
+from hotclip.errors import NotFound
+from hotclip_proto.v1 import dataset_pb2
+
+if TYPE_CHECKING:
+    from hotclip._sync.client import Client
+
+# Seconds: an upload may be long.
+_UPLOAD_S = 3600.0
+
+
+def upload_dataset(
+    self: Client,
+    name: str,
+    pairs: Path | Iterable[PairLike],
+    *,
+    description: str = "",
+    timeout: float | None = _UPLOAD_S,
+) -> Dataset:
+    """Stores pairs of texts and images under a name.
+
+    Args:
+        name: 1 to 128 of [A-Za-z0-9._-]; empty: the dataset's id.
+        pairs: (text, image) or (image, text) tuples or Pair objects; or the pathlib.Path of
+            a CSV or JSON lines file with a text and an image path (relative to the file)
+            in each row. Images are read one at a time and each content is sent once.
+        description: Free text.
+        timeout: Seconds; None: the client's default.
+
+    Raises:
+        InvalidArgument: Bad pairs, each named by line or position (reason PAIRS_INVALID).
+        AlreadyExists: The name belongs to other content.
+        ResourceExhausted: Too large.
+    """
+    return _upload(self, name, pairs_of(pairs), description, timeout)
+
+
+def _upload(
+    self: Client, name: str, pairs: list[ImagePair], description: str, timeout: float | None
+) -> Dataset:
+    connection = self._connection
+    requests = upload_requests(name, description, pairs)
+    method = connection.stubs().datasets.UploadDataset
+    return parse.dataset(connection.send_all(method, requests, connection.deadline(timeout)))
+
+
+def dataset_for(self: Client, data: str | Path | Iterable[PairLike]) -> str:
+    """The name of a dataset with this data: a str is one; anything else is uploaded if new."""
+    if isinstance(data, str):
+        return data
+    pairs = pairs_of(data)
+    name = content_name(pairs)
+    try:
+        return get_dataset(self, name).name
+    except NotFound:
+        return _upload(self, name, pairs, "", _UPLOAD_S).name
+
+
+def get_dataset(self: Client, dataset: str, *, timeout: float | None = None) -> Dataset:
+    """A dataset by id or name. Raises NotFound."""
+    connection = self._connection
+    request = dataset_pb2.GetDatasetRequest(dataset=dataset)
+    stub = connection.stubs().datasets
+    return parse.dataset(connection.call(stub.GetDataset, request, connection.deadline(timeout)))
+
+
+def list_datasets(self: Client, *, timeout: float | None = None) -> list[Dataset]:
+    """All datasets, newest first."""
+    connection, found, token = self._connection, list[Dataset](), ""
+    deadline = connection.deadline(timeout)
+    while True:
+        request = dataset_pb2.ListDatasetsRequest(page_token=token)
+        reply = connection.call(connection.stubs().datasets.ListDatasets, request, deadline)
+        found += map(parse.dataset, reply.datasets)
+        token = reply.next_page_token
+        if not token:
+            return found
+
+
+def delete_dataset(self: Client, dataset: str, *, timeout: float | None = None) -> None:
+    """Removes a dataset. Raises NotFound, or FailedPrecondition (reason DATASET_IN_USE)."""
+    connection = self._connection
+    request = dataset_pb2.DeleteDatasetRequest(dataset=dataset)
+    stub = connection.stubs().datasets
+    connection.call(stub.DeleteDataset, request, connection.deadline(timeout))
+
+
+def download_dataset(
+    self: Client, dataset: str, directory: Path | str, *, timeout: float | None = _UPLOAD_S
+) -> Path:
+    """Writes a dataset as images/ and pairs.jsonl into a new or empty folder.
+
+    Returns:
+        The path of pairs.jsonl, which upload_dataset takes.
+
+    Raises:
+        NotFound: No such dataset.
+        InvalidArgument: The folder is not empty.
+        DataLoss: An image is damaged or missing.
+    """
+    connection = self._connection
+    request = dataset_pb2.DownloadDatasetRequest(dataset=dataset)
+    stream = connection.watch(
+        connection.stubs().datasets.DownloadDataset, request, connection.deadline(timeout)
+    )
+    writer = DatasetWriter(Path(directory))
+    try:
+        for message in stream:
+            writer.accept(message)
+    finally:
+        writer.close()
+        stream.close()
+    return writer.finish()
