@@ -1,0 +1,298 @@
+"""The collections there are, which version and shard each is bound to, and how that flips.
+
+The rows in SQLite are the truth; the event loop reads a copy. Whatever changes a row runs on
+the database's thread and is applied to the copy on the loop right after the commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from hotclip_server.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    HotclipError,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from hotclip_server.search import records
+from hotclip_server.search.encoding import Versions
+from hotclip_server.search.protocol import VectorStore
+from hotclip_server.search.records import CollectionRecord
+from hotclip_server.storage.database import Database, now
+
+_log = logging.getLogger(__name__)
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Catalogue:
+    """Collections by name; event loop only, but for `flip`.
+
+    Args:
+        max_collections: Most that may exist.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: VectorStore,
+        versions: Versions,
+        *,
+        max_collections: int = 1000,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._versions = versions
+        self._max_collections = max_collections
+        self._records: dict[str, CollectionRecord] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._revisions: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.unsettled: set[str] = set()
+        """Collections whose shards may lack what SQLite has: after the start, and after a write
+        that broke off in between."""
+        self._opened = False
+
+    async def open(self) -> None:
+        """Reads the collections, makes their versions resident, drops shards of none."""
+        found = await self._database.run(records.read_all)
+        for record in found:
+            self._records[record.name] = record
+            self.unsettled.add(record.name)
+            await self._hold_all(record)
+            # Made anew from the sources if the folder of vectors was lost.
+            await self._store.create(record.shard, record.dim)
+        used = {shard for record in found for shard in record.targets().values()}
+        for shard in await self._store.shards():
+            if shard not in used:
+                await self._store.drop(shard)
+        self._opened = True
+
+    async def close(self) -> None:
+        """Ends what is under way in the background; the next start makes up for it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def get(self, name: str) -> CollectionRecord:
+        """A collection. Raises NotFound, or Unavailable while the server starts."""
+        self._check_open()
+        record = self._records.get(name)
+        if record is None:
+            raise NotFound(f"no collection {name!r}", reason="COLLECTION_NOT_FOUND")
+        return record
+
+    def list(self) -> list[CollectionRecord]:
+        """All collections, by name. Raises Unavailable while the server starts."""
+        self._check_open()
+        return [self._records[name] for name in sorted(self._records)]
+
+    def lock(self, name: str) -> asyncio.Lock:
+        """Held by whoever writes points of a collection: writes come one after the other."""
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def next_revisions(self, name: str, count: int) -> int:
+        """The first of `count` fresh revisions; under the lock."""
+        if name not in self._revisions:
+            last = await self._database.run(lambda c: records.last_revision(c, name))
+            self._revisions[name] = last
+        self._revisions[name] += count
+        return self._revisions[name] - count + 1
+
+    async def create(
+        self, name: str, *, model: str = "", version: str = "", keep_sources: bool = True
+    ) -> CollectionRecord:
+        """Makes an empty collection, bound to `version` (empty: the live one).
+
+        Raises:
+            InvalidArgument: the name.
+            AlreadyExists: there is one of this name.
+            NotFound, FailedPrecondition: model, version.
+            ResourceExhausted: too many collections.
+        """
+        self._check_open()
+        if not _NAME.fullmatch(name):
+            raise InvalidArgument.field("name", "must be 1 to 128 of A-Z a-z 0-9 . _ -")
+        if name in self._records:
+            raise AlreadyExists(f"there is a collection {name!r}")
+        if len(self._records) >= self._max_collections:
+            raise ResourceExhausted(
+                f"there are {self._max_collections} collections, the most allowed",
+                reason="TOO_MANY_COLLECTIONS",
+            )
+        with self._versions.pin(model, version) as pin:
+            spec = pin.resident.spec
+            record = CollectionRecord(
+                name=name,
+                model=pin.resident.model,
+                version=pin.resident.version_id,
+                space_id=spec.space_id,
+                text_encoder_id=spec.text_encoder_id,
+                vision_encoder_id=spec.vision_encoder_id,
+                dim=spec.dim,
+                keep_sources=keep_sources,
+                shard=new_shard(),
+                create_time=now(),
+            )
+            await self._store.create(record.shard, record.dim)
+            try:
+                await self._database.run(lambda c: records.insert(c, record))
+            except IntegrityError as error:
+                await self._store.drop(record.shard)
+                raise AlreadyExists(f"there is a collection {name!r}") from error
+            self.apply(record)
+        return record
+
+    async def delete(self, name: str) -> None:
+        """Removes a collection with its points. Raises NotFound."""
+        self.get(name)
+        async with self.lock(name):
+            record = self.get(name)
+            await self._database.run(lambda c: records.delete(c, name))
+            del self._records[name]
+            self._revisions.pop(name, None)
+            self.unsettled.discard(name)
+            for holder, version in _holds(record).items():
+                self._versions.release(version, holder)
+            self._drop(set(record.targets().values()))
+
+    async def change(
+        self, name: str, change: Callable[[Connection, CollectionRecord], CollectionRecord]
+    ) -> CollectionRecord:
+        """Changes a row in one transaction, then the copy."""
+
+        def work(connection: Connection) -> CollectionRecord:
+            record = change(connection, records.read(connection, name))
+            records.update(connection, record)
+            return record
+
+        record = await self._database.run(work)
+        self.apply(record)
+        return record
+
+    def apply(self, record: CollectionRecord) -> None:
+        """Makes a committed row the one that requests see."""
+        old = self._records.get(record.name)
+        self._records[record.name] = record
+        before = {} if old is None else _holds(old)
+        after = _holds(record)
+        for holder, version in after.items():
+            if before.get(holder) != version:
+                self._versions.retain(version, holder)
+        for holder, version in before.items():
+            if after.get(holder) != version:
+                self._versions.release(version, holder)
+        if old is not None:
+            self._drop(set(old.targets().values()) - set(record.targets().values()))
+
+    def flip(
+        self,
+        connection: Connection,
+        model: str,
+        old_version: str,
+        new_version: str,
+        names: Sequence[str],
+    ) -> Callable[[], None]:
+        """Takes part in a flip of the live version; see models.flip.FlipParticipant.
+
+        Complete shadows for the new version, or those of them that `names` lists, go live
+        with it; so do shards kept for a rollback to it. What was live is kept, and gets every
+        write, as long as its version is the rollback target. Other collections stay bound.
+
+        Raises:
+            NotFound: `names` lists a collection that the model does not have.
+            FailedPrecondition: one that has no complete shadow; reason SHADOW_INCOMPLETE.
+        """
+        found = {r.name: r for r in records.read_all(connection) if r.model == model}
+        for name in names:
+            if name not in found:
+                raise NotFound(f"model {model!r} has no collection {name!r}")
+            if not self._ready(found[name], new_version):
+                raise FailedPrecondition(
+                    f"collection {name!r} has no complete shadow for version {new_version}",
+                    reason="SHADOW_INCOMPLETE",
+                )
+        binding = records.read_binding(connection, model, new_version)
+        changed: list[CollectionRecord] = []
+        for record in found.values():
+            wanted = not names or record.name in names or record.previous_version == new_version
+            flipped = record
+            if wanted and record.version != new_version and self._ready(record, new_version):
+                flipped = record.bound_to(binding)
+            if flipped.previous_version not in (None, old_version, new_version):
+                flipped = flipped.without_previous()
+            if flipped != record:
+                records.update(connection, flipped)
+                changed.append(flipped)
+
+        def finish() -> None:
+            for record in changed:
+                if record.name in self._records:
+                    self.apply(record)
+
+        return finish
+
+    def _check_open(self) -> None:
+        if not self._opened:
+            raise Unavailable("collections are being opened", retry_after_s=1.0)
+
+    def _ready(self, record: CollectionRecord, version: str) -> bool:
+        if version == record.version:
+            return True
+        if record.name in self.unsettled:
+            return False
+        complete = version == record.shadow_version and record.shadow_complete
+        return complete or version == record.previous_version
+
+    async def _hold_all(self, record: CollectionRecord) -> None:
+        for holder, version in _holds(record).items():
+            try:
+                await self._versions.bind(version, holder)
+            except HotclipError:
+                # The server starts all the same; this collection says why it can't serve.
+                _log.exception("version %s of collection %s can't serve", version, record.name)
+
+    def _drop(self, shards: set[str]) -> None:
+        async def drop(shard: str) -> None:
+            try:
+                await self._store.drop(shard)
+            except HotclipError as error:
+                _log.warning("shard %s is left to the next start: %s", shard, error)
+
+        for shard in shards:
+            self.spawn(drop(shard))
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs work in the background, until `close`."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def new_shard() -> str:
+    """A fresh name of a shard."""
+    return secrets.token_hex(16)
+
+
+def with_shadow(record: CollectionRecord, version: str, shard: str) -> CollectionRecord:
+    """A shadow begins for `version`; one for another version is given up."""
+    return replace(record, shadow_version=version, shadow_shard=shard, shadow_complete=False)
+
+
+def _holds(record: CollectionRecord) -> dict[str, str]:
+    """Versions that must stay resident, by holder."""
+    holds = {f"collection:{record.name}": record.version}
+    if record.shadow_version:
+        holds[f"shadow:{record.name}"] = record.shadow_version
+    return holds

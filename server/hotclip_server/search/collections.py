@@ -1,0 +1,81 @@
+"""Collections as a whole: what the parts of search are made of and how they start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from hotclip_server.errors import HotclipError
+from hotclip_server.search import records
+from hotclip_server.search.blobs import SourceBlobs
+from hotclip_server.search.catalogue import Catalogue
+from hotclip_server.search.encoding import ItemEncoder, Versions
+from hotclip_server.search.protocol import VectorStore
+from hotclip_server.search.reindex import Reindexer
+from hotclip_server.search.searcher import Searcher
+from hotclip_server.search.writer import Writer
+from hotclip_server.storage.database import Database
+
+_log = logging.getLogger(__name__)
+
+
+class Collections:
+    """Owns the parts of search; constructing starts nothing.
+
+    The catalogue takes part in flips: `registry.add_flip_participant(collections.catalogue)`,
+    before anything is activated after `start`.
+
+    Args:
+        versions: The model registry, started before this.
+        store: The vector engine, started before this.
+        blobs: Large sources.
+        max_collections: Most that may exist.
+        max_payload_bytes: Of one point, as JSON.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: VectorStore,
+        versions: Versions,
+        encoder: ItemEncoder,
+        blobs: SourceBlobs,
+        *,
+        max_collections: int = 1000,
+        max_payload_bytes: int = 64 << 10,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._blobs = blobs
+        self.catalogue = Catalogue(database, store, versions, max_collections=max_collections)
+        self.writer = Writer(
+            database,
+            store,
+            versions,
+            encoder,
+            self.catalogue,
+            blobs,
+            max_payload_bytes=max_payload_bytes,
+        )
+        self.searcher = Searcher(store, versions, encoder, self.catalogue)
+        self.reindexer = Reindexer(database, store, versions, self.catalogue, self.writer)
+
+    async def start(self) -> None:
+        """Makes bound versions resident, and shards agree with what SQLite says."""
+        used = await self._database.run(records.used_blobs)
+        await asyncio.to_thread(self._blobs.sweep, used)
+        await self.catalogue.open()
+        for record in self.catalogue.list():
+            try:
+                await self.writer.settle(record.name)
+            except HotclipError:
+                _log.exception("collection %s: some points may be missing", record.name)
+        self.reindexer.start()
+
+    async def stop(self) -> None:
+        """Ends background work; before the store, the registry and the database stop."""
+        await self.catalogue.close()
+
+    async def count(self, name: str) -> int:
+        """Points of a collection. Raises NotFound."""
+        return (await self._store.info(self.catalogue.get(name).shard)).points

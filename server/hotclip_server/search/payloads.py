@@ -1,0 +1,47 @@
+"""Payloads between the wire (protobuf Struct) and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from google.protobuf.struct_pb2 import Struct, Value
+
+_WHOLE = float(2**53)
+"""Up to here a double tells whole numbers apart."""
+
+
+def payload_from_struct(struct: Struct, max_bytes: int) -> dict[str, Any]:
+    """A JSON object; whole numbers become int.
+
+    Raises:
+        OverflowError: more than `max_bytes` as JSON.
+        ValueError: holds NaN or an infinity.
+    """
+    payload = {key: _value(value) for key, value in struct.fields.items()}
+    size = len(json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode())
+    if size > max_bytes:
+        raise OverflowError(f"{size} bytes of JSON; at most {max_bytes} are allowed")
+    return payload
+
+
+def payload_to_struct(payload: dict[str, Any]) -> Struct:
+    """The Struct of a JSON object."""
+    struct = Struct()
+    struct.update(payload)
+    return struct
+
+
+def _value(value: Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "number_value":
+        number = value.number_value
+        if not math.isfinite(number):
+            raise ValueError("holds a number that is not finite")
+        return int(number) if number.is_integer() and abs(number) <= _WHOLE else number
+    if kind == "struct_value":
+        return {key: _value(item) for key, item in value.struct_value.fields.items()}
+    if kind == "list_value":
+        return [_value(item) for item in value.list_value.values]
+    return None if kind in (None, "null_value") else getattr(value, kind)

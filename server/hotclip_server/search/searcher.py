@@ -1,0 +1,169 @@
+"""Search: queries are encoded by the version that the collection is bound to, which is held
+for the whole call, so that one answer is of one space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotclip_proto.v1 import search_pb2
+from hotclip_proto.v1.types_pb2 import EncodeItem
+from hotclip_server.errors import FailedPrecondition, InvalidArgument, NotFound
+from hotclip_server.search.catalogue import Catalogue
+from hotclip_server.search.encoding import ItemEncoder, Versions
+from hotclip_server.search.filters import PayloadFilter
+from hotclip_server.search.points import Space, parse_vector
+from hotclip_server.search.protocol import Match, VectorStore
+from hotclip_server.search.records import CollectionRecord
+
+MAX_QUERIES = 256
+MAX_LIMIT = 1000
+DEFAULT_LIMIT = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What applies to every query of a request."""
+
+    limit: int = DEFAULT_LIMIT
+    payload_filter: PayloadFilter | None = None
+    score_threshold: float | None = None
+    exact: bool = False
+    expected_space_id: str = ""
+    deadline: float | None = None
+    """On time.monotonic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Matches of each query, best first, and what encoded query and points."""
+
+    matches: list[list[Match]]
+    version: str
+    space_id: str
+
+
+class Searcher:
+    """Searches collections. Event loop only."""
+
+    def __init__(
+        self, store: VectorStore, versions: Versions, encoder: ItemEncoder, catalogue: Catalogue
+    ) -> None:
+        self._store = store
+        self._versions = versions
+        self._encoder = encoder
+        self._catalogue = catalogue
+
+    async def search(
+        self, name: str, queries: Sequence[search_pb2.Query], options: SearchOptions
+    ) -> Found:
+        """Finds the nearest points of each query.
+
+        Raises:
+            NotFound: no such collection or, for a query by point, no such point.
+            InvalidArgument: a query; names the field.
+            FailedPrecondition: reason SPACE_MISMATCH.
+            HotclipError: what encoding as a whole, or the vector engine, raises.
+        """
+        if not 1 <= len(queries) <= MAX_QUERIES:
+            raise InvalidArgument.field("queries", f"must be 1 to {MAX_QUERIES} queries")
+        if not 1 <= options.limit <= MAX_LIMIT:
+            raise InvalidArgument.field("limit", f"must be 1 to {MAX_LIMIT}")
+        while True:
+            record = self._catalogue.get(name)
+            _check_space(record, options.expected_space_id)
+            try:
+                return await self._search(record, queries, options)
+            except NotFound as error:
+                # A flip put another shard in place of the one that this search had begun on.
+                moved = self._catalogue.get(name).shard != record.shard
+                if error.reason != "SHARD_NOT_FOUND" or not moved:
+                    raise
+
+    async def _search(
+        self,
+        record: CollectionRecord,
+        queries: Sequence[search_pb2.Query],
+        options: SearchOptions,
+    ) -> Found:
+        vectors = await self._vectors(record, queries, options.deadline)
+        matches = await self._store.search(
+            record.shard,
+            vectors,
+            limit=options.limit,
+            payload_filter=options.payload_filter,
+            score_threshold=options.score_threshold,
+            exact=options.exact,
+            exclude=[query.point_id or None for query in queries],
+        )
+        return Found(matches=matches, version=record.version, space_id=record.space_id)
+
+    async def _vectors(
+        self,
+        record: CollectionRecord,
+        queries: Sequence[search_pb2.Query],
+        deadline: float | None,
+    ) -> NDArray[np.float32]:
+        """float32 (queries, dim)."""
+        space = Space(space_id=record.space_id, dim=record.dim)
+        vectors = np.zeros((len(queries), record.dim), np.float32)
+        items: dict[int, EncodeItem] = {}
+        ids: dict[int, str] = {}
+        for at, query in enumerate(queries):
+            kind = query.WhichOneof("query")
+            if kind == "vector":
+                vectors[at] = parse_vector(query.vector, space, f"queries[{at}].vector")
+            elif kind == "point_id" and query.point_id:
+                ids[at] = query.point_id
+            elif kind == "item" and query.item.WhichOneof("content"):
+                items[at] = query.item
+            else:
+                raise InvalidArgument.field(f"queries[{at}]", "must hold a query")
+        if items:
+            vectors[list(items)] = await self._encode(record, items, deadline)
+        if ids:
+            stored = await self._store.retrieve(
+                record.shard, list(set(ids.values())), with_vectors=True
+            )
+            for at, point in ids.items():
+                if point not in stored.vectors:
+                    raise NotFound(
+                        f"queries[{at}].point_id: no point {point!r} in collection {record.name!r}",
+                        reason="POINT_NOT_FOUND",
+                    )
+                vectors[at] = stored.vectors[point]
+        return vectors
+
+    async def _encode(
+        self, record: CollectionRecord, items: dict[int, EncodeItem], deadline: float | None
+    ) -> NDArray[np.float32]:
+        with self._versions.pin(record.model, record.version) as pin:
+            encoded = await self._encoder.encode_items(
+                list(items.values()), pin, deadline=deadline, field="queries"
+            )
+        for which, error in sorted(encoded.errors.items()):
+            at = list(items)[which]
+            if isinstance(error, InvalidArgument):
+                raise InvalidArgument.field(
+                    f"queries[{at}].item", error.message, reason=error.reason
+                ) from error
+            raise error
+        return encoded.vectors
+
+
+def _check_space(record: CollectionRecord, expected: str) -> None:
+    if expected and record.space_id != expected:
+        raise FailedPrecondition(
+            f"collection {record.name!r} is of space {record.space_id}, the request expects "
+            f"{expected}",
+            reason="SPACE_MISMATCH",
+            metadata={
+                "space_id": record.space_id,
+                "version": record.version,
+                "expected_space_id": expected,
+            },
+        )

@@ -1,0 +1,359 @@
+"""Upsert and Delete: one write goes to SQLite, then to every shard, then is acknowledged.
+
+Order, and what a crash leaves: (1) the source rows commit with fresh revisions (a deletion:
+tombstones); (2) each shard stores the vectors under the same revisions (or removes them);
+(3) the caller hears of it. Writes of a collection come one after the other, so a shard lacks
+at most the rows with the greatest revisions: `settle` finds and stores them when the
+server starts, and after a write that failed in between. Without sources there are no rows:
+the shard is the truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotclip_proto.v1 import search_pb2
+from hotclip_proto.v1.types_pb2 import EncodeItem
+from hotclip_server.batching.ticket import Priority
+from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound, Unavailable
+from hotclip_server.models.residents import Pin
+from hotclip_server.search import records
+from hotclip_server.search.blobs import SourceBlobs
+from hotclip_server.search.catalogue import Catalogue
+from hotclip_server.search.encoding import ItemEncoder, Versions
+from hotclip_server.search.points import NewPoint, Space, parse_points
+from hotclip_server.search.protocol import PointMeta, VectorStore
+from hotclip_server.search.records import CollectionRecord, SourceRow
+from hotclip_server.storage.database import Database
+
+_log = logging.getLogger(__name__)
+
+_INLINE_BYTES = 32 << 10
+"""Smaller items lie in the row itself: a file each would cost two waits for the disk."""
+_ROWS = 256
+_ENCODE_ROWS = 32
+_RETRY_S = 0.5
+
+T = TypeVar("T")
+Vectors = dict[str, NDArray[np.float32]]
+"""float32 (points, dim) by version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upserted:
+    """What came of an Upsert."""
+
+    stored: int
+    errors: dict[int, HotclipError]
+    version: str
+    space_id: str
+
+
+class Writer:
+    """Writes points of collections. Event loop only."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: VectorStore,
+        versions: Versions,
+        encoder: ItemEncoder,
+        catalogue: Catalogue,
+        blobs: SourceBlobs,
+        *,
+        max_payload_bytes: int = 64 << 10,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._versions = versions
+        self._encoder = encoder
+        self._catalogue = catalogue
+        self._blobs = blobs
+        self._max_payload_bytes = max_payload_bytes
+
+    async def upsert(
+        self, name: str, points: Sequence[search_pb2.Point], *, deadline: float | None = None
+    ) -> Upserted:
+        """Encodes and stores points; durable when it returns.
+
+        Raises:
+            NotFound: no such collection.
+            FailedPrecondition: a vector of another space; reason SPACE_MISMATCH.
+            HotclipError: what encoding as a whole, or the vector engine, raises.
+        """
+        while True:
+            record = self._catalogue.get(name)
+            space = Space(space_id=record.space_id, dim=record.dim)
+            good, errors = parse_points(points, space, self._max_payload_bytes)
+            if len(record.targets()) > 1:
+                good = _without_vectors(good, errors)
+            record, vectors = await self._encode(record, good, errors, deadline)
+            rows = await self._to_rows(good) if record.keep_sources else []
+            async with self._catalogue.lock(name):
+                now = self._catalogue.get(name)
+                if set(now.targets()) != set(vectors) or now.version != record.version:
+                    continue  # A flip or a shadow came in between.
+                keep = [at for at, point in enumerate(good) if point.index not in errors]
+                if keep:
+                    await self._store_points(
+                        now,
+                        [good[at] for at in keep],
+                        [rows[at] for at in keep] if rows else [],
+                        {version: matrix[keep] for version, matrix in vectors.items()},
+                    )
+                return Upserted(
+                    stored=len(points) - len(errors),
+                    errors=errors,
+                    version=now.version,
+                    space_id=now.space_id,
+                )
+
+    async def delete(self, name: str, ids: Sequence[str]) -> int:
+        """Removes points; returns how many there were. Raises NotFound (the collection)."""
+        self._catalogue.get(name)
+        ids = list(dict.fromkeys(ids))
+        async with self._catalogue.lock(name):
+            record = self._catalogue.get(name)
+            await self._settle(record)
+            revision = await self._catalogue.next_revisions(name, 1)
+
+            async def write() -> int:
+                if record.keep_sources:
+                    await self._database.run(lambda c: records.mark_deleted(c, name, ids, revision))
+                return await self._delete_vectors(record, ids)
+
+            return await self._guard(record, write())
+
+    async def settle(self, name: str) -> None:
+        """Makes the shards agree with the source rows, if a crash may have left them apart."""
+        async with self._catalogue.lock(name):
+            await self._settle(self._catalogue.get(name))
+
+    async def encode_rows(
+        self, model: str, version: str, rows: Sequence[SourceRow], priority: Priority
+    ) -> tuple[NDArray[np.float32], dict[int, HotclipError]]:
+        """Encodes stored sources anew: float32 (rows, dim) and the errors by position."""
+        errors: dict[int, HotclipError] = {}
+        with await self._pin(model, version) as pin:
+            vectors = np.zeros((len(rows), pin.resident.spec.dim), np.float32)
+            made = [at for at, row in enumerate(rows) if row.kind != "vector"]
+            for start in range(0, len(made), _ENCODE_ROWS):
+                chunk = made[start : start + _ENCODE_ROWS]
+                items = await asyncio.to_thread(self._items, [rows[at] for at in chunk])
+                vectors[chunk], failed = await self._encode_patiently(items, pin, priority)
+                errors.update({chunk[which]: error for which, error in failed.items()})
+        for at, row in enumerate(rows):
+            if row.kind == "vector":
+                vectors[at] = np.frombuffer(row.item or b"", "<f4")
+        return vectors, errors
+
+    async def _encode(
+        self,
+        record: CollectionRecord,
+        points: Sequence[NewPoint],
+        errors: dict[int, HotclipError],
+        deadline: float | None,
+    ) -> tuple[CollectionRecord, Vectors]:
+        """Vectors of the points by each version that the collection writes for."""
+        items = [(at, point.item) for at, point in enumerate(points) if point.item is not None]
+        vectors: Vectors = {}
+        for version in record.targets():
+            try:
+                pin = await self._pin(record.model, version)
+            except HotclipError:
+                if version != record.previous_version:
+                    raise
+                record = await self._forget_previous(record.name)
+                continue
+            with pin:
+                matrix = np.zeros((len(points), pin.resident.spec.dim), np.float32)
+                if items:
+                    encoded = await self._encoder.encode_items(
+                        [item for _, item in items], pin, deadline=deadline, field="points"
+                    )
+                    matrix[[at for at, _ in items]] = encoded.vectors
+                    for which, error in encoded.errors.items():
+                        errors[points[items[which][0]].index] = error
+            vectors[version] = matrix
+        for at, point in enumerate(points):
+            if point.vector is not None:
+                vectors[record.version][at] = point.vector
+        return record, vectors
+
+    async def _pin(self, model: str, version: str) -> Pin:
+        try:
+            return self._versions.pin(model, version)
+        except FailedPrecondition:
+            # After a restart a rollback target may still be on its way into memory.
+            if self._versions.model_state(model).previous_version != version:
+                raise
+        holder = f"write:{version}"
+        await self._versions.bind(version, holder)
+        try:
+            return self._versions.pin(model, version)
+        finally:
+            self._versions.release(version, holder)
+
+    async def _forget_previous(self, name: str) -> CollectionRecord:
+        """The rollback target is gone: its shard need not be kept up any more."""
+        return await self._catalogue.change(name, lambda _, record: record.without_previous())
+
+    async def _store_points(
+        self,
+        record: CollectionRecord,
+        points: Sequence[NewPoint],
+        rows: Sequence[SourceRow],
+        vectors: Vectors,
+    ) -> None:
+        await self._settle(record)
+        first = await self._catalogue.next_revisions(record.name, len(points))
+        metas = [PointMeta(p.id, first + at, p.payload) for at, p in enumerate(points)]
+
+        async def write() -> None:
+            if rows:
+                stamped = [_with_revision(row, first + at) for at, row in enumerate(rows)]
+                await self._database.run(lambda c: records.put_sources(c, record.name, stamped))
+            for version, shard in record.targets().items():
+                await self._store.upsert(shard, metas, vectors[version])
+
+        await self._guard(record, write())
+
+    async def _delete_vectors(self, record: CollectionRecord, ids: list[str]) -> int:
+        deleted = [await self._store.delete(shard, ids) for shard in record.targets().values()]
+        if record.keep_sources:
+            await self._database.run(lambda c: records.remove_sources(c, record.name, ids))
+        return deleted[0]
+
+    async def _guard(self, record: CollectionRecord, write: Coroutine[Any, Any, T]) -> T:
+        """Runs a write; if it breaks off, the collection is settled before the next one."""
+        try:
+            return await write
+        except BaseException:
+            if record.name not in self._catalogue.unsettled:
+                self._catalogue.unsettled.add(record.name)
+                self._catalogue.spawn(self._settle_later(record.name))
+            raise
+
+    async def _settle(self, record: CollectionRecord) -> None:
+        if record.name in self._catalogue.unsettled:
+            await self._reconcile(record)
+            self._catalogue.unsettled.discard(record.name)
+
+    async def _settle_later(self, name: str) -> None:
+        while name in self._catalogue.unsettled:
+            try:
+                async with self._catalogue.lock(name):
+                    await self._settle(self._catalogue.get(name))
+            except HotclipError as error:
+                _log.warning("collection %s is not settled yet: %s", name, error)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _reconcile(self, record: CollectionRecord) -> None:
+        if not record.keep_sources:
+            return
+        gone = await self._database.run(lambda c: records.deleted_ids(c, record.name))
+        if gone:
+            await self._delete_vectors(record, gone)
+        for version, shard in record.targets().items():
+            # A growing shadow is the reindex job's to complete: it looks at every row.
+            if version == record.shadow_version and not record.shadow_complete:
+                continue
+            try:
+                await self._reconcile_shard(record, version, shard)
+            except (NotFound, FailedPrecondition):
+                if version != record.previous_version:
+                    raise
+                await self._forget_previous(record.name)
+
+    async def _reconcile_shard(self, record: CollectionRecord, version: str, shard: str) -> None:
+        before: int | None = None
+        while True:
+            limit = before
+            rows = await self._database.run(
+                lambda c, limit=limit: records.sources_before(c, record.name, limit, _ROWS)  # type: ignore[misc]  # mypy can't infer lambdas with defaults
+            )
+            stored = await self._store.retrieve(shard, [row.point_id for row in rows])
+            missing = [r for r in rows if stored.revisions.get(r.point_id) != r.revision]
+            if not missing:
+                return
+            missing.reverse()  # Oldest first, should this break off as well.
+            vectors, errors = await self.encode_rows(
+                record.model, version, missing, Priority.INTERACTIVE
+            )
+            for at, error in errors.items():
+                _log.error("point %r can't be restored: %s", missing[at].point_id, error)
+            good = [at for at in range(len(missing)) if at not in errors]
+            metas = [to_meta(missing[at]) for at in good]
+            await self._store.upsert(shard, metas, vectors[good])
+            before = rows[-1].revision
+
+    async def _encode_patiently(
+        self, items: list[EncodeItem], pin: Pin, priority: Priority
+    ) -> tuple[NDArray[np.float32], dict[int, HotclipError]]:
+        while True:
+            try:
+                encoded = await self._encoder.encode_items(items, pin, priority=priority)
+            except Unavailable as error:
+                await asyncio.sleep(max(error.retry_after_s, 0.05))
+            else:
+                return encoded.vectors, encoded.errors
+
+    async def _to_rows(self, points: Sequence[NewPoint]) -> list[SourceRow]:
+        if any(_size(point) > _INLINE_BYTES for point in points):
+            return await asyncio.to_thread(lambda: [self._to_row(p) for p in points])
+        return [self._to_row(point) for point in points]
+
+    def _to_row(self, point: NewPoint) -> SourceRow:
+        item: bytes | None
+        blob = None
+        if point.vector is not None:
+            item = point.vector.astype("<f4").tobytes()
+        elif point.item is None:
+            raise RuntimeError("a point has neither item nor vector; this is a bug")
+        elif _size(point) > _INLINE_BYTES:
+            item, blob = None, self._blobs.put(point.item.SerializeToString())
+        else:
+            item = point.item.SerializeToString()
+        return SourceRow(
+            point_id=point.id,
+            revision=0,
+            kind=point.kind,
+            item=item,
+            blob=blob,
+            payload=point.payload,
+        )
+
+    def _items(self, rows: Sequence[SourceRow]) -> list[EncodeItem]:
+        return [EncodeItem.FromString(row.item or self._blobs.get(row.blob or "")) for row in rows]
+
+
+def to_meta(row: SourceRow) -> PointMeta:
+    """What is stored beside the vector of a row."""
+    return PointMeta(row.point_id, row.revision, row.payload)
+
+
+def _with_revision(row: SourceRow, revision: int) -> SourceRow:
+    return replace(row, revision=revision)
+
+
+def _size(point: NewPoint) -> int:
+    return 0 if point.item is None else point.item.ByteSize()
+
+
+def _without_vectors(points: Sequence[NewPoint], errors: dict[int, HotclipError]) -> list[NewPoint]:
+    """Refuses given vectors while two versions need every point."""
+    for point in points:
+        if point.vector is not None:
+            errors[point.index] = FailedPrecondition(
+                "the collection is kept for two versions (a shadow or a rollback target); a "
+                "vector of one can't be stored: unload the other version first",
+                reason="SOURCE_NEEDED",
+            )
+    return [point for point in points if point.vector is None]

@@ -1,0 +1,176 @@
+"""hotclip.v1.SearchService."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import grpc
+
+from hotclip_proto.v1 import job_pb2, search_pb2, search_pb2_grpc
+from hotclip_server.errors import InvalidArgument, ResourceExhausted
+from hotclip_server.jobs.records import JobKind, NewJob
+from hotclip_server.jobs.runner import JobRunner
+from hotclip_server.search.collections import Collections
+from hotclip_server.search.filters import filter_from_proto
+from hotclip_server.search.payloads import payload_to_struct
+from hotclip_server.search.protocol import Match
+from hotclip_server.search.records import CollectionRecord
+from hotclip_server.search.searcher import DEFAULT_LIMIT, SearchOptions
+from hotclip_server.services.encode import deadline_of
+from hotclip_server.services.jobs import job_to_proto
+from hotclip_server.services.paging import PageRequest
+from hotclip_server.services.vectors import item_errors
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_DELETED_IDS = 10_000
+
+
+class SearchService(search_pb2_grpc.SearchServiceServicer):
+    """Stored vectors; see search.proto.
+
+    Args:
+        collections: Does the work.
+        jobs: Runs reindexing.
+        max_items: Points of one Upsert.
+    """
+
+    def __init__(self, collections: Collections, jobs: JobRunner, max_items: int = 1024) -> None:
+        self._collections = collections
+        self._jobs = jobs
+        self._max_items = max_items
+
+    async def CreateCollection(  # noqa: N802 - named by the proto
+        self, request: search_pb2.CreateCollectionRequest, context: Context
+    ) -> search_pb2.Collection:
+        """Makes an empty one."""
+        keep = request.keep_sources if request.HasField("keep_sources") else True
+        record = await self._collections.catalogue.create(
+            request.name, model=request.model, version=request.version, keep_sources=keep
+        )
+        return collection_to_proto(record, points=0)
+
+    async def GetCollection(  # noqa: N802 - named by the proto
+        self, request: search_pb2.GetCollectionRequest, context: Context
+    ) -> search_pb2.Collection:
+        """One, by name."""
+        points = await self._collections.count(request.name)
+        return collection_to_proto(self._collections.catalogue.get(request.name), points=points)
+
+    async def ListCollections(  # noqa: N802 - named by the proto
+        self, request: search_pb2.ListCollectionsRequest, context: Context
+    ) -> search_pb2.ListCollectionsResponse:
+        """By name."""
+        page = PageRequest.parse(request.page_size, request.page_token, listing="collections")
+        rows, token = page.select(self._collections.catalogue.list(), key=lambda r: (r.name,))
+        counts = [await self._collections.count(row.name) for row in rows]
+        return search_pb2.ListCollectionsResponse(
+            collections=map(collection_to_proto, rows, counts), next_page_token=token
+        )
+
+    async def DeleteCollection(  # noqa: N802 - named by the proto
+        self, request: search_pb2.DeleteCollectionRequest, context: Context
+    ) -> search_pb2.DeleteCollectionResponse:
+        """Removes one with its points."""
+        await self._collections.catalogue.delete(request.name)
+        return search_pb2.DeleteCollectionResponse()
+
+    async def Upsert(  # noqa: N802 - named by the proto
+        self, request: search_pb2.UpsertRequest, context: Context
+    ) -> search_pb2.UpsertResponse:
+        """Encodes and stores."""
+        _check_count("points", len(request.points), self._max_items, "TOO_MANY_ITEMS")
+        done = await self._collections.writer.upsert(
+            request.collection, request.points, deadline=deadline_of(context)
+        )
+        return search_pb2.UpsertResponse(
+            upserted=done.stored,
+            errors=item_errors(done.errors),
+            version=done.version,
+            space_id=done.space_id,
+        )
+
+    async def Delete(  # noqa: N802 - named by the proto
+        self, request: search_pb2.DeleteRequest, context: Context
+    ) -> search_pb2.DeleteResponse:
+        """Removes points."""
+        _check_count("ids", len(request.ids), MAX_DELETED_IDS, "TOO_MANY_IDS")
+        deleted = await self._collections.writer.delete(request.collection, request.ids)
+        return search_pb2.DeleteResponse(deleted=deleted)
+
+    async def Search(  # noqa: N802 - named by the proto
+        self, request: search_pb2.SearchRequest, context: Context
+    ) -> search_pb2.SearchResponse:
+        """Nearest points of each query."""
+        found = await self._collections.searcher.search(
+            request.collection, request.queries, _options(request, deadline_of(context))
+        )
+        return search_pb2.SearchResponse(
+            results=[search_pb2.QueryResult(hits=map(_hit, hits)) for hits in found.matches],
+            version=found.version,
+            space_id=found.space_id,
+        )
+
+    async def Reindex(  # noqa: N802 - named by the proto
+        self, request: search_pb2.ReindexRequest, context: Context
+    ) -> job_pb2.Job:
+        """Queues a job that builds a shadow."""
+        print_ = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+        kind = JobKind.REINDEX
+        job = await self._jobs.requested(kind, request.request_id, print_)
+        if job is None:
+            record = await self._collections.reindexer.check(request.collection, request.version)
+            job = await self._jobs.submit(
+                NewJob(
+                    kind=kind,
+                    spec={"collection": record.name, "version": request.version},
+                    name=request.name,
+                    model=record.model,
+                    request_id=request.request_id,
+                    fingerprint=print_,
+                )
+            )
+        return job_to_proto(job)
+
+
+def collection_to_proto(record: CollectionRecord, points: int) -> search_pb2.Collection:
+    """As the wire has it."""
+    message = search_pb2.Collection(
+        name=record.name,
+        model=record.model,
+        version=record.version,
+        space_id=record.space_id,
+        text_encoder_id=record.text_encoder_id,
+        vision_encoder_id=record.vision_encoder_id,
+        dim=record.dim,
+        points=points,
+        keep_sources=record.keep_sources,
+        shadow_version=record.shadow_version or "",
+        shadow_complete=record.shadow_complete,
+    )
+    message.create_time.FromDatetime(record.create_time)
+    return message
+
+
+def _options(request: search_pb2.SearchRequest, deadline: float | None) -> SearchOptions:
+    threshold = request.score_threshold if request.HasField("score_threshold") else None
+    return SearchOptions(
+        limit=request.limit if request.HasField("limit") else DEFAULT_LIMIT,
+        payload_filter=filter_from_proto(request.filter),
+        score_threshold=threshold,
+        exact=request.exact,
+        expected_space_id=request.expected_space_id,
+        deadline=deadline,
+    )
+
+
+def _hit(match: Match) -> search_pb2.Hit:
+    return search_pb2.Hit(id=match.id, score=match.score, payload=payload_to_struct(match.payload))
+
+
+def _check_count(field: str, count: int, most: int, reason: str) -> None:
+    if not count:
+        raise InvalidArgument.field(field, "must hold at least one")
+    if count > most:
+        raise ResourceExhausted(f"{field}: {count}, at most {most} are allowed", reason=reason)
