@@ -30,11 +30,15 @@ class Releases(Protocol):
 
 
 class RegistryReleases:
-    """Calls the registry on its event loop."""
+    """Calls the registry on its event loop, which `start` notes."""
 
-    def __init__(self, registry: ModelRegistry, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
-        self._loop = loop
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """On the event loop, before the first job."""
+        self._loop = asyncio.get_running_loop()
 
     def register(self, model: str, manifest: VersionManifest, metrics: Mapping[str, float]) -> None:
         """See `Releases`."""
@@ -57,4 +61,6 @@ class RegistryReleases:
         self._wait(self._registry.activate(model, version_id, etag=etag))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None:
+            raise RuntimeError("a job ran before start. This is a bug.")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -49,6 +49,7 @@ class JobRunner:
     Args:
         handlers: One for each kind of job.
         serving_busy: Whether requests wait for the device; called on the job thread.
+        resume: Whether jobs that a stop of the server interrupted go on by themselves.
         heartbeat_s: Longest silence of a working job.
     """
 
@@ -58,11 +59,13 @@ class JobRunner:
         handlers: Iterable[JobHandler],
         *,
         serving_busy: Callable[[], bool] = never_busy,
+        resume: bool = False,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self._database = database
         self._handlers = {handler.kind: handler for handler in handlers}
         self._serving_busy = serving_busy
+        self._resume = resume
         self._heartbeat_s = heartbeat_s
         self._signals = Signals()
         self._queue: deque[str] = deque()
@@ -76,7 +79,7 @@ class JobRunner:
     async def start(self) -> None:
         """Marks what a crash left as INTERRUPTED, then goes on with the queue."""
         self._loop = asyncio.get_running_loop()
-        queued = await self._database.run(store.interrupt_working)
+        queued = await self._database.run(partial(store.recover, resume=self._resume))
         self._queue.extend(record.id for record in queued)
         # A daemon: a job that never comes to a check must not keep the process alive.
         self._thread = threading.Thread(target=self._work, name="hotclip-jobs", daemon=True)

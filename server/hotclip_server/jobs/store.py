@@ -24,6 +24,8 @@ from hotclip_server.jobs.states import RESUMABLE, WORKING, JobState
 from hotclip_server.storage.database import now
 from hotclip_server.storage.schema import job_events, jobs, requests
 
+MOST_INTERRUPTIONS = 3
+
 
 def create(connection: Connection, new: NewJob) -> tuple[JobRecord, bool]:
     """Queues a job.
@@ -216,11 +218,32 @@ def set_state(
     return get(connection, record.id)
 
 
-def interrupt_working(connection: Connection) -> list[JobRecord]:
-    """Marks what ran when the server died as INTERRUPTED; returns what is queued."""
+def recover(connection: Connection, *, resume: bool) -> list[JobRecord]:
+    """What a start of the server does: what ran when it died is INTERRUPTED.
+
+    Args:
+        resume: Queue what was interrupted again, but a job that was so three times: it may be
+            what ends the server.
+
+    Returns:
+        What is queued, oldest first.
+    """
     for record in in_states(connection, WORKING):
         set_state(connection, record.id, JobState.INTERRUPTED, "the server stopped while it ran")
+    if resume:
+        for record in in_states(connection, [JobState.INTERRUPTED]):
+            if _interruptions(connection, record.id) < MOST_INTERRUPTIONS:
+                requeue(connection, record.id)
     return in_states(connection, [JobState.QUEUED])
+
+
+def _interruptions(connection: Connection, job_id: str) -> int:
+    query = sa.select(job_events.c.event).where(job_events.c.job_id == job_id)
+    interrupted = job_pb2.JOB_STATE_INTERRUPTED
+    return sum(
+        job_pb2.JobEvent.FromString(event).state.state == interrupted
+        for event in connection.execute(query).scalars()
+    )
 
 
 def requeue(connection: Connection, job: str) -> JobRecord:

@@ -209,6 +209,21 @@ async def test_what_a_crash_left_is_interrupted(database: Database, state: JobSt
     await runner.stop()
 
 
+async def test_interrupted_jobs_go_on_by_themselves_but_not_for_ever(database: Database) -> None:
+    gate = Gate()
+    with database.transaction() as connection:
+        record, _ = store.create(connection, new_job("crashes"))
+    for lives in (1, 2, 3):
+        with database.transaction() as connection:
+            store.set_state(connection, record.id, JobState.PREPARING)
+            queued = store.recover(connection, resume=True)
+            assert [job.name for job in queued] == (["crashes"] if lives < 3 else [])
+    runner = JobRunner(database, [gate], resume=True)
+    await runner.start()
+    assert (await runner.get("crashes")).state is JobState.INTERRUPTED
+    await runner.stop()
+
+
 async def test_delete_and_list(database: Database) -> None:
     runner = JobRunner(database, [Gate()])
     for i in range(5):

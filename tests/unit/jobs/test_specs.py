@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import json
+
+from hotclip_server.jobs.specs import ActivationRule, EvaluateSpec, FineTuneSpec
+from hotclip_server.training.config import AugmentConfig, TrainConfig
+
+
+def test_specs_survive_json() -> None:
+    tune = FineTuneSpec(
+        model="default",
+        base_version="v1",
+        train_dataset="ds-1",
+        eval_dataset="",
+        index_dataset="ds-2",
+        val_split=0.1,
+        activation=ActivationRule.ALWAYS,
+        config=TrainConfig(max_steps=3, augment=AugmentConfig(crop=(0.8, 1.0))),
+    )
+    stored = json.loads(json.dumps(tune.to_json()))
+    assert stored["datasets"] == ["ds-1", "ds-2"]
+    assert FineTuneSpec.from_json(stored) == tune
+    measure = EvaluateSpec(model="m", version="v", dataset="ds-1", index_dataset="", k=5)
+    stored = json.loads(json.dumps(measure.to_json()))
+    assert stored["datasets"] == ["ds-1"]
+    assert EvaluateSpec.from_json(stored) == measure
