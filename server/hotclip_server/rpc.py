@@ -99,7 +99,7 @@ def make_server(
             # A second server on the port would take half of the connections.
             ("grpc.so_reuseport", 0),
             # Clients ping every 30 s, also while they wait; the default answers with GOAWAY.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),

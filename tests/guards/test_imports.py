@@ -1,6 +1,7 @@
 """What an import may bring along, and that it reads nothing of the environment."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,3 +72,20 @@ def test_nothing_reads_the_environment_at_import() -> None:
         if dotted(node) in {"os.environ", "os.getenv", "environ", "getenv"}
     ]
     assert not found
+
+
+def test_grpc_knows_the_options_that_it_is_given() -> None:
+    """It ignores an unknown channel option in silence."""
+    from grpc._cython import cygrpc
+
+    library = Path(cygrpc.__file__).read_bytes()
+    options = {
+        node.value
+        for path in python_files("server/hotclip_server", "client/hotclip")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"grpc\.(?!health\.|reflection\.)[a-z0-9_.]+", node.value)
+    }
+    assert options
+    assert {option for option in options if option.encode() not in library} == set()
