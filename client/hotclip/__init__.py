@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 from hotclip import errors
+from hotclip._aio.client import AsyncClient
+from hotclip._aio.jobs import AsyncRun
 from hotclip._collections import Collection
 from hotclip._datasets import Dataset
 from hotclip._embeddings import Embeddings
@@ -38,6 +40,8 @@ from hotclip._sync.jobs import Run
 from hotclip.errors import HotclipError, ItemError
 
 __all__ = [
+    "AsyncClient",
+    "AsyncRun",
     "Between",
     "Checkpoint",
     "Client",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from hotclip._embeddings import Embeddings, unpack, wire_dtype
-from hotclip._inputs import Text, is_single, item_of
+from hotclip._inputs import is_single, item_of, may_block
 from hotclip._server import Limits
 from hotclip._status import item_errors
 from hotclip.errors import (
@@ -180,7 +180,6 @@ class EncodePlan:
         self._begin()
 
     def _begin(self) -> None:
-        self._chunks = chunks(self._values, self._limits)
         self._pin = self._space = self._model = ""
         self._rows: list[tuple[int, NDArray[Any]]] = []
         self._errors: list[ItemError] = []
@@ -188,15 +187,15 @@ class EncodePlan:
     @property
     def reads(self) -> bool:
         """Whether taking the next chunk may read files, fetch or compress."""
-        return not all(isinstance(value, str | bytes | Text) for value in self._values)
+        return may_block(self._values)
 
-    def next_chunk(self) -> Chunk | None:
-        """The next chunk that has something to send; None after the last."""
-        for chunk in self._chunks:
+    def chunks(self) -> Iterator[Chunk]:
+        """The chunks that have something to send, from the first on."""
+        for chunk in chunks(self._values, self._limits):
             if chunk.items:
-                return chunk
-            self._errors += chunk.failed
-        return None
+                yield chunk
+            else:
+                self._errors += chunk.failed
 
     def request(self, chunk: Chunk) -> encode_pb2.EncodeRequest:
         """The chunk's request, pinned to the version of the first answer."""

@@ -9,7 +9,7 @@ import io
 import struct
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -159,6 +159,11 @@ def is_single(value: object) -> bool:
         return value.dtype == np.uint8 and value.ndim == 3
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(value, pil.Image)
+
+
+def may_block(values: Iterable[object]) -> bool:
+    """Whether packing any of these may read files, fetch or compress."""
+    return not all(isinstance(value, str | bytes | Text) for value in values)
 
 
 def png(rgb: NDArray[np.uint8]) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, overload
 from google.protobuf import json_format, struct_pb2
 
 from hotclip._embeddings import Embeddings
-from hotclip._inputs import Item, is_single, item_of
+from hotclip._inputs import Item, is_single, item_of, may_block
 from hotclip._points import Vector, vector_of
 from hotclip._server import Limits
 from hotclip.errors import Aborted, InvalidArgument
@@ -122,6 +122,11 @@ class SearchPlan:
             expected_space_id=expected_space_id,
         )
         self._found: list[Hits] = []
+
+    @property
+    def reads(self) -> bool:
+        """Whether packing the queries may read files, fetch or compress."""
+        return may_block(q for q in self._queries if not isinstance(q, Embeddings | PointId))
 
     def requests(self, limits: Limits) -> Iterator[search_pb2.SearchRequest]:
         """The requests, cut by number and bytes; reads each image when its turn comes."""

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotclip._encoding import Chunk, Options, request
+from hotclip._encoding import Chunk, Options, chunks, request
+from hotclip._inputs import may_block
+from hotclip._server import Limits
 from hotclip._status import error_of, status_code
 from hotclip.errors import DataLoss, InvalidArgument, ItemError, ItemsFailed
 from hotclip_proto.v1 import encode_pb2
@@ -157,8 +159,13 @@ class Group:
             self._bytes += value.nbytes
         return len(self.values) >= self._batch_size or self._bytes >= _GROUP_BYTES
 
-    def take(self) -> tuple[int, list[object]]:
-        """The position of the first item, and the items; the group is empty afterwards."""
+    @property
+    def reads(self) -> bool:
+        """Whether taking the chunks may read files, fetch or compress."""
+        return may_block(self.values)
+
+    def chunks(self, limits: Limits) -> Iterator[Chunk]:
+        """The items as requests; the group is empty as soon as the first is taken."""
         start, values = self.start, self.values
         self.start, self.values, self._bytes = start + len(values), [], 0
-        return start, values
+        yield from chunks(values, limits, start=start)

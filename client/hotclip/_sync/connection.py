@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -31,6 +31,7 @@ from hotclip_proto.v1 import (
 
 Req = TypeVar("Req")
 Res = TypeVar("Res")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,18 @@ class Connection:
             HEALTH_CHECK, request_serializer=None, response_deserializer=None
         )
         return self.call(check, HEALTH_REQUEST, deadline) == SERVING
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Does work that may read files."""
+        return work()
+
+    def pull(self, source: Iterable[T], *, blocking: bool) -> Iterable[T]:
+        """Goes through something that may read files if `blocking`."""
+        return source
+
+    def each(self, items: Iterable[T]) -> Iterable[T]:
+        """Goes through the caller's items."""
+        return items
 
     def sleep(self, seconds: float) -> None:
         """Waits before another attempt."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ def upload_dataset(
         AlreadyExists: The name belongs to other content.
         ResourceExhausted: Too large.
     """
-    return _upload(self, name, pairs_of(pairs), description, timeout)
+    checked = self._connection.run(partial(pairs_of, pairs))
+    return _upload(self, name, checked, description, timeout)
 
 
 def _upload(
@@ -58,12 +60,13 @@ def dataset_for(self: Client, data: str | Path | Iterable[PairLike]) -> str:
     """The name of a dataset with this data: a str is one; anything else is uploaded if new."""
     if isinstance(data, str):
         return data
-    pairs = pairs_of(data)
-    name = content_name(pairs)
+    pairs = self._connection.run(partial(pairs_of, data))
+    name = self._connection.run(partial(content_name, pairs))
     try:
-        return get_dataset(self, name).name
+        found = get_dataset(self, name)
     except NotFound:
-        return _upload(self, name, pairs, "", _UPLOAD_S).name
+        found = _upload(self, name, pairs, "", _UPLOAD_S)
+    return found.name
 
 
 def get_dataset(self: Client, dataset: str, *, timeout: float | None = None) -> Dataset:
@@ -116,7 +119,7 @@ def download_dataset(
     writer = DatasetWriter(Path(directory))
     try:
         for message in stream:
-            writer.accept(message)
+            connection.run(partial(writer.accept, message))
     finally:
         writer.close()
         stream.close()

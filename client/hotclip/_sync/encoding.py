@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,8 @@ from hotclip._ranking import Ranking, rank_request, ranking
 from hotclip._reconnect import Attempts
 from hotclip._server import Limits
 from hotclip._streaming import DEFAULT_BATCH, Encoded, Group, Window
-from hotclip.errors import FailedPrecondition, NotFound, Unavailable
+from hotclip._sync.connection import Connection
+from hotclip.errors import Cancelled, FailedPrecondition, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from hotclip._sync.client import Client
@@ -75,9 +77,10 @@ def encode(
     todo = EncodePlan(items, told, connection.limits(deadline))
     while True:
         try:
-            while chunk := todo.next_chunk():
+            for chunk in connection.pull(todo.chunks(), blocking=todo.reads):
                 stub = connection.stubs().encode
-                todo.add(chunk, connection.call(stub.Encode, todo.request(chunk), deadline))
+                reply = connection.call(stub.Encode, todo.request(chunk), deadline)
+                todo.add(chunk, reply)
             return todo.result()
         except (NotFound, FailedPrecondition) as error:
             todo.restart(error)
@@ -135,7 +138,7 @@ def _encode_stream(
     connection = self._connection
     window, attempts = Window(told), Attempts()
     limits = connection.limits(connection.deadline(None))
-    source = _chunks(items, group, limits)
+    source = _chunks(connection, items, group, limits)
     chunk = next(source, None)
     while chunk or not window.empty:
         with connection.duplex(connection.stubs().encode.EncodeStream) as link:
@@ -146,7 +149,8 @@ def _encode_stream(
                     if fresh := window.add(chunk):
                         link.send(fresh)
                     chunk = next(source, None)
-                yield from window.ready()
+                for encoded in window.ready():
+                    yield encoded
                 if window.empty:
                     continue
                 try:
@@ -155,25 +159,28 @@ def _encode_stream(
                         pause = attempts.ended()
                         break
                     answered = list(window.accept(reply))
-                except Unavailable as error:
+                except (Unavailable, Cancelled) as error:
                     pause = attempts.pause(error)
                     break
                 if answered:
                     attempts.progressed()
-                yield from answered
+                for encoded in answered:
+                    yield encoded
             else:
                 link.done_sending()
                 return
         connection.sleep(pause)
 
 
-def _chunks(items: Iterable[Item], group: Group, limits: Limits) -> Iterator[Chunk]:
-    for item in items:
+def _chunks(
+    connection: Connection, items: Iterable[Item], group: Group, limits: Limits
+) -> Iterator[Chunk]:
+    for item in connection.each(items):
         if group.add(item):
-            start, values = group.take()
-            yield from plan.chunks(values, limits, start=start)
-    start, values = group.take()
-    yield from plan.chunks(values, limits, start=start)
+            for chunk in connection.pull(group.chunks(limits), blocking=group.reads):
+                yield chunk
+    for chunk in connection.pull(group.chunks(limits), blocking=group.reads):
+        yield chunk
 
 
 def rank(
@@ -203,6 +210,6 @@ def rank(
         NotFound: No such model or version.
     """
     connection = self._connection
-    request = rank_request(query, candidates, model=model, version=version)
-    stub = connection.stubs().encode
-    return ranking(connection.call(stub.Rank, request, connection.deadline(timeout)))
+    deadline = connection.deadline(timeout)
+    request = connection.run(partial(rank_request, query, candidates, model=model, version=version))
+    return ranking(connection.call(connection.stubs().encode.Rank, request, deadline))

@@ -107,13 +107,15 @@ def upsert(
     connection = self._connection
     deadline = connection.deadline(timeout)
     tally = UpsertTally(on_error)
-    for block in point_blocks(points, connection.limits(deadline)):
+    limits = connection.limits(deadline)
+    for block in connection.pull(point_blocks(points, limits), blocking=True):
         if not block.points:
             tally.add(block, search_pb2.UpsertResponse())
             continue
         request = search_pb2.UpsertRequest(collection=collection, points=block.points)
         stub = connection.stubs().search
-        tally.add(block, connection.call(stub.Upsert, request, deadline))
+        reply = connection.call(stub.Upsert, request, deadline)
+        tally.add(block, reply)
     return tally.result()
 
 
@@ -125,7 +127,8 @@ def delete_points(
     deadline = connection.deadline(timeout)
     for start in range(0, len(ids), MAX_IDS):
         request = search_pb2.DeleteRequest(collection=collection, ids=ids[start : start + MAX_IDS])
-        deleted += connection.call(connection.stubs().search.Delete, request, deadline).deleted
+        reply = connection.call(connection.stubs().search.Delete, request, deadline)
+        deleted += reply.deleted
     return deleted
 
 
@@ -200,8 +203,10 @@ def search(
         exact=exact,
         expected_space_id=expected_space_id,
     )
-    for request in plan.requests(connection.limits(deadline)):
-        plan.add(connection.call(connection.stubs().search.Search, request, deadline))
+    limits = connection.limits(deadline)
+    for request in connection.pull(plan.requests(limits), blocking=plan.reads):
+        reply = connection.call(connection.stubs().search.Search, request, deadline)
+        plan.add(reply)
     return plan.result()
 
 

@@ -1,0 +1,108 @@
+"""The client for asyncio: an index of its methods, which live in files by resource."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import grpc
+
+from hotclip._aio import datasets, encoding, finetuning, jobs, server
+from hotclip._aio import models as versioning
+from hotclip._aio import search as searching
+from hotclip._aio.connection import Connection
+from hotclip._channel import Settings
+
+
+class AsyncClient:
+    """Talks to a hotclip server from asyncio; the same methods as Client, to be awaited.
+
+    It connects with the first call and belongs to the event loop of that call. Make a new
+    one after a fork. Close it, or use it in an `async with`.
+
+    Args:
+        address: host:port, or a gRPC target such as dns:///host:port or unix:/path.
+        timeout: Seconds that a call may take unless it says otherwise; math.inf: for ever.
+        wait_for_ready: Whether calls wait for a connection (until their deadline) instead
+            of raising Unavailable at once.
+        retries: Whether reads, encode, and creations (which carry a request id) are tried
+            up to five times when the server is unavailable.
+        credentials: For TLS, see `grpc.ssl_channel_credentials`; None: plain text.
+
+    Raises:
+        InvalidArgument: Empty address, or a timeout that is no positive number.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:50051",
+        *,
+        timeout: float = 60.0,
+        wait_for_ready: bool = False,
+        retries: bool = True,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        settings = Settings(
+            address=address,
+            timeout=timeout,
+            wait_for_ready=wait_for_ready,
+            retries=retries,
+            credentials=credentials,
+        )
+        self._connection = Connection(settings)
+
+    encode = encoding.encode
+    encode_stream = encoding.encode_stream
+    rank = encoding.rank
+
+    create_collection = searching.create_collection
+    get_collection = searching.get_collection
+    list_collections = searching.list_collections
+    delete_collection = searching.delete_collection
+    upsert = searching.upsert
+    delete_points = searching.delete_points
+    search = searching.search
+    reindex = searching.reindex
+
+    upload_dataset = datasets.upload_dataset
+    get_dataset = datasets.get_dataset
+    list_datasets = datasets.list_datasets
+    delete_dataset = datasets.delete_dataset
+    download_dataset = datasets.download_dataset
+
+    finetune = finetuning.finetune
+    evaluate = finetuning.evaluate
+    get_job = jobs.get_job
+    list_jobs = jobs.list_jobs
+
+    models = versioning.models
+    get_model = versioning.get_model
+    versions = versioning.versions
+    get_version = versioning.get_version
+    load_version = versioning.load_version
+    activate = versioning.activate
+    rollback = versioning.rollback
+    unload_version = versioning.unload_version
+    delete_version = versioning.delete_version
+    watch_models = versioning.watch_models
+
+    server_info = server.server_info
+    is_ready = server.is_ready
+    wait_ready = server.wait_ready
+
+    async def close(self) -> None:
+        """Ends every call and the connection; harmless if done already."""
+        await self._connection.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({self._connection.settings.address!r})"

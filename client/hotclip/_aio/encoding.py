@@ -1,0 +1,220 @@
+"""Encoding and ranking; methods of AsyncClient."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hotclip import _encoding as plan
+from hotclip._aio.connection import Connection
+from hotclip._embeddings import Embeddings
+from hotclip._encoding import Chunk, EncodePlan, OnError, PriorityName
+from hotclip._inputs import Item
+from hotclip._ranking import Ranking, rank_request, ranking
+from hotclip._reconnect import Attempts
+from hotclip._server import Limits
+from hotclip._streaming import DEFAULT_BATCH, Encoded, Group, Window
+from hotclip.errors import Cancelled, FailedPrecondition, NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from hotclip._aio.client import AsyncClient
+
+
+async def encode(
+    self: AsyncClient,
+    items: Item | Sequence[Item],
+    *,
+    model: str = "",
+    version: str = "",
+    expected_space_id: str = "",
+    dtype: DTypeLike = np.float32,
+    priority: PriorityName = "interactive",
+    on_error: OnError = "raise",
+    timeout: float | None = None,
+) -> Embeddings:
+    """Vectors of texts and images, in order, wholly of one version.
+
+    Args:
+        items: One input or a list of them: str (always a text), bytes (an encoded JPEG,
+            PNG or WebP), pathlib.Path (an image file), uint8 array (height, width, 3) RGB,
+            PIL image, Text or Image. Long lists are split into several requests of one
+            version.
+        model: Name of a model; empty: "default".
+        version: Id of a resident version; empty: the live one.
+        expected_space_id: If set, the vectors must be of this space.
+        dtype: float32 or float16, on the wire and in the array.
+        priority: "bulk" is served behind "interactive".
+        on_error: "raise" raises ItemsFailed if any item is bad; "return" gives it a zero
+            row and lists it in `.errors`.
+        timeout: Seconds for the whole list; None: the client's default.
+
+    Returns:
+        Unit-length rows, (n, dim) for a list and (dim,) for one input, with `.version`,
+        `.space_id` and `.errors`.
+
+    Raises:
+        ItemsFailed: Bad items, each named; with "return" only if none could be sent.
+        InvalidArgument: Empty list, wrong type, bad pin.
+        SpaceMismatch: expected_space_id is not resident.
+        NotFound: No such model or version.
+        Unavailable: Overload or no connection.
+        DeadlineExceeded: The time was not enough.
+    """
+    told = plan.options(
+        model=model,
+        version=version,
+        expected_space_id=expected_space_id,
+        dtype=dtype,
+        priority=priority,
+        on_error=on_error,
+    )
+    connection = self._connection
+    deadline = connection.deadline(timeout)
+    todo = EncodePlan(items, told, await connection.limits(deadline))
+    while True:
+        try:
+            async for chunk in connection.pull(todo.chunks(), blocking=todo.reads):
+                stub = connection.stubs().encode
+                reply = await connection.call(stub.Encode, todo.request(chunk), deadline)
+                todo.add(chunk, reply)
+            return todo.result()
+        except (NotFound, FailedPrecondition) as error:
+            todo.restart(error)
+
+
+def encode_stream(
+    self: AsyncClient,
+    items: Iterable[Item] | AsyncIterable[Item],
+    *,
+    model: str = "",
+    version: str = "",
+    expected_space_id: str = "",
+    dtype: DTypeLike = np.float32,
+    priority: PriorityName = "bulk",
+    on_error: OnError = "raise",
+    batch_size: int = DEFAULT_BATCH,
+) -> AsyncIterator[Encoded]:
+    """Vectors of an iterator of any length, in order, with bounded memory.
+
+    Items are taken only as fast as answers come. A broken connection is made again and
+    what is unanswered is sent again. There is no deadline: closing the generator (or
+    leaving its loop) cancels the call.
+
+    Args:
+        items: As in encode; taken on the caller's thread.
+        model: Name of a model; empty: "default".
+        version: Id of a resident version; empty: the live one, for each request anew.
+        expected_space_id: If set, every vector must be of this space.
+        dtype: float32 or float16.
+        priority: "bulk" is served behind "interactive".
+        on_error: "raise" raises ItemsFailed at the first bad item; "return" yields it with
+            `.error` set.
+        batch_size: Items in one request of the stream.
+
+    Yields:
+        Encoded: index, vector (dim,), version and space_id of each item.
+
+    Raises:
+        As encode, while iterating.
+    """
+    told = plan.options(
+        model=model,
+        version=version,
+        expected_space_id=expected_space_id,
+        dtype=dtype,
+        priority=priority,
+        on_error=on_error,
+    )
+    return _encode_stream(self, items, told, Group(batch_size))
+
+
+async def _encode_stream(
+    self: AsyncClient, items: Iterable[Item] | AsyncIterable[Item], told: plan.Options, group: Group
+) -> AsyncIterator[Encoded]:
+    connection = self._connection
+    window, attempts = Window(told), Attempts()
+    limits = await connection.limits(connection.deadline(None))
+    source = _chunks(connection, items, group, limits)
+    chunk = await anext(source, None)
+    while chunk or not window.empty:
+        async with connection.duplex(connection.stubs().encode.EncodeStream) as link:
+            for request in window.unanswered():
+                await link.send(request)
+            while chunk or not window.empty:
+                while chunk and window.room:
+                    if fresh := window.add(chunk):
+                        await link.send(fresh)
+                    chunk = await anext(source, None)
+                for encoded in window.ready():
+                    yield encoded
+                if window.empty:
+                    continue
+                try:
+                    reply = await link.receive()
+                    if reply is None:
+                        pause = attempts.ended()
+                        break
+                    answered = list(window.accept(reply))
+                except (Unavailable, Cancelled) as error:
+                    pause = attempts.pause(error)
+                    break
+                if answered:
+                    attempts.progressed()
+                for encoded in answered:
+                    yield encoded
+            else:
+                link.done_sending()
+                return
+        await connection.sleep(pause)
+
+
+async def _chunks(
+    connection: Connection,
+    items: Iterable[Item] | AsyncIterable[Item],
+    group: Group,
+    limits: Limits,
+) -> AsyncIterator[Chunk]:
+    async for item in connection.each(items):
+        if group.add(item):
+            async for chunk in connection.pull(group.chunks(limits), blocking=group.reads):
+                yield chunk
+    async for chunk in connection.pull(group.chunks(limits), blocking=group.reads):
+        yield chunk
+
+
+async def rank(
+    self: AsyncClient,
+    query: Item,
+    candidates: Sequence[Item],
+    *,
+    model: str = "",
+    version: str = "",
+    timeout: float | None = None,
+) -> Ranking:
+    """Scores texts against an image, images against a text, or like against like.
+
+    Args:
+        query: What to compare with; as an item of encode.
+        candidates: At most as many as one request may hold (1,024 by default).
+        model: Name of a model; empty: "default".
+        version: Id of a resident version; empty: the live one.
+        timeout: Seconds; None: the client's default.
+
+    Returns:
+        Scores by falling cosine: cosine in [-1, 1], and probability, the softmax of
+        cosine * logit scale over the candidates.
+
+    Raises:
+        InvalidArgument: A bad query or candidate.
+        NotFound: No such model or version.
+    """
+    connection = self._connection
+    deadline = connection.deadline(timeout)
+    request = await connection.run(
+        partial(rank_request, query, candidates, model=model, version=version)
+    )
+    return ranking(await connection.call(connection.stubs().encode.Rank, request, deadline))

@@ -1,0 +1,248 @@
+"""Collections and searching them; methods of AsyncClient."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, overload
+
+from hotclip import _collections as parse
+from hotclip import _jobs
+from hotclip._aio.jobs import AsyncRun
+from hotclip._collections import Collection
+from hotclip._encoding import OnError
+from hotclip._filters import FilterLike, filter_of
+from hotclip._points import MAX_IDS, PointLike, Upserted, UpsertTally, point_blocks
+from hotclip._queries import Hits, QueryLike, SearchPlan
+from hotclip_proto.v1 import search_pb2
+
+if TYPE_CHECKING:
+    from hotclip._aio.client import AsyncClient
+
+
+async def create_collection(
+    self: AsyncClient,
+    name: str,
+    *,
+    model: str = "",
+    version: str = "",
+    keep_sources: bool = True,
+    timeout: float | None = None,
+) -> Collection:
+    """Makes an empty collection, bound to a version.
+
+    Args:
+        name: 1 to 128 of [A-Za-z0-9._-].
+        model: Name of the model; empty: "default".
+        version: Version to bind; empty: the live one.
+        keep_sources: Keep texts and images, so that reindex needs nobody.
+        timeout: Seconds; None: the client's default.
+
+    Raises:
+        AlreadyExists: The name is taken.
+        NotFound: No such model or version.
+    """
+    connection = self._connection
+    request = search_pb2.CreateCollectionRequest(
+        name=name, model=model, version=version, keep_sources=keep_sources
+    )
+    stub = connection.stubs().search
+    reply = await connection.call(stub.CreateCollection, request, connection.deadline(timeout))
+    return parse.collection(reply)
+
+
+async def get_collection(
+    self: AsyncClient, name: str, *, timeout: float | None = None
+) -> Collection:
+    """A collection by name. Raises NotFound."""
+    connection = self._connection
+    request = search_pb2.GetCollectionRequest(name=name)
+    stub = connection.stubs().search
+    reply = await connection.call(stub.GetCollection, request, connection.deadline(timeout))
+    return parse.collection(reply)
+
+
+async def list_collections(self: AsyncClient, *, timeout: float | None = None) -> list[Collection]:
+    """All collections, by name."""
+    connection, found, token = self._connection, list[Collection](), ""
+    deadline = connection.deadline(timeout)
+    while True:
+        request = search_pb2.ListCollectionsRequest(page_token=token)
+        reply = await connection.call(connection.stubs().search.ListCollections, request, deadline)
+        found += map(parse.collection, reply.collections)
+        token = reply.next_page_token
+        if not token:
+            return found
+
+
+async def delete_collection(self: AsyncClient, name: str, *, timeout: float | None = None) -> None:
+    """Removes a collection with its points. Raises NotFound."""
+    connection = self._connection
+    request = search_pb2.DeleteCollectionRequest(name=name)
+    stub = connection.stubs().search
+    await connection.call(stub.DeleteCollection, request, connection.deadline(timeout))
+
+
+async def upsert(
+    self: AsyncClient,
+    collection: str,
+    points: Iterable[PointLike],
+    *,
+    on_error: OnError = "raise",
+    timeout: float | None = None,
+) -> Upserted:
+    """Encodes and stores points; durable when it returns. Points of the same id are replaced.
+
+    Args:
+        collection: Its name.
+        points: Point objects or (id, content[, payload]) tuples; content is an item of
+            encode, a Vector, or one row of Embeddings. Long lists are sent in parts.
+        on_error: "raise" raises ItemsFailed if a point is bad, after all the others were
+            stored; "return" lists them in `.errors`.
+        timeout: Seconds for all points; None: the client's default.
+
+    Raises:
+        ItemsFailed: Bad points, each named; the others are stored.
+        NotFound: No such collection.
+        SpaceMismatch: A vector is of another space.
+    """
+    connection = self._connection
+    deadline = connection.deadline(timeout)
+    tally = UpsertTally(on_error)
+    limits = await connection.limits(deadline)
+    async for block in connection.pull(point_blocks(points, limits), blocking=True):
+        if not block.points:
+            tally.add(block, search_pb2.UpsertResponse())
+            continue
+        request = search_pb2.UpsertRequest(collection=collection, points=block.points)
+        stub = connection.stubs().search
+        reply = await connection.call(stub.Upsert, request, deadline)
+        tally.add(block, reply)
+    return tally.result()
+
+
+async def delete_points(
+    self: AsyncClient, collection: str, ids: Sequence[str], *, timeout: float | None = None
+) -> int:
+    """Removes points by id; unknown ids are ignored. Gives how many were removed."""
+    connection, deleted = self._connection, 0
+    deadline = connection.deadline(timeout)
+    for start in range(0, len(ids), MAX_IDS):
+        request = search_pb2.DeleteRequest(collection=collection, ids=ids[start : start + MAX_IDS])
+        reply = await connection.call(connection.stubs().search.Delete, request, deadline)
+        deleted += reply.deleted
+    return deleted
+
+
+@overload
+async def search(  # type: ignore[overload-overlap]  # a str is one query, though it is a sequence
+    self: AsyncClient,
+    collection: str,
+    query: QueryLike,
+    *,
+    limit: int = 10,
+    filter: FilterLike | None = None,
+    score_threshold: float | None = None,
+    exact: bool = False,
+    expected_space_id: str = "",
+    timeout: float | None = None,
+) -> Hits: ...
+@overload
+async def search(
+    self: AsyncClient,
+    collection: str,
+    query: Sequence[QueryLike],
+    *,
+    limit: int = 10,
+    filter: FilterLike | None = None,
+    score_threshold: float | None = None,
+    exact: bool = False,
+    expected_space_id: str = "",
+    timeout: float | None = None,
+) -> list[Hits]: ...
+async def search(
+    self: AsyncClient,
+    collection: str,
+    query: QueryLike | Sequence[QueryLike],
+    *,
+    limit: int = 10,
+    filter: FilterLike | None = None,  # noqa: A002 - the word that searches use
+    score_threshold: float | None = None,
+    exact: bool = False,
+    expected_space_id: str = "",
+    timeout: float | None = None,
+) -> Hits | list[Hits]:
+    """The points most like a query, best first.
+
+    Args:
+        collection: Its name.
+        query: An item of encode (a str is a text), a Vector, one row of Embeddings, or a
+            PointId; or a list of these. Text and image queries are encoded by the version
+            that the collection is bound to.
+        limit: Hits a query, 1 to 1,000.
+        filter: Only points that match; a mapping means equality of each key.
+        score_threshold: Only hits of at least this cosine.
+        exact: Compare with every vector instead of the approximate index.
+        expected_space_id: If set, the collection must be of this space.
+        timeout: Seconds; None: the client's default.
+
+    Returns:
+        Hits for one query, a list of Hits for a list.
+
+    Raises:
+        NotFound: No such collection or point.
+        SpaceMismatch: A vector is of another space, or the collection is.
+        InvalidArgument: Query, limit or filter.
+    """
+    connection = self._connection
+    deadline = connection.deadline(timeout)
+    plan = SearchPlan(
+        collection,
+        query,
+        limit=limit,
+        conditions=filter_of(filter),
+        score_threshold=score_threshold,
+        exact=exact,
+        expected_space_id=expected_space_id,
+    )
+    limits = await connection.limits(deadline)
+    async for request in connection.pull(plan.requests(limits), blocking=plan.reads):
+        reply = await connection.call(connection.stubs().search.Search, request, deadline)
+        plan.add(reply)
+    return plan.result()
+
+
+async def reindex(
+    self: AsyncClient,
+    collection: str,
+    version: str,
+    *,
+    name: str = "",
+    request_id: str = "",
+    timeout: float | None = None,
+) -> AsyncRun:
+    """Starts building a collection's vectors anew for a version, beside the old ones.
+
+    When the job has ended, activate puts version and vectors live together.
+
+    Args:
+        collection: Its name.
+        version: Staged or stored version to build for.
+        name: Unique among jobs; empty: the id.
+        request_id: The same id again gives the same job; empty: a new one is made.
+        timeout: Seconds for starting; None: the client's default.
+
+    Raises:
+        NotFound: No such collection or version.
+        FailedPrecondition: Its sources were not kept (reason SOURCES_MISSING).
+    """
+    connection = self._connection
+    request = search_pb2.ReindexRequest(
+        collection=collection,
+        version=version,
+        name=name,
+        request_id=request_id or uuid.uuid4().hex,
+    )
+    stub = connection.stubs().search
+    started = await connection.call(stub.Reindex, request, connection.deadline(timeout))
+    return AsyncRun(connection, _jobs.job(started))
