@@ -81,8 +81,10 @@ class ModelRegistry:
         self._restored = self._spawn(self._restore_previous())
 
     async def stop(self) -> None:
-        """Waits for what is under way; ends watchers."""
+        """Waits for what is under way, ends watchers, closes every version that no request pins."""
         self._changes.close()
+        for resident in self._slots.residents:
+            self._slots.residents.retire(resident)
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._stager.stop)

@@ -1,0 +1,268 @@
+"""A hypothesis state machine of the registry: loads, swaps, pins, holders, restarts and
+crashes in any order, against a model of what must be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from support.versions import FakeLoader, run_inline
+
+from hotclip_server.errors import Aborted, DataLoss, FailedPrecondition, NotFound
+from hotclip_server.models.registry import ModelRegistry
+from hotclip_server.models.residents import Pin
+from hotclip_server.models.staging import StagingLimits
+from hotclip_server.models.state import VersionState
+from hotclip_server.storage.database import Database
+
+SEEDS = st.sampled_from("abcd")
+HOLDERS = st.sampled_from(["collection:x", "collection:y"])
+
+
+class RegistryMachine(RuleBasedStateMachine):
+    """`live`, `previous`, `known` and `held` are what the real registry must agree with."""
+
+    pins: Bundle[tuple[Pin, str]] = Bundle("pins")
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.loop = asyncio.new_event_loop()
+        self.loader = FakeLoader()
+        self.live, self.previous = "v-a", ""
+        self.known = {"v-a"}
+        self.held: set[tuple[str, str]] = set()
+        self.open_pins: set[Pin] = set()
+        self.old_etags: set[str] = set()
+        self.start()
+
+    def start(self) -> None:
+        self.database = Database(f"sqlite:///{Path(self.folder.name) / 'hotclip.db'}")
+        self.database.open()
+        limits = StagingLimits(free_bytes=lambda: None)
+        self.registry = ModelRegistry(self.database, self.loader, run_inline, limits)
+        self.run(self.registry.start("default", "fake:a"))
+        self.settle()
+
+    def run(self, work):  # type: ignore[no-untyped-def]  # any awaitable
+        return self.loop.run_until_complete(work)
+
+    def call(self, function, *args, **kwargs):  # type: ignore[no-untyped-def]  # any function
+        """Calls a function that belongs on the event loop."""
+
+        async def inside():  # type: ignore[no-untyped-def]  # what it returns
+            return function(*args, **kwargs)
+
+        return self.run(inside())
+
+    def settle(self) -> None:
+        """Waits for the registry's background work."""
+
+        async def wait() -> None:
+            while self.registry._tasks:
+                await asyncio.gather(*self.registry._tasks, return_exceptions=True)
+
+        self.run(wait())
+
+    def teardown(self) -> None:
+        if hasattr(self, "registry"):
+            for pin in self.open_pins:
+                self.call(pin.release)
+            self.run(self.registry.stop())
+            self.database.close()
+            self.loop.close()
+            self.folder.cleanup()
+
+    def resident(self, version: str) -> bool:
+        return self.registry.version_state(version) is not VersionState.STORED
+
+    @rule(seed=SEEDS)
+    def load(self, seed: str) -> None:
+        assert self.run(self.registry.load_version("", f"fake:{seed}")).id == f"v-{seed}"
+        self.known.add(f"v-{seed}")
+        assert self.resident(f"v-{seed}")
+
+    @rule(defect=st.sampled_from(["nan", "dim", "raise", "corrupt"]))
+    def load_what_is_unfit(self, defect: str) -> None:
+        self.loader.defects["v-x"] = defect
+        before = self.registry.model_state()
+        with pytest.raises((FailedPrecondition, DataLoss)):
+            self.run(self.registry.load_version("", "fake:x"))
+        assert self.registry.model_state() == before
+
+    @rule(seed=SEEDS, use_etag=st.booleans())
+    def activate(self, seed: str, use_etag: bool) -> None:
+        version = f"v-{seed}"
+        if version not in self.known:
+            with pytest.raises(NotFound):
+                self.run(self.registry.activate("", version))
+            return
+        etag = self.registry.model_state().etag
+        state = self.run(self.registry.activate("", version, etag=etag if use_etag else ""))
+        if version != self.live:
+            self.live, self.previous = version, self.live
+            self.old_etags.add(etag)
+        assert state.live_version == version
+
+    @precondition(lambda self: self.old_etags)
+    @rule(seed=SEEDS)
+    def activate_with_an_old_etag(self, seed: str) -> None:
+        for etag in self.old_etags:
+            with pytest.raises((Aborted, NotFound)):
+                self.run(self.registry.activate("", f"v-{seed}", etag=etag))
+
+    @rule()
+    def rollback(self) -> None:
+        loads = len(self.loader.loads)
+        if not self.previous:
+            with pytest.raises(FailedPrecondition):
+                self.run(self.registry.rollback(""))
+        else:
+            self.run(self.registry.rollback(""))
+            self.live, self.previous = self.previous, self.live
+        assert len(self.loader.loads) == loads
+
+    @rule(seed=SEEDS)
+    def unload(self, seed: str) -> None:
+        version = f"v-{seed}"
+        if version not in self.known:
+            return
+        if version == self.live or any(held == version for held, _ in self.held):
+            with pytest.raises(FailedPrecondition):
+                self.run(self.registry.unload(version))
+            return
+        self.run(self.registry.unload(version))
+        if version == self.previous:
+            self.previous = ""
+        assert not self.resident(version)
+
+    @rule(seed=SEEDS)
+    def delete(self, seed: str) -> None:
+        version = f"v-{seed}"
+        if version not in self.known:
+            return
+        if version in (self.live, self.previous) or any(h == version for h, _ in self.held):
+            with pytest.raises(FailedPrecondition):
+                self.run(self.registry.delete(version))
+            return
+        self.run(self.registry.delete(version))
+        self.known.discard(version)
+        assert version not in self.loader.stored
+
+    @rule(target=pins, seed=st.one_of(st.none(), SEEDS))
+    def pin(self, seed: str | None) -> tuple[Pin, str]:
+        version = "" if seed is None else f"v-{seed}"
+        if version and (version not in self.known or not self.resident(version)):
+            with pytest.raises((NotFound, FailedPrecondition)):
+                self.registry.pin(version=version)
+            version = ""
+        pin = self.registry.pin(version=version)
+        self.open_pins.add(pin)
+        assert pin.resident.version_id == (version or self.live)
+        return pin, version or self.live
+
+    @rule(pinned=consumes(pins))
+    def release_pin(self, pinned: tuple[Pin, str]) -> None:
+        pin, _ = pinned
+        self.call(pin.release)
+        self.open_pins.discard(pin)
+
+    @rule(seed=SEEDS, holder=HOLDERS)
+    def bind(self, seed: str, holder: str) -> None:
+        if f"v-{seed}" in self.known:
+            self.run(self.registry.bind(f"v-{seed}", holder))
+            self.held.add((f"v-{seed}", holder))
+
+    @rule(seed=SEEDS, holder=HOLDERS)
+    def let_go(self, seed: str, holder: str) -> None:
+        self.call(self.registry.release, f"v-{seed}", holder)
+        self.held.discard((f"v-{seed}", holder))
+
+    @rule()
+    def restart(self) -> None:
+        for pin in self.open_pins:
+            self.call(pin.release)
+        self.open_pins.clear()
+        self.held.clear()
+        self.run(self.registry.stop())
+        self.database.close()
+        self.start()
+
+    @precondition(lambda self: len(self.known) > 1)
+    @rule(data=st.data())
+    def crash_between_commit_and_flip(self, data: st.DataObject) -> None:
+        """The process dies when the row is written and the reference is not yet set."""
+        version = data.draw(st.sampled_from(sorted(self.known)))
+        catalog = self.registry._catalog
+        row = catalog.model("default")
+        if version != row.live:
+            new = replace(row, live=version, previous=row.live, etag="crash" + row.etag[:8])
+            self.run(catalog.write_flip(row, new, (), (), trial=False))
+            self.old_etags.add(row.etag)
+            self.live, self.previous = version, row.live
+        self.restart()
+
+    @invariant()
+    def one_version_is_live(self) -> None:
+        if not hasattr(self, "registry"):
+            return
+        self.settle()
+        state = self.registry.model_state()
+        assert (state.live_version, state.previous_version) == (self.live, self.previous)
+        assert [r.version_id for r, live in self.registry if live] == [self.live]
+        states = [
+            self.registry.version_state(record.id) for record in self.registry.list_versions()
+        ]
+        assert states.count(VersionState.LIVE) == 1
+        assert states.count(VersionState.STAGED) <= 1
+        assert {record.id for record in self.registry.list_versions()} == self.known
+
+    @invariant()
+    def pins_are_counted_and_keep_versions_open(self) -> None:
+        if not hasattr(self, "registry"):
+            return
+        counts: dict[int, int] = {}
+        for pin in self.open_pins:
+            assert not pin.resident.encoder.closed  # type: ignore[attr-defined]  # the fake's
+            counts[id(pin.resident)] = counts.get(id(pin.resident), 0) + 1
+        for resident, _ in self.registry:
+            assert resident.pins == counts.get(id(resident), 0)
+
+    @invariant()
+    def holders_keep_versions_resident(self) -> None:
+        for version, _ in getattr(self, "held", ()):
+            assert self.resident(version)
+
+    @invariant()
+    def nothing_leaks(self) -> None:
+        if not hasattr(self, "registry"):
+            return
+        self.settle()
+        wanted = {resident.encoder for resident, _ in self.registry}
+        wanted |= {pin.resident.encoder for pin in self.open_pins}
+        assert {e for e in self.loader.loaded if not e.closed} == wanted
+        assert all(encoder.closed <= 1 for encoder in self.loader.loaded)
+
+
+RegistryMachine.TestCase.settings = settings(
+    max_examples=15,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestRegistryMachine = RegistryMachine.TestCase
