@@ -1,14 +1,10 @@
-"""The composition root: makes every long-lived object, starts and stops them in order."""
+"""The composition root: the only place that makes long-lived objects."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-import grpc
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from hotclip_proto.v1 import server_pb2
 from hotclip_server.batching.batcher import Batcher, BatchLimits
@@ -16,161 +12,128 @@ from hotclip_server.batching.budget import Budget
 from hotclip_server.batching.device import DeviceThread
 from hotclip_server.batching.watchdog import Watchdog
 from hotclip_server.config import ServerConfig
+from hotclip_server.datasets.records import DatasetLimits
+from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.drain import Drain
 from hotclip_server.health import Health
-from hotclip_server.models.protocol import VersionLoader
+from hotclip_server.jobs.context import JobHandler
+from hotclip_server.jobs.releases import RegistryReleases
+from hotclip_server.jobs.runner import JobRunner
+from hotclip_server.lifecycle import App, Parts
+from hotclip_server.models.protocol import ArchitectureInfo, VersionLoader
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.staging import StagingLimits
 from hotclip_server.pipeline import EncodePipeline, ItemLimits
-from hotclip_server.rpc import SERVICE_NAMES, listen, make_server
+from hotclip_server.rpc import SERVICE_NAMES
 from hotclip_server.runtime import describe_runtime, resolve_device
+from hotclip_server.search.blobs import SourceBlobs
+from hotclip_server.search.collections import Collections
+from hotclip_server.search.edge import EdgeStore
+from hotclip_server.services.datasets import DatasetService
 from hotclip_server.services.encode import STREAM_METHOD, EncodeService
+from hotclip_server.services.finetune import FineTuneService
+from hotclip_server.services.jobs import JobService
+from hotclip_server.services.models import ModelService
+from hotclip_server.services.search import SearchService
 from hotclip_server.services.server_info import ServerService
 from hotclip_server.storage.database import Database
+from hotclip_server.storage.folder_lock import FolderLock
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from hotclip_server.models.store import VersionStore
 
-MODEL = "default"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """The long-lived objects of a server; what needs starting is started by `App`."""
-
-    database: Database
-    device: DeviceThread
-    batcher: Batcher
-    pipeline: EncodePipeline
-    registry: ModelRegistry
-    health: Health
-    drain: Drain
-    services: tuple[object, ...]
+DATASET_THREADS = 2
+"""Uploads are checked and written apart from the pool that requests need."""
 
 
 def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
     """Makes a server; starts nothing.
 
     Args:
-        loader: Where versions come from; the store below the data directory if None.
+        loader: Where versions come from instead of the store below the data directory, which
+            needs torch. With it the server trains nothing: FineTune and Evaluate answer
+            UNIMPLEMENTED.
 
     Raises:
         ConfigError: the device is not there.
     """
     device_name = resolve_device(config.device)
+    store = None if loader else make_store(config)
+    versions = loader or store
+    if versions is None:
+        raise RuntimeError("neither a loader nor a store; this is a bug")
+    folder = config.data_dir
     database = Database(config.database)
     device = DeviceThread()
     batcher = Batcher(device, batch_limits(config, device_name))
+    health = Health(SERVICE_NAMES)
     pipeline = EncodePipeline(batcher, item_limits(config), config.prepare_threads)
     registry = ModelRegistry(
         database,
-        loader or make_store(config),
+        versions,
         device.run,
         StagingLimits(device=device_name, precision=config.precision),
     )
+    dataset_pool = ThreadPoolExecutor(DATASET_THREADS, thread_name_prefix="hotclip-datasets")
+    datasets = DatasetStore(folder / "datasets", database, dataset_pool, dataset_limits(config))
+    vectors = EdgeStore(folder / "vectors")
+    collections = Collections(
+        database,
+        vectors,
+        registry,
+        pipeline,
+        SourceBlobs(folder / "sources"),
+        max_collections=config.max_collections,
+        max_payload_bytes=config.max_payload_bytes,
+    )
+    registry.add_flip_participant(collections.catalogue)
+    releases = RegistryReleases(registry)
+    handlers: list[JobHandler] = [collections.reindexer]
+    if store is not None:
+        handlers += make_trainers(config, device_name, store, datasets, releases)
+    jobs = JobRunner(
+        database,
+        handlers,
+        serving_busy=lambda: batcher.ledger.items > 0,
+        resume=config.resume_jobs == "auto",
+    )
     drain = Drain(self_ending=[STREAM_METHOD])
-    services = (
+    services: list[object] = [
         EncodeService(registry, pipeline, drain, config.max_stream_in_flight),
+        # Export and MergeVersions are not built: the base class answers UNIMPLEMENTED.
+        ModelService(registry, describe_architectures),  # type: ignore[abstract]
+        DatasetService(datasets),
+        JobService(jobs),
+        SearchService(collections, jobs, config.max_items_per_request),
         ServerService(
             config, describe_runtime(config, device_name), lambda: resident_versions(registry)
         ),
+    ]
+    if store is not None:
+        services.append(FineTuneService(jobs, datasets, registry))
+    parts = Parts(
+        lock=FolderLock(folder),
+        database=database,
+        device=device,
+        batcher=batcher,
+        watchdog=Watchdog(batcher.stalled_for_s, config.watchdog_s, health.set_moving),
+        pipeline=pipeline,
+        registry=registry,
+        remove_leftovers=store.remove_leftovers if store else lambda: None,
+        dataset_pool=dataset_pool,
+        datasets=datasets,
+        vectors=vectors,
+        collections=collections,
+        releases=releases,
+        jobs=jobs,
+        health=health,
+        drain=drain,
+        services=tuple(services),
     )
-    return App(
-        config,
-        Parts(
-            database=database,
-            device=device,
-            batcher=batcher,
-            pipeline=pipeline,
-            registry=registry,
-            health=Health(SERVICE_NAMES),
-            drain=drain,
-            services=services,
-        ),
-    )
+    return App(config, parts, device_name)
 
 
-class App:
-    """A server: `build` makes it, `start` starts it, `stop` ends it. Event loop only."""
-
-    def __init__(self, config: ServerConfig, parts: Parts) -> None:
-        self.config = config
-        self.parts = parts
-        self.address = ""
-        """ "host:port" once it listens."""
-        self._watchdog = Watchdog(
-            parts.batcher.stalled_for_s, config.watchdog_s, self._encoding_moves
-        )
-        self._server: grpc.aio.Server | None = None
-        self._ready = False
-
-    async def start(self) -> None:
-        """Listens, loads the model, then serves. After an error call `stop`.
-
-        Raises:
-            OSError: the address is taken, or the data directory can't be written.
-            HotclipError: the model can't be loaded.
-        """
-        config, parts = self.config, self.parts
-        started = time.monotonic()
-        await asyncio.to_thread(config.data_dir.mkdir, parents=True, exist_ok=True)
-        await asyncio.to_thread(parts.database.open)
-        parts.device.start()
-        parts.pipeline.start()
-        self._server = make_server(config, parts.drain, parts.health, parts.services)
-        self.address = listen(self._server, config.host, config.port)
-        await self._server.start()
-        await parts.registry.start(MODEL, config.model)
-        self._watchdog.start()
-        self._ready = True
-        parts.health.set(True)
-        live = parts.registry.get_version(parts.registry.model_state(MODEL).live_version)
-        log.info(
-            "hotclip serving on %s: %s (%s), version %s, in %s on %s, ready after %.1f s",
-            self.address,
-            live.manifest.source,
-            live.manifest.spec.architecture,
-            live.id,
-            config.precision,
-            resolve_device(config.device),
-            time.monotonic() - started,
-        )
-
-    async def stop(self) -> bool:
-        """Lets running calls end, then closes everything. Also after a failed start.
-
-        Returns:
-            Whether everything ended; False: an encoder hangs, and the process must be ended
-            without waiting for its threads.
-        """
-        parts = self.parts
-        self._ready = False
-        parts.health.set(False)
-        if self._server is not None:
-            await self._end_calls(self._server)
-        await self._watchdog.stop()
-        await parts.batcher.stop()
-        parts.pipeline.stop()
-        await parts.registry.stop()
-        ended = await asyncio.to_thread(parts.device.stop, timeout_s=5.0)
-        await asyncio.to_thread(parts.database.close)
-        if ended:
-            log.info("hotclip stopped")
-        else:
-            log.error("an encoder hangs; its thread is left behind")
-        return ended
-
-    async def _end_calls(self, server: grpc.aio.Server) -> None:
-        ends = time.monotonic() + self.config.shutdown_grace_s
-        # Watchers of health are told before their streams end.
-        await asyncio.sleep(0)
-        await self.parts.drain.end_streams(self.config.shutdown_grace_s)
-        await server.stop(max(0.0, ends - time.monotonic()))
-
-    def _encoding_moves(self, moves: bool) -> None:
-        self.parts.health.set(moves and self._ready)
-
-
-def make_store(config: ServerConfig) -> VersionLoader:
+def make_store(config: ServerConfig) -> VersionStore:
     """The store of versions below the data directory. Imports torch."""
     import torch
 
@@ -189,6 +152,30 @@ def make_store(config: ServerConfig) -> VersionLoader:
     )
 
 
+def make_trainers(
+    config: ServerConfig,
+    device: str,
+    store: VersionStore,
+    datasets: DatasetStore,
+    releases: RegistryReleases,
+) -> list[JobHandler]:
+    """The jobs that train and measure. Imports torch."""
+    from hotclip_server.training.evaluate_job import EvaluateHandler
+    from hotclip_server.training.finetune_job import FineTuneHandler
+
+    return [
+        FineTuneHandler(store, datasets, releases, device=device, threads=config.threads),
+        EvaluateHandler(store, datasets, device=device),
+    ]
+
+
+def describe_architectures() -> Sequence[ArchitectureInfo]:
+    """What open_clip knows. Imports torch."""
+    from hotclip_server.models import architectures
+
+    return architectures.describe_architectures()
+
+
 def batch_limits(config: ServerConfig, device: str) -> BatchLimits:
     """Sizes for the batcher."""
     return BatchLimits(
@@ -203,6 +190,17 @@ def item_limits(config: ServerConfig) -> ItemLimits:
         max_items=config.max_items_per_request,
         max_text_bytes=config.max_text_bytes,
         max_image_bytes=config.max_image_bytes,
+    )
+
+
+def dataset_limits(config: ServerConfig) -> DatasetLimits:
+    """Sizes for uploads."""
+    return DatasetLimits(
+        max_bytes=config.max_dataset_bytes,
+        min_free_disk_bytes=config.min_free_disk_bytes,
+        max_image_bytes=config.max_image_bytes,
+        max_image_pixels=config.max_image_pixels,
+        max_text_bytes=config.max_text_bytes,
     )
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from hotclip_proto.v1 import job_pb2
-from hotclip_server.errors import NotFound, OutOfRange, Unavailable
+from hotclip_server.errors import NotFound, OutOfRange, Unavailable, Unimplemented
 from hotclip_server.jobs import store
 from hotclip_server.jobs.context import (
     Cancelled,
@@ -110,9 +110,10 @@ class JobRunner:
         Raises:
             AlreadyExists: the name is taken.
             InvalidArgument: the request id was used for another request.
+            Unimplemented: nothing here runs such jobs.
         """
         if new.kind not in self._handlers:
-            raise RuntimeError(f"no handler for {new.kind}. This is a bug.")
+            raise Unimplemented(f"this server runs no {new.kind} jobs")
         record, is_new = await self._database.run(lambda c: store.create(c, new))
         if is_new:
             self._enqueue(record.id)

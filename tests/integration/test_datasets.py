@@ -1,0 +1,110 @@
+"""Datasets over gRPC against a real server process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from support.drawings import drawn_pairs, key_of
+from support.learning import Stubs, Upload, upload_messages
+from support.server import ServerProcess
+
+from hotclip_proto.v1 import dataset_pb2
+
+
+@pytest.fixture(scope="module")
+def stubs(server: ServerProcess) -> Iterator[Stubs]:
+    with grpc.insecure_channel(server.address) as channel:
+        yield Stubs(channel)
+
+
+def bad_fields(error: grpc.RpcError) -> list[str]:
+    fields = []
+    for detail in rpc_status.from_call(error).details:
+        bad = error_details_pb2.BadRequest()
+        if detail.Unpack(bad):
+            fields += [violation.field for violation in bad.field_violations]
+    return fields
+
+
+def test_upload_get_list_download_delete(stubs: Stubs) -> None:
+    pairs = drawn_pairs()
+    dataset = stubs.upload("round-trip", pairs)
+    assert (dataset.name, dataset.description) == ("round-trip", "drawn")
+    assert (dataset.pairs, dataset.images, dataset.texts) == (32, 32, 32)
+    assert stubs.upload("round-trip", pairs[::-1]) == dataset
+    for name in (dataset.id, dataset.name):
+        assert stubs.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset=name)) == dataset
+    other = stubs.upload("other", pairs[:2])
+    first = stubs.datasets.ListDatasets(dataset_pb2.ListDatasetsRequest(page_size=1))
+    assert [d.id for d in first.datasets] == [other.id]
+    second = stubs.datasets.ListDatasets(
+        dataset_pb2.ListDatasetsRequest(page_size=1, page_token=first.next_page_token)
+    )
+    assert [d.id for d in second.datasets] == [dataset.id]
+
+    parts = list(
+        stubs.datasets.DownloadDataset(dataset_pb2.DownloadDatasetRequest(dataset="round-trip"))
+    )
+    assert parts[0].open.name == "round-trip"
+    images = {part.image.key: part.image.data for part in parts if part.HasField("image")}
+    assert images == {key_of(image): image for image, _ in pairs}
+    rows = {(row.image_key, row.text) for part in parts for row in part.pairs.pairs}
+    assert rows == {(key_of(image), text) for image, text in pairs}
+
+    for name in ("round-trip", "other"):
+        stubs.datasets.DeleteDataset(dataset_pb2.DeleteDatasetRequest(dataset=name))
+    with pytest.raises(grpc.RpcError) as gone:
+        stubs.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset="round-trip"))
+    assert gone.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_bad_rows_are_named(stubs: Stubs) -> None:
+    pairs = [*drawn_pairs()[:3], (b"no image at all", "what?"), (drawn_pairs()[0][0], "")]
+    with pytest.raises(grpc.RpcError) as refused:
+        stubs.upload("bad", pairs)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert bad_fields(refused.value) == ["images[3].data", "pairs[4].text"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "field"),
+    [
+        ([], "open"),
+        ([Upload(pairs=dataset_pb2.DatasetPairs())], "open"),
+        ([Upload(open=dataset_pb2.DatasetOpen(name="a b"))], "open.name"),
+        ([Upload(open=dataset_pb2.DatasetOpen())] * 2, "open"),
+        ([Upload(open=dataset_pb2.DatasetOpen()), Upload()], "part"),
+        ([Upload(open=dataset_pb2.DatasetOpen())], "pairs"),
+    ],
+)
+def test_malformed_streams(stubs: Stubs, messages: list[Upload], field: str) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        stubs.datasets.UploadDataset(iter(messages), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert bad_fields(refused.value) == [field]
+
+
+def test_a_broken_stream_leaves_nothing(stubs: Stubs, server: ServerProcess) -> None:
+    root = server.data_dir / "datasets"
+    before = sorted(root.iterdir())
+
+    def breaks() -> Iterator[Upload]:
+        messages = list(upload_messages("broken", drawn_pairs()))
+        yield from messages[: len(messages) // 2]
+        call.cancel()
+        yield from messages[len(messages) // 2 :]
+
+    # The generator reads the name once the call runs.
+    call = stubs.datasets.UploadDataset.future(breaks(), timeout=30)
+    with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
+        call.result()
+    with pytest.raises(grpc.RpcError) as unknown:
+        stubs.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset="broken"))
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+    stubs.upload("whole", drawn_pairs()[:4])  # the executor has come to the clearing up
+    stubs.datasets.DeleteDataset(dataset_pb2.DeleteDatasetRequest(dataset="whole"))
+    assert sorted(root.iterdir()) == before
