@@ -15,7 +15,7 @@ from hotclip_server.logs import configure_logging
 from hotclip_server.settings import read_config
 
 if TYPE_CHECKING:
-    from hotclip_server.app import App
+    from hotclip_server.lifecycle import App
 
 log = logging.getLogger("hotclip_server")
 

@@ -1,7 +1,7 @@
 """grpc.health.v1.
 
 The stock asyncio servicer writes to every watcher inside `set`, so one client that never
-reads blocks it for all. Here `set` only notes the state and wakes the watchers.
+reads blocks it for all. Here a change is only noted and wakes the watchers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # no stubs
-    """One state for all services: NOT_SERVING until `set(True)`. Event loop only.
+    """One state for all services: SERVING while ready and moving. Event loop only.
 
     Args:
         services: Full names that may be asked for, besides "" (the server).
@@ -31,12 +31,21 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # no stubs
 
     def __init__(self, services: Sequence[str] = ()) -> None:
         self._services = frozenset(services) | {""}
-        self._serving = False
+        self._ready = False
+        self._moving = True
         self._changed = asyncio.Event()
 
-    def set(self, serving: bool) -> None:
-        """Changes the state; never waits for a watcher."""
-        self._serving = serving
+    def set_ready(self, ready: bool) -> None:
+        """Ready: started and not stopping. Never waits for a watcher."""
+        self._ready = ready
+        self._wake()
+
+    def set_moving(self, moving: bool) -> None:
+        """Moving: encoding has not stalled. Never waits for a watcher."""
+        self._moving = moving
+        self._wake()
+
+    def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -66,4 +75,4 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # no stubs
     def _state(self, service: str) -> int:
         if service not in self._services:
             return int(SERVICE_UNKNOWN)
-        return int(SERVING if self._serving else NOT_SERVING)
+        return int(SERVING if self._ready and self._moving else NOT_SERVING)

@@ -19,10 +19,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from hotclip_server.app import App, build
+from hotclip_server.app import build
 from hotclip_server.config import ServerConfig
 from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower
 from hotclip_server.errors import InvalidArgument, NotFound
+from hotclip_server.lifecycle import App
 from hotclip_server.models.protocol import VersionManifest
 
 IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")

@@ -1,0 +1,147 @@
+"""A server's life: everything starts in one order and ends in the reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+
+from hotclip_server.batching.batcher import Batcher
+from hotclip_server.batching.device import DeviceThread
+from hotclip_server.batching.watchdog import Watchdog
+from hotclip_server.config import ServerConfig
+from hotclip_server.datasets.store import DatasetStore
+from hotclip_server.drain import Drain
+from hotclip_server.health import Health
+from hotclip_server.jobs.releases import RegistryReleases
+from hotclip_server.jobs.runner import JobRunner
+from hotclip_server.models.registry import ModelRegistry
+from hotclip_server.pipeline import EncodePipeline
+from hotclip_server.rpc import listen, make_server
+from hotclip_server.search.collections import Collections
+from hotclip_server.search.edge import EdgeStore
+from hotclip_server.storage.database import Database
+from hotclip_server.storage.folder_lock import FolderLock
+
+log = logging.getLogger(__name__)
+
+MODEL = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The long-lived objects of a server; constructed, not started."""
+
+    lock: FolderLock
+    database: Database
+    device: DeviceThread
+    batcher: Batcher
+    watchdog: Watchdog
+    pipeline: EncodePipeline
+    registry: ModelRegistry
+    remove_leftovers: Callable[[], object]
+    dataset_pool: ThreadPoolExecutor
+    datasets: DatasetStore
+    vectors: EdgeStore
+    collections: Collections
+    releases: RegistryReleases
+    jobs: JobRunner
+    health: Health
+    drain: Drain
+    services: tuple[object, ...]
+
+
+class App:
+    """A server: `app.build` makes it, `start` starts it, `stop` ends it. Event loop only."""
+
+    def __init__(self, config: ServerConfig, parts: Parts, device: str) -> None:
+        self.config = config
+        self.parts = parts
+        self.address = ""
+        """ "host:port" once it listens."""
+        self._device = device
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Listens, loads the model, then serves. After an error call `stop`.
+
+        Raises:
+            OSError: the address is taken, or the data directory can't be written.
+            HotclipError: the model can't be loaded.
+        """
+        config, parts = self.config, self.parts
+        started = time.monotonic()
+        await asyncio.to_thread(self._open_files)
+        parts.device.start()
+        parts.pipeline.start()
+        self._server = make_server(config, parts.drain, parts.health, parts.services)
+        self.address = listen(self._server, config.host, config.port)
+        await self._server.start()
+        # The process of the vectors starts while the weights are loaded.
+        await asyncio.gather(parts.registry.start(MODEL, config.model), parts.vectors.start())
+        await parts.collections.start()
+        parts.releases.start()
+        await parts.jobs.start()
+        parts.watchdog.start()
+        parts.health.set_ready(True)
+        live = parts.registry.get_version(parts.registry.model_state(MODEL).live_version)
+        log.info(
+            "hotclip serving on %s: %s (%s), version %s, in %s on %s, ready after %.1f s",
+            self.address,
+            live.manifest.source,
+            live.manifest.spec.architecture,
+            live.id,
+            config.precision,
+            self._device,
+            time.monotonic() - started,
+        )
+
+    async def stop(self) -> bool:
+        """Lets running calls end, then closes everything. Also after a failed start.
+
+        Returns:
+            Whether everything ended; False: an encoder hangs, and the process must be ended
+            without waiting for its threads.
+        """
+        parts = self.parts
+        parts.health.set_ready(False)
+        if self._server is not None:
+            await self._end_calls(self._server)
+        await parts.watchdog.stop()
+        await parts.jobs.stop()
+        await parts.collections.stop()
+        await parts.batcher.stop()
+        parts.pipeline.stop()
+        await parts.registry.stop()
+        await parts.vectors.close()
+        ended = await asyncio.to_thread(parts.device.stop, timeout_s=5.0)
+        await asyncio.to_thread(self._close_files)
+        if ended:
+            log.info("hotclip stopped")
+        else:
+            log.error("an encoder hangs; its thread is left behind")
+        return ended
+
+    async def _end_calls(self, server: grpc.aio.Server) -> None:
+        ends = time.monotonic() + self.config.shutdown_grace_s
+        # Watchers of health are told before their streams end.
+        await asyncio.sleep(0)
+        await self.parts.drain.end_streams(self.config.shutdown_grace_s)
+        await server.stop(max(0.0, ends - time.monotonic()))
+
+    def _open_files(self) -> None:
+        self.config.data_dir.mkdir(parents=True, exist_ok=True)
+        self.parts.lock.open()
+        self.parts.database.open()
+        self.parts.remove_leftovers()
+        self.parts.datasets.open()
+
+    def _close_files(self) -> None:
+        self.parts.dataset_pool.shutdown()
+        self.parts.database.close()
+        self.parts.lock.close()
