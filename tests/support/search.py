@@ -65,7 +65,9 @@ async def search_world(folder: Path, loader: FakeLoader | None = None) -> AsyncI
     loader = loader or FakeLoader()
     database = Database(f"sqlite:///{folder / 'hotclip.db'}")
     device = DeviceThread()
-    batcher = Batcher(device, BatchLimits(budget=Budget(items=20_000, nbytes=512 << 20), max_batch=32))
+    batcher = Batcher(
+        device, BatchLimits(budget=Budget(items=20_000, nbytes=512 << 20), max_batch=32)
+    )
     pipeline = EncodePipeline(batcher, ItemLimits(), 2)
     registry = ModelRegistry(database, loader, device.run)
     store = EdgeStore(folder / "vectors", timeout_s=30)
@@ -106,8 +108,8 @@ def text_vectors(encoder: FakeEncoder, texts: Sequence[str]) -> NDArray[np.float
     return np.stack([encoder.vector(encoder.prepare_text(text)) for text in texts])
 
 
-def text_point(point_id: str, text: str, **payload: object) -> search_pb2.Point:
-    point = search_pb2.Point(id=point_id, item=EncodeItem(text=text))
+def text_point(point_id: str, item_text: str, /, **payload: object) -> search_pb2.Point:
+    point = search_pb2.Point(id=point_id, item=EncodeItem(text=item_text))
     point.payload.update(payload)
     return point
 
