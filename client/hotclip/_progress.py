@@ -12,6 +12,8 @@ from hotclip._jobs import JobEvent, LogLine, Measurement, StateChange
 _WIDTH = 28
 _REDRAW_S = 0.1
 _QUIET_REPORT_S = 10.0
+# Of the many metrics of an evaluation, those that fit on a line.
+_SHOWN = ("reciprocal_rank", "epoch_loss")
 
 
 class ProgressBar:
@@ -50,8 +52,9 @@ class ProgressBar:
         elif isinstance(detail, Measurement) and detail.stage == "STEP":
             self._step(detail)
         elif isinstance(detail, Measurement):
-            numbers = "  ".join(f"{n} {v:.4g}" for n, v in sorted(detail.metrics.items()))
-            self._say(f"{self._name} {detail.stage.lower()}  {numbers}")
+            shown = {n: v for n, v in detail.metrics.items() if n.endswith(_SHOWN)}
+            numbers = "  ".join(f"{n} {v:.4f}" for n, v in sorted(shown.items()))
+            self._say(f"{self._name} {detail.stage.lower()}  {numbers}".rstrip())
 
     def _step(self, at: Measurement) -> None:
         now = self._clock()

@@ -89,13 +89,14 @@ def from_rpc(error: grpc.RpcError) -> HotclipError:
     status = _rich_status(error)
     if status is None:
         return error_class(code, "")(message)
-    reason, request_id, retry_after = "", "", None
+    reason, retry_after = "", None
+    metadata: dict[str, str] = {}
     fields: list[FieldViolation] = []
     for detail in status.details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             info = error_details_pb2.ErrorInfo()
             detail.Unpack(info)
-            reason, request_id = info.reason, info.metadata.get("request_id", "")
+            reason, metadata = info.reason, dict(info.metadata)
         elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
             bad = error_details_pb2.BadRequest()
             detail.Unpack(bad)
@@ -108,8 +109,9 @@ def from_rpc(error: grpc.RpcError) -> HotclipError:
         status.message or message,
         reason=reason,
         fields=fields,
-        request_id=request_id,
+        request_id=metadata.get("request_id", ""),
         retry_after=retry_after,
+        metadata=metadata,
     )
 
 

@@ -23,7 +23,7 @@ HotclipError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -65,6 +65,7 @@ class HotclipError(Exception):
         fields: What is wrong with which field of the input; empty if not about input.
         request_id: Finds the call in the server's log; empty if it never got there.
         retry_after: Seconds after which trying again makes sense; None if unknown.
+        metadata: More for programs, e.g. the id of the dataset that already exists.
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
@@ -77,6 +78,7 @@ class HotclipError(Exception):
         fields: Sequence[FieldViolation] = (),
         request_id: str = "",
         retry_after: float | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -84,6 +86,7 @@ class HotclipError(Exception):
         self.fields = tuple(fields)
         self.request_id = request_id
         self.retry_after = retry_after
+        self.metadata = dict(metadata or {})
 
     def __str__(self) -> str:
         known = "; ".join(f"{v.field}: {v.reason}" for v in self.fields if v.reason)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hotclip import _datasets as parse
 from hotclip._datasets import Dataset, DatasetWriter, content_name, upload_requests
 from hotclip._pairs import ImagePair, PairLike, pairs_of
-from hotclip.errors import NotFound
+from hotclip.errors import AlreadyExists, NotFound
 from hotclip_proto.v1 import dataset_pb2
 
 if TYPE_CHECKING:
@@ -65,7 +65,15 @@ def dataset_for(self: Client, data: str | Path | Iterable[PairLike]) -> str:
     try:
         found = get_dataset(self, name)
     except NotFound:
+        pass
+    else:
+        return found.name
+    try:
         found = _upload(self, name, pairs, "", _UPLOAD_S)
+    except AlreadyExists as error:  # the same content has another name
+        if "dataset" not in error.metadata:
+            raise
+        return error.metadata["dataset"]
     return found.name
 
 
