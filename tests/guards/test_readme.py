@@ -1,5 +1,6 @@
 """The README's commands run, and its examples do what it says."""
 
+import importlib
 import io
 import re
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import grpc
 import pytest
 
 from benchmarks.server_process import running_server
@@ -17,6 +19,7 @@ from .sources import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ADDRESS = "127.0.0.1:50051"
+PROTOS = ("artifact", "dataset", "encode", "finetune", "job", "model", "search", "server")
 SCRIPTS = Path(sys.executable).parent
 
 
@@ -101,6 +104,37 @@ def test_the_links_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def documented_rpcs() -> dict[str, bool]:
+    """`Service.Method` of the README's table, and whether it is said to work."""
+    rows = re.findall(r"^\| `(\w+Service)` \| (.*) \| (.*) \|$", README, re.MULTILINE)
+    return {
+        f"{service}.{method}": works
+        for service, built, missing in rows
+        for works, cell in ((True, built), (False, missing))
+        for method in re.findall(r"`(\w+)`", cell)
+    }
+
+
+def test_rpcs_work_or_answer_unimplemented_as_said(server: str) -> None:
+    """Each is called with an empty request: whatever else is wrong with that, it is known."""
+    modules = map(importlib.import_module, (f"hotclip_proto.v1.{name}_pb2" for name in PROTOS))
+    services = [s for module in modules for s in module.DESCRIPTOR.services_by_name.values()]
+    answers = {}
+    with grpc.insecure_channel(server) as channel:
+        for service in services:
+            for method in service.methods:
+                path = f"/{service.full_name}/{method.name}"
+                call = channel.stream_stream(path)(iter([b""]), timeout=30)
+                try:
+                    next(call, None)
+                    code = grpc.StatusCode.OK
+                except grpc.RpcError as error:
+                    code = error.code()
+                call.cancel()
+                answers[f"{service.name}.{method.name}"] = code is not grpc.StatusCode.UNIMPLEMENTED
+    assert answers == documented_rpcs()
 
 
 def test_the_examples_run(server: str, photos: Path) -> None:
