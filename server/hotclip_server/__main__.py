@@ -43,6 +43,8 @@ def main() -> int:
 
 def run(config: ServerConfig) -> int:
     """Builds the server and runs it on an event loop of its own."""
+    # gRPC's fork handlers are for children that go on without exec; ours never do.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     # Heavy imports come after --help and after bad settings were refused.
     from hotclip_server.app import build
 

@@ -66,7 +66,7 @@ async def scenario(requests, max_batch, budget, culprits):
             asyncio.get_running_loop().create_task(cancel_later(task, request["cancel_after"]))
         await settle(request["wait"])
         assert 0 <= batcher.ledger.items <= budget
-    done, pending = await asyncio.wait([task for task, _ in tasks], timeout=20)
+    _, pending = await asyncio.wait([task for task, _ in tasks], timeout=20)
     assert not pending, "starved"
     await settle()
     answered = set()
