@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.search import World, search_world, text_point, text_query, text_vectors
 
 from hotclip_proto.v1 import search_pb2
 from hotclip_proto.v1.types_pb2 import EncodeItem
@@ -17,7 +18,6 @@ from hotclip_server.jobs.records import JobRecord
 from hotclip_server.jobs.states import JobState
 from hotclip_server.search.searcher import SearchOptions
 from hotclip_server.testing import FakeEncoder, FakeLoader
-from tests.support.search import World, search_world, text_point, text_query, text_vectors
 
 QUERIES = [text_query(f"query {i}") for i in range(4)]
 
@@ -33,6 +33,12 @@ async def ended(world: World, job: str) -> JobRecord:
         async for _ in world.jobs.watch(job):
             pass
     return await world.jobs.get(job)
+
+
+async def until_progress(world: World, job: str, least: float) -> None:
+    async with asyncio.timeout(30):
+        while (await world.jobs.get(job)).progress < least:  # noqa: ASYNC110 - no event for it
+            await asyncio.sleep(0.02)
 
 
 async def checked_search(world: World) -> tuple[str, int]:
@@ -208,9 +214,7 @@ async def test_an_interrupted_reindex_goes_on(tmp_path: Path) -> None:
         two = await world.load("two")
         loader.encoders[two].faults.delay_s = 0.05
         job = await world.reindex("c", two)
-        async with asyncio.timeout(30):
-            while (await world.jobs.get(job)).progress < 0.1:
-                await asyncio.sleep(0.02)
+        await until_progress(world, job, 0.1)
     async with search_world(tmp_path, loader) as world:
         assert (await world.jobs.get(job)).state is JobState.INTERRUPTED
         record = world.collections.catalogue.get("c")
@@ -231,9 +235,7 @@ async def test_a_cancelled_reindex_leaves_no_shadow(world: World) -> None:
     two = await world.load("two")
     world.loader.encoders[two].faults.delay_s = 0.1
     job = await world.reindex("c", two)
-    async with asyncio.timeout(30):
-        while (await world.jobs.get(job)).progress == 0:
-            await asyncio.sleep(0.02)
+    await until_progress(world, job, 0.01)
     await world.jobs.cancel(job)
     assert (await ended(world, job)).state is JobState.CANCELLED
     assert world.collections.catalogue.get("c").shadow_version is None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from support.search import World, search_world, text_point, text_query, text_vectors
 
 from hotclip_proto.v1 import search_pb2
 from hotclip_proto.v1.types_pb2 import EncodeItem
@@ -24,7 +25,6 @@ from hotclip_server.errors import (
 from hotclip_server.search.searcher import SearchOptions
 from hotclip_server.storage.schema import sources
 from hotclip_server.testing import FakeLoader
-from tests.support.search import World, search_world, text_point, text_query, text_vectors
 
 PNG = b"\x89PNG"
 
