@@ -212,7 +212,12 @@ class JobRunner:
         while True:
             await asyncio.sleep(self._heartbeat_s / 2)
             for job_id in list(self._cancels):
-                if await self._database.run(partial(self._heartbeat, job_id=job_id)):
+                try:
+                    beat = await self._database.run(partial(self._heartbeat, job_id=job_id))
+                except OperationalError:
+                    logger.exception("no heartbeat of job %s could be written", job_id)
+                    continue
+                if beat:
                     self._signals.notify(job_id)
 
     def _heartbeat(self, connection: Connection, job_id: str) -> bool:
