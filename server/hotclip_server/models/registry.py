@@ -333,7 +333,7 @@ class ModelRegistry:
                 made = await self._catalog.find_request(note)
                 if made is not None and made in self._catalog.versions:
                     return self._catalog.version(made)
-            manifest = await self._stager.blocking(lambda: self._loader.import_source(source))
+            manifest = await self._stager.import_source(source)
             known = manifest.id in self._catalog.versions
             record = self._catalog.versions.get(manifest.id) or VersionRecord(
                 manifest=manifest, model=model, create_time=now(), metrics={}

@@ -14,7 +14,7 @@ from hotclip_server.errors import FailedPrecondition, HotclipError, ResourceExha
 from hotclip_server.models import probes
 from hotclip_server.models.memory import host_free_bytes
 from hotclip_server.models.probes import RunOnDevice, unfit
-from hotclip_server.models.protocol import VersionLoader
+from hotclip_server.models.protocol import VersionLoader, VersionManifest
 from hotclip_server.models.residents import Resident
 from hotclip_server.models.state import VersionRecord
 
@@ -64,6 +64,21 @@ class Stager:
     async def blocking(self, work: Callable[[], T]) -> T:
         """Runs a blocking call of the loader on its thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def import_source(self, source: str) -> VersionManifest:
+        """Stores the weights that a source names.
+
+        Raises:
+            HotclipError: what `VersionLoader.import_source` raises; whatever else its
+                libraries raise about the source is VERSION_UNFIT.
+        """
+        try:
+            return await self.blocking(lambda: self._loader.import_source(source))
+        except HotclipError:
+            raise
+        except Exception as error:
+            _log.exception("a source can't be imported")
+            raise unfit(f"reading the source failed with {type(error).__name__}") from error
 
     async def load(self, record: VersionRecord) -> Resident:
         """Loads, warms up and verifies a version.
