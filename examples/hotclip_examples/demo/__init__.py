@@ -1,0 +1,1 @@
+"""The demonstration: search in German, learn German, swap it in while everybody searches."""
