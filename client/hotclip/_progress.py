@@ -67,7 +67,7 @@ class ProgressBar:
         of = f"/{at.total_steps}" if at.total_steps else ""
         loss = f"  loss {at.metrics['loss']:.4f}" if "loss" in at.metrics else ""
         speed = f"  {steps / elapsed:.1f} steps/s" if elapsed > 0 and steps else ""
-        if pairs := at.metrics.get("pairs_per_second"):
+        if pairs := at.metrics.get("samples_per_second"):
             speed += f"  {pairs:.0f} pairs/s"
         self._line = f"{self._name} {bar} {share:4.0%} {at.step}{of}{loss}{speed}"
         if now - self._drawn_at >= (_REDRAW_S if self._terminal else _QUIET_REPORT_S):

@@ -65,6 +65,7 @@ def _code(source: str) -> list[str]:
     source = source.replace("AsyncIterable, ", "")
     source = re.sub(r"\b(async|await) ", "", source)
     source = re.sub(r"\bAsync(Client|Run|Iterator)\b", r"\1", source)
+    source = source.replace("import Iterator, Iterable", "import Iterable, Iterator")
     source = re.sub(r"\b(__)?a(enter__|exit__|close|next)\b", r"\1\2", source)
     tree = ast.parse(source.replace("_aio", "_sync"))
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]

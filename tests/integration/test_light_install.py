@@ -1,0 +1,53 @@
+"""The wheel without extras is enough for a client: no torch, no server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.server import ServerProcess
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import sys
+import hotclip
+with hotclip.Client(sys.argv[1]) as client:
+    vectors = client.encode(["a red fox", "a dog"])
+assert vectors.shape[0] == 2 and vectors.version, vectors
+assert not {"torch", "PIL", "open_clip"} & set(sys.modules)
+try:
+    import torch
+except ImportError:
+    print("no torch,", vectors.shape)
+"""
+
+
+@pytest.mark.slow
+def test_wheel_without_extras_encodes(server: ServerProcess, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns("__pycache__", "*.log")
+    for name in ("client", "proto", "server"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    env = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(
+            list(map(str, command)), env=env, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    run(*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path / "wheels", source)
+    (wheel,) = (tmp_path / "wheels").glob("hotclip-*.whl")
+    python = tmp_path / "venv" / "bin" / "python"
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    run(*pip, "--python", python, "install", "--prefer-binary", wheel)
+    assert "no torch" in run(python, "-I", "-c", SCRIPT, server.address)
