@@ -100,8 +100,7 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
     drain = Drain(self_ending=[STREAM_METHOD])
     services: list[object] = [
         EncodeService(registry, pipeline, drain, config.max_stream_in_flight),
-        # Export and MergeVersions are not built: the base class answers UNIMPLEMENTED.
-        ModelService(registry, describe_architectures),  # type: ignore[abstract]
+        ModelService(registry, describe_architectures),
         DatasetService(datasets),
         JobService(jobs),
         SearchService(collections, jobs, config.max_items_per_request),

@@ -122,6 +122,9 @@ class ServerConfig:
     resume_jobs: Annotated[str, _one_of("auto", "manual")] = "auto"
     """After a restart, jobs that were interrupted go on by themselves (auto) or when asked to
     (manual)."""
+    shutdown_wait_s: Annotated[float, _at_least(0)] = 0.1
+    """Seconds after SIGTERM in which the health service says NOT_SERVING and calls are still
+    taken; behind a load balancer as long as it takes to notice."""
     shutdown_grace_s: Annotated[float, _at_least(0)] = 30.0
     """Seconds that running calls have to end after SIGTERM."""
     watchdog_s: Annotated[float, _at_least(0.1)] = 60.0

@@ -1,5 +1,5 @@
-"""Ends the calls of a server that stops: streams are told to resume elsewhere, unary calls
-finish."""
+"""Ends the calls of a server that stops: unary calls finish, streams are told to resume
+elsewhere, new calls are refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from contextlib import contextmanager
 
 from hotclip_server.errors import Unavailable
 
+HEALTH = "/grpc.health.v1."
+
+Call = asyncio.Task[object]
+
 
 class Drain:
-    """Knows the streams that run. Event loop only.
+    """Knows the calls that run. Event loop only.
+
+    gRPC itself cancels calls that it has received and not yet handed over when it is told to
+    stop; so calls are refused and ended here first, and gRPC is stopped when none is left.
 
     Args:
         self_ending: Full names of streaming methods that watch `draining` and end by
@@ -20,52 +27,78 @@ class Drain:
 
     def __init__(self, self_ending: Sequence[str] = ()) -> None:
         self._self_ending = frozenset(self_ending)
-        self._streams: dict[asyncio.Task[object], str] = {}
-        self._ended: set[asyncio.Task[object]] = set()
+        self._unary: set[Call] = set()
+        self._streams: dict[Call, str] = {}
+        self._ended: set[Call] = set()
         self.draining = asyncio.Event()
 
     @contextmanager
-    def stream(self, method: str) -> Iterator[None]:
-        """Counts the running task as a stream."""
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a stream runs outside of a task; this is a bug")
-        self._streams[task] = method
+    def unary(self, method: str) -> Iterator[None]:
+        """Counts the running task as a call with one answer.
+
+        Raises:
+            Unavailable: the server is stopping.
+        """
+        call = self._admit(method)
+        self._unary.add(call)
         try:
             yield
         finally:
-            self._streams.pop(task, None)
-            self._ended.discard(task)
+            self._unary.discard(call)
 
-    def ended(self, task: asyncio.Task[object]) -> bool:
+    @contextmanager
+    def stream(self, method: str) -> Iterator[None]:
+        """Counts the running task as a stream.
+
+        Raises:
+            Unavailable: the server is stopping.
+        """
+        call = self._admit(method)
+        self._streams[call] = method
+        try:
+            yield
+        finally:
+            self._streams.pop(call, None)
+
+    def ended(self, call: Call) -> bool:
         """Whether the server, not the client, ended this stream."""
-        return task in self._ended
+        return call in self._ended
 
     def error(self) -> Unavailable:
-        """What a stream that the server ended is told."""
+        """What a call is told that the server ends or refuses."""
         return Unavailable(
-            "the server is stopping; resume on another or later",
+            "the server is stopping; go on elsewhere or later",
             retry_after_s=1.0,
             reason="SERVER_STOPPING",
         )
 
-    async def end_streams(self, grace_s: float) -> None:
-        """Ends every stream; those that end by themselves get `grace_s` seconds."""
+    async def finish(self, grace_s: float) -> None:
+        """Refuses new calls, ends streams, waits up to `grace_s` seconds for what runs.
+
+        Streams that end by themselves get the same time.
+        """
         self.draining.set()
-        for task, method in list(self._streams.items()):
+        for call, method in list(self._streams.items()):
             if method not in self._self_ending:
-                self._end(task)
-        deadline = asyncio.get_running_loop().time() + grace_s
-        while self._streams:
-            left = deadline - asyncio.get_running_loop().time()
+                self._end(call)
+        ends = asyncio.get_running_loop().time() + grace_s
+        while running := [*self._unary, *self._streams]:
+            left = ends - asyncio.get_running_loop().time()
             if left <= 0:
                 break
-            await asyncio.wait(
-                list(self._streams), timeout=left, return_when=asyncio.FIRST_COMPLETED
-            )
-        for task in list(self._streams):
-            self._end(task)
+            await asyncio.wait(running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        for call in list(self._streams):
+            self._end(call)
 
-    def _end(self, task: asyncio.Task[object]) -> None:
-        self._ended.add(task)
-        task.cancel()
+    def _admit(self, method: str) -> Call:
+        call = asyncio.current_task()
+        if call is None:
+            raise RuntimeError("a call runs outside of a task; this is a bug")
+        if self.draining.is_set() and not method.startswith(HEALTH):
+            raise self.error()
+        return call
+
+    def _end(self, call: Call) -> None:
+        self._ended.add(call)
+        call.add_done_callback(self._ended.discard)
+        call.cancel()

@@ -112,7 +112,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     def _call(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Context) -> Any:
             try:
-                return await behaviour(request, context)
+                with self._drain.unary(method):
+                    return await behaviour(request, context)
             except BaseException as error:  # noqa: BLE001 - mapped or raised again, never dropped
                 await self._fail(method, context, error)
 
@@ -120,15 +121,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def _stream(self, method: str, behaviour: Any) -> Any:
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            with self._drain.stream(method):
-                try:
+            try:
+                with self._drain.stream(method):
                     async with aclosing(behaviour(request, context)) as responses:
                         async for response in responses:
                             yield response
-                except GeneratorExit:
-                    raise
-                except BaseException as error:  # noqa: BLE001 - mapped or raised again
-                    await self._fail(method, context, error)
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # noqa: BLE001 - mapped or raised again
+                await self._fail(method, context, error)
 
         return stream
 

@@ -31,6 +31,7 @@ from hotclip_server.storage.folder_lock import FolderLock
 log = logging.getLogger(__name__)
 
 MODEL = "default"
+LAST_CALLS_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +129,12 @@ class App:
         return ended
 
     async def _end_calls(self, server: grpc.aio.Server) -> None:
+        # NOT_SERVING first: balancers send new calls elsewhere while they are still answered.
+        await asyncio.sleep(self.config.shutdown_wait_s)
         ends = time.monotonic() + self.config.shutdown_grace_s
-        # Watchers of health are told before their streams end.
-        await asyncio.sleep(0)
-        await self.parts.drain.end_streams(self.config.shutdown_grace_s)
+        await self.parts.drain.finish(self.config.shutdown_grace_s)
+        # Calls that gRPC has received by now are taken over and refused, not dropped.
+        await asyncio.sleep(LAST_CALLS_S)
         await server.stop(max(0.0, ends - time.monotonic()))
 
     def _open_files(self) -> None:
