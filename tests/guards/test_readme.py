@@ -153,6 +153,9 @@ def test_the_light_client_encodes(server: str, photos: Path, tmp_path: Path) -> 
     code = blocks("python")[0].replace(ADDRESS, server)
     code += "\nimport sys\nprint('torch' in sys.modules, 'PIL' in sys.modules)"
     assert run([python, "-c", code], photos).split()[-2:] == ["False", "False"]
+    files = run([python, "-c", "import importlib.metadata as m; print(*m.files('hotclip'))"])
+    assert "hotclip_server/encoding/builtin/mini/open_clip_model.safetensors" in files
+    assert "hotclip/py.typed" in files
     listed = run([python, "-m", "pip", "list", "--disable-pip-version-check"]).lower()
     assert "grpcio" in listed
     assert "torch" not in listed

@@ -1,0 +1,14 @@
+"""The client's public names: adding one is a decision, removing one breaks its users."""
+
+import hotclip
+
+NAMES = """
+    AsyncClient AsyncRun Between Checkpoint Client Collection Dataset Embeddings Encoded Example
+    Filter Heartbeat Hit Hits HotclipError Image ItemError Job JobEvent JobKind JobState Limits
+    LogLine Match Measurement Model Pair Point PointId RankScore Ranking Run ServerInfo
+    StateChange Text Upserted Vector Version VersionInfo VersionState errors
+"""
+
+
+def test_the_public_names_are_these() -> None:
+    assert hotclip.__all__ == NAMES.split()
