@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 
-from hotclip_proto.v1 import model_pb2, model_pb2_grpc
-from hotclip_server.errors import InvalidArgument
+from hotclip_proto.v1 import job_pb2, model_pb2, model_pb2_grpc
+from hotclip_server.errors import InvalidArgument, Unimplemented
 from hotclip_server.models.protocol import ArchitectureInfo
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.state import ModelState, VersionRecord, VersionState
@@ -119,6 +119,18 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         """Removes a version and its files."""
         await self._registry.delete(_named(request.version))
         return model_pb2.DeleteVersionResponse()
+
+    async def MergeVersions(  # noqa: N802 - named by the proto
+        self, request: model_pb2.MergeVersionsRequest, context: Context
+    ) -> model_pb2.Version:
+        """Not offered yet."""
+        raise Unimplemented("MergeVersions is not offered by this server")
+
+    async def Export(  # noqa: N802 - named by the proto
+        self, request: model_pb2.ExportRequest, context: Context
+    ) -> job_pb2.Job:
+        """Not offered yet."""
+        raise Unimplemented("Export is not offered by this server")
 
     async def WatchModels(  # noqa: N802 - named by the proto
         self, request: model_pb2.WatchModelsRequest, context: Context

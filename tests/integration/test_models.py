@@ -1,0 +1,179 @@
+"""ModelService over gRPC: the real server stack around fake encoders."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from hotclip_proto.v1 import model_pb2, model_pb2_grpc
+from hotclip_server.testing import running_server
+
+
+@pytest.fixture
+async def models() -> AsyncIterator[model_pb2_grpc.ModelServiceAsyncStub]:
+    async with running_server() as server, grpc.aio.insecure_channel(server.address) as channel:
+        yield model_pb2_grpc.ModelServiceStub(channel)  # type: ignore[misc]  # the async twin
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, str]:
+    """The status and reason of a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    details = dict(caught.value.trailing_metadata() or ())["grpc-status-details-bin"]
+    info = error_details_pb2.ErrorInfo()
+    status_pb2.Status.FromString(details).details[0].Unpack(info)
+    assert info.domain == "hotclip"
+    return caught.value.code(), info.reason
+
+
+async def load(models: Any, source: str, **fields: str) -> model_pb2.Version:
+    return await models.LoadVersion(model_pb2.LoadVersionRequest(source=source, **fields))
+
+
+async def test_a_version_goes_through_its_states(models: Any) -> None:
+    loaded = await load(models, "fake:b")
+    assert loaded.state == model_pb2.VERSION_STATE_STAGED
+    assert (loaded.model, loaded.source, loaded.dim) == ("default", "fake:b", 32)
+    assert loaded.create_time.seconds > 0
+    before = await models.GetModel(model_pb2.GetModelRequest())
+    assert list(before.staged_versions) == [loaded.id]
+    trial = model_pb2.ActivateVersionRequest(version=loaded.id, validate_only=True)
+    assert await models.ActivateVersion(trial) == before
+    activate = model_pb2.ActivateVersionRequest(version=loaded.id, etag=before.etag)
+    after = await models.ActivateVersion(activate)
+    assert after.live_version == loaded.id
+    assert after.previous_version == before.live_version
+    assert after.space_id == loaded.space_id
+    assert await refused(models.ActivateVersion(activate)) == (
+        grpc.StatusCode.ABORTED,
+        "ETAG_MISMATCH",
+    )
+    states = {
+        version.id: version.state
+        for version in (await models.ListVersions(model_pb2.ListVersionsRequest())).versions
+    }
+    assert states == {
+        loaded.id: model_pb2.VERSION_STATE_LIVE,
+        before.live_version: model_pb2.VERSION_STATE_PREVIOUS,
+    }
+    back = await models.Rollback(model_pb2.RollbackRequest(etag=after.etag))
+    assert (back.live_version, back.previous_version) == (before.live_version, loaded.id)
+    unload = model_pb2.UnloadVersionRequest(version=loaded.id)
+    assert (await models.UnloadVersion(unload)).state == model_pb2.VERSION_STATE_STORED
+    await models.DeleteVersion(model_pb2.DeleteVersionRequest(version=loaded.id))
+    get = model_pb2.GetVersionRequest(version=loaded.id)
+    assert await refused(models.GetVersion(get)) == (
+        grpc.StatusCode.NOT_FOUND,
+        "VERSION_NOT_FOUND",
+    )
+
+
+async def test_errors_are_named(models: Any) -> None:
+    live = (await models.GetModel(model_pb2.GetModelRequest())).live_version
+    code = grpc.StatusCode
+    for call, expected in (
+        (
+            models.GetModel(model_pb2.GetModelRequest(model="x")),
+            (code.NOT_FOUND, "MODEL_NOT_FOUND"),
+        ),
+        (load(models, ""), (code.INVALID_ARGUMENT, "SOURCE_INVALID")),
+        (load(models, "fake:b", model="../x"), (code.INVALID_ARGUMENT, "MODEL_NAME_INVALID")),
+        (
+            models.ActivateVersion(model_pb2.ActivateVersionRequest()),
+            (code.INVALID_ARGUMENT, "INVALID_ARGUMENT"),
+        ),
+        (
+            models.Rollback(model_pb2.RollbackRequest()),
+            (code.FAILED_PRECONDITION, "NO_PREVIOUS_VERSION"),
+        ),
+        (
+            models.UnloadVersion(model_pb2.UnloadVersionRequest(version=live)),
+            (code.FAILED_PRECONDITION, "VERSION_IN_USE"),
+        ),
+        (
+            models.DeleteVersion(model_pb2.DeleteVersionRequest(version=live)),
+            (code.FAILED_PRECONDITION, "VERSION_IN_USE"),
+        ),
+        (
+            models.ListVersions(model_pb2.ListVersionsRequest(page_token="x")),
+            (code.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID"),
+        ),
+        (
+            models.ListModels(model_pb2.ListModelsRequest(page_size=1001)),
+            (code.INVALID_ARGUMENT, "PAGE_SIZE_INVALID"),
+        ),
+        (models.MergeVersions(model_pb2.MergeVersionsRequest()), (code.UNIMPLEMENTED,) * 2),
+        (models.Export(model_pb2.ExportRequest()), (code.UNIMPLEMENTED,) * 2),
+    ):
+        found = await refused(call)
+        assert found[0] is expected[0]
+        assert found[1] == getattr(expected[1], "name", expected[1])
+
+
+async def test_a_request_id_makes_loading_idempotent(models: Any) -> None:
+    first, second = await asyncio.gather(*(load(models, "fake:b", request_id="r") for _ in "ab"))
+    assert first == second
+    assert await refused(load(models, "fake:c", request_id="r")) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "REQUEST_ID_REUSED",
+    )
+
+
+async def test_pages_of_versions_newest_first(models: Any) -> None:
+    made = [(await load(models, f"fake:{n}")).id for n in range(4)]
+    found, token = list[str](), ""
+    while True:
+        page = await models.ListVersions(
+            model_pb2.ListVersionsRequest(page_size=2, page_token=token)
+        )
+        assert len(page.versions) <= 2
+        found += [version.id for version in page.versions]
+        if not (token := page.next_page_token):
+            break
+    assert found[:4] == made[::-1]
+    assert len(found) == 5
+
+
+async def test_architectures_are_those_of_open_clip(models: Any) -> None:
+    found, token = dict[str, model_pb2.Architecture](), ""
+    while True:
+        page = await models.DescribeArchitectures(
+            model_pb2.DescribeArchitecturesRequest(page_size=60, page_token=token)
+        )
+        found |= {row.name: row for row in page.architectures}
+        if not (token := page.next_page_token):
+            break
+    row = found["ViT-B-32"]
+    assert (row.dim, row.image_size, row.context_length) == (512, 224, 77)
+    assert "openai" in row.pretrained
+    assert len(found) > 100
+
+
+async def test_watching_a_model(models: Any) -> None:
+    stream = models.WatchModels(model_pb2.WatchModelsRequest(model="default"))
+    first = await stream.read()
+    assert first == await models.GetModel(model_pb2.GetModelRequest())
+    version = (await load(models, "fake:b")).id
+    await models.ActivateVersion(model_pb2.ActivateVersionRequest(version=version))
+    async with asyncio.timeout(10):
+        while (await stream.read()).live_version != version:
+            pass
+    stream.cancel()
+    nobody = models.WatchModels(model_pb2.WatchModelsRequest(model="nobody"))
+    assert await refused(nobody.read()) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+
+
+async def test_watchers_are_told_when_the_server_stops() -> None:
+    async with running_server() as server:
+        channel = grpc.aio.insecure_channel(server.address)
+        models: Any = model_pb2_grpc.ModelServiceStub(channel)
+        stream = models.WatchModels(model_pb2.WatchModelsRequest())
+        await stream.read()
+    code, _ = await refused(stream.read())
+    assert code is grpc.StatusCode.UNAVAILABLE
+    await channel.close()
