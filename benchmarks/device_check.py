@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:
 
 def run_tests() -> tuple[str, bool]:
     """The closing line of the tests marked gpu, and whether they passed (and any ran)."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu"]
+    command = [sys.executable, "-m", "pytest", "-W", "default", "-m", "gpu", "tests/gpu"]
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     print(run.stdout, flush=True)
     closing = run.stdout.strip().rpartition("\n")[2].strip("= ")

@@ -35,12 +35,13 @@ def running_server(
     command = [*program, "--port", address.rpartition(":")[2], "--data-dir", str(data_dir)]
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir / "server.log"
+    inherited = {name: v for name, v in os.environ.items() if not name.startswith("HOTCLIP_")}
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [*command, *options],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**inherited, "HF_HUB_OFFLINE": "1"},
         )
         try:
             until = time.monotonic() + start_s
