@@ -141,6 +141,26 @@ async def test_reindex_flip_and_rollback_under_load(world: World) -> None:
     await check_content(world, load.expected)
 
 
+async def test_writes_go_on_while_shards_come_and_go(world: World) -> None:
+    await world.collections.catalogue.create("c")
+    expected = {f"p{i}": f"text {i}" for i in range(100)}
+    points = [text_point(i, t, text=t) for i, t in expected.items()]
+    await world.collections.writer.upsert("c", points)
+    load = Load(world, expected)
+    versions = [await world.load(seed) for seed in ("two", "three", "four")]
+    async with asyncio.TaskGroup() as group:
+        group.create_task(load.write())
+        group.create_task(load.search())
+        for version in versions:
+            assert (await ended(world, await world.reindex("c", version))).error is None
+            await world.registry.activate("default", version, collections=["c"])
+            await asyncio.sleep(0.1)
+        load.stop()
+    assert world.collections.catalogue.get("c").version == versions[-1]
+    await check_content(world, load.expected)
+    assert len(await world.store.shards()) == 2
+
+
 async def test_a_named_incomplete_shadow_vetoes(world: World) -> None:
     one = world.live
     await world.collections.catalogue.create("c")

@@ -1,4 +1,4 @@
-"""`python -m hotclip_server.search.build FOLDER`: builds the index of an engine folder.
+"""`python -m hotclip_server.search.build PARENT FOLDER`: builds the index of an engine folder.
 
 A process of its own at the lowest priority: the engine holds the interpreter lock for the
 whole of it.
@@ -21,8 +21,10 @@ def main() -> None:
     if sys.platform == "linux":
         # It can't notice that its parent is gone while the engine works.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the vector process is gone")
     os.nice(19)
-    shard = engine.EdgeShard.load(sys.argv[1])
+    shard = engine.EdgeShard.load(sys.argv[2])
     shard.optimize()
     shard.flush()
     shard.close()

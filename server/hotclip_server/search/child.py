@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -22,17 +23,13 @@ from typing import Any
 
 from hotclip_server.errors import HotclipError
 from hotclip_server.search import wire
-from hotclip_server.search.shard import INDEXING_THRESHOLD_KB, Shard
+from hotclip_server.search.shard import INDEXING_THRESHOLD_KB, AnswerTooLarge, Shard, ShardNotFound
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IDLE_S = 1.0
 """An index is built when a shard has had no write for this long..."""
 _OVERDUE = 8
 """...or at once when this many times the threshold is not indexed."""
-
-
-class ShardNotFound(Exception):
-    """No such shard."""
 
 
 class VectorProcess:
@@ -68,6 +65,8 @@ class VectorProcess:
             answer["result"], out = await self._do(header, body)
         except ShardNotFound as error:
             answer["error"] = ["not_found", str(error)]
+        except AnswerTooLarge as error:
+            answer["error"] = ["too_large", str(error)]
         except (HotclipError, OSError) as error:
             full = isinstance(error, HotclipError) or error.errno == errno.ENOSPC
             answer["error"] = ["disk_full" if full else "internal", str(error)]
@@ -98,7 +97,7 @@ class VectorProcess:
     async def _do_on(self, shard: Shard, header: dict[str, Any], body: bytes) -> tuple[Any, bytes]:
         match header["op"]:
             case "search":
-                return shard.search(wire.vectors_from_bytes(body, shard.dim), header), b""
+                return None, shard.search(wire.vectors_from_bytes(body, shard.dim), header)
             case "retrieve":
                 return shard.retrieve(header["ids"], header["with_vectors"])
             case "upsert":
@@ -182,8 +181,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(5)
     arguments.root.mkdir(parents=True, exist_ok=True)
-    connection = socket.socket(fileno=arguments.fd)
-    asyncio.run(VectorProcess(arguments.root).serve(connection))
+    with (arguments.root / ".lock").open("w") as lock:
+        # The process of a server that was killed may still be closing the shards.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _serve(arguments.fd, arguments.root)
+
+
+def _serve(fd: int, root: Path) -> None:
+    connection = socket.socket(fileno=fd)
+    asyncio.run(VectorProcess(root).serve(connection))
 
 
 if __name__ == "__main__":

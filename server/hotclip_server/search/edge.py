@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import socket
 import sys
@@ -33,6 +34,7 @@ from hotclip_server.search.protocol import Match, PointMeta, ShardInfo, Stored
 _log = logging.getLogger(__name__)
 
 _ROWS_PER_FRAME = 256
+_SMALL_BYTES = 64 << 10
 _ATTEMPTS = 3
 _BACKOFF_S = (0.05, 0.2, 1.0, 5.0)
 _STARTED_WELL_S = 10.0
@@ -127,7 +129,7 @@ class EdgeStore:
         exclude: Sequence[str | None] | None = None,
     ) -> list[list[Match]]:
         """See VectorStore."""
-        found, _ = await self._call(
+        _, answer = await self._call(
             "search",
             body=wire.vectors_to_bytes(vectors),
             shard=shard,
@@ -137,6 +139,9 @@ class EdgeStore:
             exact=exact,
             exclude=list(exclude) if exclude is not None else [None] * len(vectors),
         )
+        # A long answer must not hold up the loop.
+        small = len(answer) < _SMALL_BYTES
+        found = json.loads(answer) if small else await asyncio.to_thread(json.loads, answer)
         return [
             [Match(point, min(1.0, max(-1.0, score)), payload) for point, score, payload in hits]
             for hits in found
@@ -179,7 +184,12 @@ class EdgeStore:
     ) -> tuple[Any, bytes]:
         """One request; sent again if the process died under it."""
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        async with self._slots:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise Unavailable("the vector index is overloaded", retry_after_s=1.0) from error
+        try:
             for _ in range(_ATTEMPTS):
                 try:
                     async with asyncio.timeout(timeout_s):
@@ -191,6 +201,8 @@ class EdgeStore:
                         _log.error("the vector process did not answer %s; replacing it", op)
                         self._process.kill()
                     break
+        finally:
+            self._slots.release()
         raise Unavailable("the vector index does not answer", retry_after_s=1.0)
 
     async def _send(self, op: str, header: dict[str, object], body: bytes) -> tuple[Any, bytes]:
@@ -204,7 +216,14 @@ class EdgeStore:
         answer: asyncio.Future[tuple[Any, bytes]] = asyncio.get_running_loop().create_future()
         self._pending[number] = answer
         try:
-            writer.write(wire.pack({"n": number, "op": op, **header}, body))
+            frame = {"n": number, "op": op, **header}
+            # Payloads may be large: their JSON is made off the loop.
+            packed = (
+                await asyncio.to_thread(wire.pack, frame, body)
+                if op == "upsert"
+                else wire.pack(frame, body)
+            )
+            writer.write(packed)
             await writer.drain()
             return await answer
         except ConnectionError as error:
@@ -280,5 +299,6 @@ def _to_error(kind: str, message: str) -> Exception:
     errors: dict[str, HotclipError] = {
         "not_found": NotFound(message, reason="SHARD_NOT_FOUND"),
         "disk_full": ResourceExhausted(message, reason="DISK_FULL"),
+        "too_large": ResourceExhausted(message, reason="ANSWER_TOO_LARGE"),
     }
     return errors.get(kind) or RuntimeError(f"the vector engine failed: {message}")

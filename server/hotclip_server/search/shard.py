@@ -34,8 +34,18 @@ INDEXING_THRESHOLD_KB = 10_000
 """Vectors below this size in total are compared one by one: that is as fast as an index."""
 _SEARCH_BREADTH = 256
 """Candidates that a search of the index keeps (ef)."""
+_MAX_ANSWER_BYTES = 64 << 20
+"""JSON of one search: bounds the memory of both processes."""
 _ROWS = 256
 """Points in one engine operation: bounds how long other requests wait."""
+
+
+class ShardNotFound(Exception):
+    """No such shard, or it was dropped meanwhile."""
+
+
+class AnswerTooLarge(Exception):
+    """A search found more than can be sent."""
 
 
 def point_uuid(point_id: str) -> UUID:
@@ -61,6 +71,7 @@ class Shard:
         self._writing = asyncio.Lock()
         self._build: asyncio.Task[None] | None = None
         self._touched: set[UUID] | None = None
+        self._closed = False
 
     @classmethod
     def create(cls, folder: Path, dim: int) -> Shard:
@@ -98,7 +109,7 @@ class Shard:
         for entry in folder.iterdir():
             # Generations of builds that a crash cut short, and of those they replaced.
             if entry.name.startswith("gen-") and entry.name != generation:
-                shutil.rmtree(entry)
+                shutil.rmtree(entry, ignore_errors=True)
         edge = engine.EdgeShard.load(str(folder / generation))
         return cls(folder, current["dim"], generation, edge)
 
@@ -126,6 +137,7 @@ class Shard:
     async def upsert(self, points: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
         """Stores points [{i: id, r: revision, p: payload}] with vectors (n, dim), in order."""
         async with self._writing:
+            self._check_open()
             for start in range(0, len(points), _ROWS):
                 batch = points[start : start + _ROWS]
                 ids = [point_uuid(p["i"]) for p in batch]
@@ -145,6 +157,7 @@ class Shard:
     async def delete(self, ids: list[str]) -> int:
         """Removes points; returns how many there were."""
         async with self._writing:
+            self._check_open()
             uids: list[Any] = list({point_uuid(i) for i in ids})
             there = len(self._edge.retrieve(uids, with_payload=False, with_vector=False))
             if self._touched is not None:
@@ -152,8 +165,13 @@ class Shard:
             self._edge.update(engine.UpdateOperation.delete_points(uids))
             return there
 
-    def search(self, vectors: NDArray[np.float32], options: dict[str, Any]) -> list[list[Any]]:
-        """Per query a list of [id, score, payload]; options as in the protocol."""
+    def search(self, vectors: NDArray[np.float32], options: dict[str, Any]) -> bytes:
+        """JSON: per query a list of [id, score, payload]; options as in the protocol.
+
+        Raises:
+            AnswerTooLarge: it would be longer than 64 MiB.
+        """
+        self._check_open()
         breadth = max(_SEARCH_BREADTH, options["limit"])
         params = engine.SearchParams(exact=options["exact"], hnsw_ef=breadth)
         requests = [
@@ -167,14 +185,18 @@ class Shard:
             )
             for row, out in zip(vectors.tolist(), options["exclude"], strict=True)
         ]
-        found = self._edge.query_batch(engine.QueryBatchRequest(requests))
-        return [
-            [[hit.payload["i"], hit.score, from_engine_value(hit.payload["p"])] for hit in hits]
-            for hits in found
-        ]
+        together = max(1, _ROWS // options["limit"])
+        parts: list[bytes] = []
+        for start in range(0, len(requests), together):
+            batch = engine.QueryBatchRequest(requests[start : start + together])
+            parts += [_to_json(hits) for hits in self._edge.query_batch(batch)]
+            if sum(map(len, parts)) > _MAX_ANSWER_BYTES:
+                raise AnswerTooLarge("the answer is too large; ask for fewer queries or hits")
+        return b"[" + b",".join(parts) + b"]"
 
     def retrieve(self, ids: list[str], with_vectors: bool) -> tuple[list[list[Any]], bytes]:
         """[[id, revision]] of the points that exist and their vectors in that order."""
+        self._check_open()
         uids = list({point_uuid(i) for i in ids})
         records = self._edge.retrieve(uids, with_payload=["i", "r"], with_vector=with_vectors)
         rows = [[r.payload["i"], r.payload["r"]] for r in records]
@@ -208,7 +230,13 @@ class Shard:
             self._build.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._build
-        self._edge.close()
+        async with self._writing:
+            self._closed = True
+            self._edge.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ShardNotFound(f"shard {self.folder.name} was dropped")
 
     def _build_ended(self, task: asyncio.Task[None]) -> None:
         self._build = None
@@ -233,7 +261,11 @@ class Shard:
                 for chunk in _chunks(list(self._touched)):
                     self._carry_over(fresh, chunk)
                 fresh.flush()
-                _set_current(self.folder, generation, self.dim)
+                try:
+                    _set_current(self.folder, generation, self.dim)
+                except OSError:
+                    # Which generation the disk names is unknown: start again from the disk.
+                    os._exit(1)
                 replaced, self._edge = self._edge, fresh
                 old, self._generation = self.folder / self._generation, generation
                 self._touched = None
@@ -254,13 +286,18 @@ class Shard:
             fresh.update(engine.UpdateOperation.delete_points(list(gone)))
 
 
+def _to_json(hits: list[Any]) -> bytes:
+    rows = [[hit.payload["i"], hit.score, from_engine_value(hit.payload["p"])] for hit in hits]
+    return json.dumps(rows, separators=(",", ":")).encode()
+
+
 def _to_engine(point: dict[str, Any]) -> dict[str, Any]:
     return {**point, "p": to_engine_value(point["p"])}
 
 
 async def _run_builder(folder: Path) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "hotclip_server.search.build", str(folder)
+        sys.executable, "-m", "hotclip_server.search.build", str(os.getpid()), str(folder)
     )
     try:
         code = await process.wait()

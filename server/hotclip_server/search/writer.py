@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -91,11 +92,15 @@ class Writer:
         while True:
             record = self._catalogue.get(name)
             space = Space(space_id=record.space_id, dim=record.dim)
-            good, errors = parse_points(points, space, self._max_payload_bytes)
+            good, errors = await asyncio.to_thread(
+                parse_points, points, space, self._max_payload_bytes
+            )
             if len(record.targets()) > 1:
                 good = _without_vectors(good, errors)
             record, vectors = await self._encode(record, good, errors, deadline)
-            rows = await self._to_rows(good) if record.keep_sources else []
+            rows: list[SourceRow] = []
+            if record.keep_sources:
+                rows = await asyncio.to_thread(lambda good=good: [self._to_row(p) for p in good])  # type: ignore[misc]  # mypy can't infer lambdas with defaults
             async with self._catalogue.lock(name):
                 now = self._catalogue.get(name)
                 if set(now.targets()) != set(vectors) or now.version != record.version:
@@ -221,12 +226,16 @@ class Writer:
                 stamped = [_with_revision(row, first + at) for at, row in enumerate(rows)]
                 await self._database.run(lambda c: records.put_sources(c, record.name, stamped))
             for version, shard in record.targets().items():
-                await self._store.upsert(shard, metas, vectors[version])
+                with self._unless_dropped(record.name, shard):
+                    await self._store.upsert(shard, metas, vectors[version])
 
         await self._guard(record, write())
 
     async def _delete_vectors(self, record: CollectionRecord, ids: list[str]) -> int:
-        deleted = [await self._store.delete(shard, ids) for shard in record.targets().values()]
+        deleted: list[int] = []
+        for shard in record.targets().values():
+            with self._unless_dropped(record.name, shard):
+                deleted.append(await self._store.delete(shard, ids))
         if record.keep_sources:
             await self._database.run(lambda c: records.remove_sources(c, record.name, ids))
         return deleted[0]
@@ -240,6 +249,16 @@ class Writer:
                 self._catalogue.unsettled.add(record.name)
                 self._catalogue.spawn(self._settle_later(record.name))
             raise
+
+    @contextmanager
+    def _unless_dropped(self, name: str, shard: str) -> Iterator[None]:
+        """Lets a shard be missing that a flip gave up while the write was under way."""
+        try:
+            yield
+        except NotFound as error:
+            there = shard in self._catalogue.get(name).targets().values()
+            if there or error.reason != "SHARD_NOT_FOUND":
+                raise
 
     async def _settle(self, record: CollectionRecord) -> None:
         if record.name in self._catalogue.unsettled:
@@ -304,11 +323,6 @@ class Writer:
                 await asyncio.sleep(max(error.retry_after_s, 0.05))
             else:
                 return encoded.vectors, encoded.errors
-
-    async def _to_rows(self, points: Sequence[NewPoint]) -> list[SourceRow]:
-        if any(_size(point) > _INLINE_BYTES for point in points):
-            return await asyncio.to_thread(lambda: [self._to_row(p) for p in points])
-        return [self._to_row(point) for point in points]
 
     def _to_row(self, point: NewPoint) -> SourceRow:
         item: bytes | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import Any
 
@@ -16,7 +17,7 @@ from hotclip_server.search.filters import filter_from_proto
 from hotclip_server.search.payloads import payload_to_struct
 from hotclip_server.search.protocol import Match
 from hotclip_server.search.records import CollectionRecord
-from hotclip_server.search.searcher import DEFAULT_LIMIT, SearchOptions
+from hotclip_server.search.searcher import DEFAULT_LIMIT, Found, SearchOptions
 from hotclip_server.services.encode import deadline_of
 from hotclip_server.services.jobs import job_to_proto
 from hotclip_server.services.paging import PageRequest
@@ -25,6 +26,7 @@ from hotclip_server.services.vectors import item_errors
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_DELETED_IDS = 10_000
+_FEW_HITS = 128
 
 
 class SearchService(search_pb2_grpc.SearchServiceServicer):
@@ -106,11 +108,10 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         found = await self._collections.searcher.search(
             request.collection, request.queries, _options(request, deadline_of(context))
         )
-        return search_pb2.SearchResponse(
-            results=[search_pb2.QueryResult(hits=map(_hit, hits)) for hits in found.matches],
-            version=found.version,
-            space_id=found.space_id,
-        )
+        if sum(map(len, found.matches)) <= _FEW_HITS:
+            return found_to_proto(found)
+        # Building the message must not hold up the loop.
+        return await asyncio.to_thread(found_to_proto, found)
 
     async def Reindex(  # noqa: N802 - named by the proto
         self, request: search_pb2.ReindexRequest, context: Context
@@ -132,6 +133,15 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
                 )
             )
         return job_to_proto(job)
+
+
+def found_to_proto(found: Found) -> search_pb2.SearchResponse:
+    """As the wire has it."""
+    return search_pb2.SearchResponse(
+        results=[search_pb2.QueryResult(hits=map(_hit, hits)) for hits in found.matches],
+        version=found.version,
+        space_id=found.space_id,
+    )
 
 
 def collection_to_proto(record: CollectionRecord, points: int) -> search_pb2.Collection:
