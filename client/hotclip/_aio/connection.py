@@ -15,7 +15,14 @@ from hotclip._channel import Settings
 from hotclip._deadline import Deadline
 from hotclip._server import HEALTH_CHECK, HEALTH_REQUEST, SERVING, Limits, server_info
 from hotclip._status import from_rpc
-from hotclip.errors import Cancelled, HotclipError, ResourceExhausted, Unimplemented
+from hotclip.errors import (
+    Cancelled,
+    HotclipError,
+    Internal,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
 from hotclip_proto.v1 import (
     dataset_pb2_grpc,
     encode_pb2_grpc,
@@ -33,6 +40,11 @@ if TYPE_CHECKING:
 Req = TypeVar("Req")
 Res = TypeVar("Res")
 T = TypeVar("T")
+
+# What grpc.aio says when it can't send on a call that the server has ended.
+_SEND_FAILED = "Internal error from Core"
+_BROKEN = "STREAM_BROKEN"
+_UPLOAD_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -140,10 +152,27 @@ class Connection:
     async def send_all(
         self,
         method: aio.StreamUnaryMultiCallable[Req, Res],
+        requests: Callable[[], Iterable[Req]],
+        deadline: Deadline,
+    ) -> Res:
+        """Many requests, one answer. What the iterable raises is raised here.
+
+        Sends again if the server ended the call but it is unknown why; see _told.
+        """
+        for _ in range(_UPLOAD_ATTEMPTS - 1):
+            try:
+                return await self._send_once(method, requests(), deadline)
+            except Unavailable as error:
+                if error.reason != _BROKEN:
+                    raise
+        return await self._send_once(method, requests(), deadline)
+
+    async def _send_once(
+        self,
+        method: aio.StreamUnaryMultiCallable[Req, Res],
         requests: Iterable[Req],
         deadline: Deadline,
     ) -> Res:
-        """Many requests, one answer. What the iterable raises is raised here."""
         running = method(timeout=deadline.remaining())
         try:
             async for request in self.pull(requests, blocking=True):
@@ -155,7 +184,7 @@ class Connection:
             running.cancel()
             raise _whose(error) from error
         except grpc.RpcError as error:
-            raise from_rpc(error) from error
+            raise await _told(running, error) from error
         except BaseException:
             running.cancel()
             raise
@@ -164,7 +193,7 @@ class Connection:
         except asyncio.CancelledError as error:
             raise _whose(error) from error
         except grpc.RpcError as error:
-            raise from_rpc(error) from error
+            raise await _told(running, error) from error
         finally:
             running.cancel()
 
@@ -233,6 +262,25 @@ def _whose(error: asyncio.CancelledError) -> BaseException:
     return Cancelled("the client was closed", reason="CLIENT_CLOSED")
 
 
+async def _told(call: aio.Call, error: grpc.RpcError) -> HotclipError:
+    """What the server said, also when it said so while a message was being sent.
+
+    grpc.aio then reports an INTERNAL error of its own, and the server's status mostly, but
+    not always, soon afterwards; without it the error is Unavailable.
+    """
+    known = from_rpc(error)
+    if not isinstance(known, Internal) or known.message != _SEND_FAILED:
+        return known
+    for _ in range(10):
+        await asyncio.sleep(0.01)
+        code = await call.code()
+        if code is not grpc.StatusCode.INTERNAL:
+            initial, trailing = await call.initial_metadata(), await call.trailing_metadata()
+            late = grpc.aio.AioRpcError(code, initial, trailing, await call.details())
+            return from_rpc(late)
+    return Unavailable("the stream ended while sending", reason=_BROKEN)
+
+
 class Duplex(Generic[Req, Res]):
     """A stream in both directions; leaving its `async with` cancels it."""
 
@@ -259,7 +307,7 @@ class Duplex(Generic[Req, Res]):
         except asyncio.CancelledError as error:
             raise _whose(error) from error
         except grpc.RpcError as error:
-            raise from_rpc(error) from error
+            raise await _told(self._call, error) from error
         return None if reply is grpc.aio.EOF else reply
 
     def done_sending(self) -> None:

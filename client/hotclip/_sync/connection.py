@@ -139,7 +139,7 @@ class Connection:
     def send_all(
         self,
         method: grpc.StreamUnaryMultiCallable[Req, Res],
-        requests: Iterable[Req],
+        requests: Callable[[], Iterable[Req]],
         deadline: Deadline,
     ) -> Res:
         """Many requests, one answer. What the iterable raises is raised here."""
@@ -147,7 +147,7 @@ class Connection:
 
         def guarded() -> Iterator[Req]:  # runs on a thread of gRPC
             try:
-                yield from requests
+                yield from requests()
             except BaseException as error:
                 raised.append(error)
                 raise

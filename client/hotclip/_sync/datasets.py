@@ -51,7 +51,7 @@ def _upload(
     self: Client, name: str, pairs: list[ImagePair], description: str, timeout: float | None
 ) -> Dataset:
     connection = self._connection
-    requests = upload_requests(name, description, pairs)
+    requests = partial(upload_requests, name, description, pairs)
     method = connection.stubs().datasets.UploadDataset
     return parse.dataset(connection.send_all(method, requests, connection.deadline(timeout)))
 

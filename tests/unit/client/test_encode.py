@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 from pathlib import Path
@@ -182,3 +183,15 @@ def test_rank(fake: FakeEncode) -> None:
         ranking = client.rank("a", ["b", "c"])
     assert [s.index for s in ranking.scores] == [0, 1]
     assert ranking.version == "v1"
+
+
+def test_an_interrupt_cancels_the_call(fake: FakeEncode) -> None:
+    fake.delay = 30.0
+    with Client(fake.address) as client:
+        client.server_info()
+        timer = threading.Timer(0.5, _thread.interrupt_main)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            client.encode("a")
+        timer.join()
+        assert fake.cancelled.wait(3)

@@ -1,0 +1,166 @@
+"""Cutting lists into requests and putting answers together, without a network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotclip._encoding import EncodePlan, chunks, options
+from hotclip._points import UpsertTally, point_blocks
+from hotclip._queries import SearchPlan
+from hotclip._server import Limits
+from hotclip.errors import (
+    Aborted,
+    DataLoss,
+    HotclipError,
+    InvalidArgument,
+    ItemsFailed,
+    NotFound,
+    SpaceMismatch,
+)
+from hotclip_proto.v1 import encode_pb2, search_pb2, types_pb2
+
+TEXTS = st.lists(st.text(max_size=40), min_size=1, max_size=60)
+LIMITS = st.builds(
+    Limits,
+    max_items_per_request=st.integers(1, 9),
+    max_message_bytes=st.integers(1, 400).map(lambda n: n + (64 << 10)),
+)
+
+
+def told(on_error: str = "return", version: str = ""):
+    return options(
+        model="",
+        version=version,
+        expected_space_id="",
+        dtype=np.float32,
+        priority="bulk",
+        on_error=on_error,
+    )
+
+
+def answer(request: encode_pb2.EncodeRequest, version: str = "v") -> encode_pb2.EncodeResponse:
+    """One element a row: the length of the text."""
+    rows = np.array([[len(i.text)] for i in request.items], "<f4")
+    block = types_pb2.VectorBlock(
+        data=rows.tobytes(), dtype=types_pb2.D_TYPE_FLOAT32, dim=1, count=len(rows)
+    )
+    return encode_pb2.EncodeResponse(vectors=block, version=version, space_id="s")
+
+
+@given(TEXTS, LIMITS)
+def test_chunks_keep_order_and_limits(texts: list[str], limits: Limits) -> None:
+    cut = list(chunks(texts, limits))
+    room = limits.max_message_bytes - (64 << 10)
+    seen = []
+    for chunk in cut:
+        assert 1 <= len(chunk) <= limits.max_items_per_request
+        assert len(chunk.items) <= 1 or chunk.size <= room
+        seen += [chunk.start + p for p in chunk.positions] + [e.index for e in chunk.failed]
+        assert [i.text for i in chunk.items] == [texts[chunk.start + p] for p in chunk.positions]
+    assert sorted(seen) == list(range(len(texts)))
+
+
+@given(TEXTS, LIMITS)
+def test_the_whole_is_what_one_request_would_give(texts: list[str], limits: Limits) -> None:
+    plan = EncodePlan(texts, told(), limits)
+    for chunk in plan.chunks():
+        plan.add(chunk, answer(plan.request(chunk)))
+    if not any(texts):
+        with pytest.raises(ItemsFailed):
+            plan.result()
+        return
+    whole = plan.result()
+    assert whole[:, 0].tolist() == [float(len(t)) for t in texts]
+    assert [e.index for e in whole.errors] == [i for i, t in enumerate(texts) if not t]
+
+
+def test_restarts_are_bounded_and_only_for_a_version_that_is_gone() -> None:
+    plan = EncodePlan(["a", "b"], told(), Limits(max_items_per_request=1))
+    for _ in range(5):
+        first = next(plan.chunks())
+        plan.add(first, answer(plan.request(first)))
+        with pytest.raises(SpaceMismatch):
+            plan.restart(SpaceMismatch("no"))
+        plan.restart(NotFound("gone"))
+    first = next(plan.chunks())
+    plan.add(first, answer(plan.request(first)))
+    with pytest.raises(NotFound):
+        plan.restart(NotFound("gone"))
+
+
+def test_a_failure_before_the_first_answer_is_no_reason_to_restart() -> None:
+    plan = EncodePlan(["a"], told(), Limits())
+    with pytest.raises(NotFound):
+        plan.restart(NotFound("no such model"))
+
+
+def test_answers_of_another_version_or_length_are_refused() -> None:
+    plan = EncodePlan(["a", "b"], told(), Limits(max_items_per_request=1))
+    first, second = plan.chunks()
+    plan.add(first, answer(plan.request(first), "v1"))
+    with pytest.raises(DataLoss, match="VERSION_MIXED"):
+        plan.add(second, answer(plan.request(second), "v2"))
+    with pytest.raises(DataLoss, match="VECTOR_COUNT"):
+        plan.add(second, answer(encode_pb2.EncodeRequest(items=[]), "v1"))
+
+
+@pytest.mark.parametrize("bad", [{"on_error": "ignore"}, {"priority": "low"}, {"dtype": "int8"}])
+def test_bad_keywords_are_named(bad: dict[str, str]) -> None:
+    good = {"on_error": "raise", "priority": "bulk", "dtype": "float32"}
+    with pytest.raises(InvalidArgument) as caught:
+        options(model="", version="", expected_space_id="", **(good | bad))
+    assert caught.value.fields[0].field == next(iter(bad))
+
+
+@given(st.integers(1, 40), st.integers(1, 7))
+def test_points_are_cut_and_errors_keep_their_place(count: int, most: int) -> None:
+    points = [(f"p{i}", "" if i % 5 == 4 else f"text {i}", {"n": i}) for i in range(count)]
+    tally = UpsertTally("return")
+    for block in point_blocks(points, Limits(max_items_per_request=most)):
+        assert len(block.points) <= most
+        bad = types_pb2.ItemError(index=0, code=3, reason="BAD")
+        errors = [bad] if block.points and block.points[0].id == "p5" else []
+        tally.add(block, search_pb2.UpsertResponse(upserted=len(block.points), errors=errors))
+    found = {e.index for e in tally.result().errors}
+    assert found - {5} == {i for i in range(count) if i % 5 == 4}
+
+
+def test_point_and_query_mistakes_are_named() -> None:
+    for bad in [("", "text"), ("a", 3), "a", ("a", "b", {"x": object()})]:
+        with pytest.raises(InvalidArgument, match=r"points\[0\]"):
+            list(point_blocks([bad], Limits()))  # type: ignore[list-item]  # what is tested
+    with pytest.raises(InvalidArgument, match="empty list"):
+        plan_of([])
+
+
+def plan_of(query: object) -> SearchPlan:
+    return SearchPlan(
+        "c",
+        query,
+        limit=3,
+        conditions=None,
+        score_threshold=None,
+        exact=False,
+        expected_space_id="",
+    )
+
+
+def test_search_lists_are_cut_and_must_be_of_one_version() -> None:
+    plan = plan_of([f"q{i}" for i in range(600)])
+    sizes = [len(r.queries) for r in plan.requests(Limits())]
+    assert sizes == [256, 256, 88]
+    result = search_pb2.QueryResult(hits=[search_pb2.Hit(id="a", score=0.5)])
+    plan.add(search_pb2.SearchResponse(results=[result], version="v1"))
+    with pytest.raises(Aborted):
+        plan.add(search_pb2.SearchResponse(results=[result], version="v2"))
+    assert plan_of("one").requests(Limits())
+
+
+def test_errors_read_well() -> None:
+    error = InvalidArgument.field("items[3]", "empty text", reason="TEXT_EMPTY")
+    assert str(error) == "TEXT_EMPTY: items[3]: empty text"
+    assert isinstance(error, ValueError)
+    assert str(HotclipError("x", reason="Y", request_id="r")) == "Y: x [request r]"

@@ -1,0 +1,137 @@
+"""Images, arrays, events, filters and the progress bar, without a network."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image as Pil
+
+from hotclip import Between, Embeddings, Filter, Match
+from hotclip._channel import RETRIED, Settings
+from hotclip._events import EventCursor
+from hotclip._fetch import fetch
+from hotclip._filters import filter_of
+from hotclip._finetuning import activation_of, loss_of
+from hotclip._inputs import png
+from hotclip._jobs import JobEvent, JobState, Measurement, StateChange
+from hotclip._progress import ProgressBar
+from hotclip._reconnect import Attempts
+from hotclip.errors import DataLoss, InvalidArgument, NotFound, Unavailable
+from hotclip_proto.v1 import finetune_pb2, job_pb2
+
+
+@given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))))
+def test_png_is_lossless(pixels: np.ndarray) -> None:
+    np.testing.assert_array_equal(np.asarray(Pil.open(io.BytesIO(png(pixels)))), pixels)
+
+
+def test_embeddings_know_their_version_until_they_are_computed_with() -> None:
+    rows = Embeddings(np.eye(3, dtype=np.float32), version="v", space_id="s")
+    assert rows[0].version == rows[1:].copy().version == "v"
+    for computed in (rows + rows, rows @ rows.T, rows * 2):
+        assert type(computed) is np.ndarray
+    assert float(rows.sum()) == 3.0
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "data:,x", "nothing"])
+def test_only_the_web_is_fetched(url: str) -> None:
+    with pytest.raises(InvalidArgument):
+        fetch(url, max_bytes=10, timeout=1)
+
+
+def state(seq: int, at: job_pb2.JobState.ValueType) -> job_pb2.JobEvent:
+    return job_pb2.JobEvent(seq=seq, state=job_pb2.StateEvent(state=at))
+
+
+def test_events_come_once_and_gaps_are_noticed() -> None:
+    cursor = EventCursor("j", 2)
+    assert cursor.accept(state(2, job_pb2.JOB_STATE_QUEUED)) is None
+    assert cursor.accept(state(3, job_pb2.JOB_STATE_RUNNING)) is not None
+    assert cursor.request().after_seq == 3
+    assert cursor.finished() is not None  # the server went away: connect again
+    assert cursor.broken(Unavailable("x")) > 0
+    assert cursor.accept(state(4, job_pb2.JOB_STATE_SUCCEEDED)) is not None
+    assert cursor.finished() is None
+    with pytest.raises(DataLoss):
+        cursor.accept(state(6, job_pb2.JOB_STATE_SUCCEEDED))
+    with pytest.raises(NotFound):
+        cursor.broken(NotFound("x"))
+
+
+def test_attempts_end_and_progress_starts_them_again() -> None:
+    attempts = Attempts(most=2)
+    assert attempts.pause(Unavailable("x")) < attempts.pause(Unavailable("x", retry_after=3)) == 3
+    with pytest.raises(Unavailable):
+        attempts.pause(Unavailable("x"))
+    attempts.progressed()
+    assert attempts.pause(Unavailable("x")) > 0
+
+
+def test_names_of_losses_and_activations() -> None:
+    for name in ("CLIPLoss", "InfoNCE", "info_nce", "clip"):
+        assert loss_of(name) == finetune_pb2.LOSS_INFO_NCE
+    assert activation_of("IF_BETTER") == finetune_pb2.ACTIVATION_IF_BETTER
+    with pytest.raises(InvalidArgument, match="TripletLoss"):
+        loss_of("TripletLoss")
+
+
+def test_filters() -> None:
+    packed = filter_of({"lang": "de", "n": 3, "ok": True, "tag": ["a", "b"]})
+    assert packed is not None
+    assert [c.WhichOneof("test") for c in packed.must] == [
+        "equals_string",
+        "equals_int",
+        "equals_bool",
+        "any_of",
+    ]
+    ranged = filter_of(Filter(should=[Between("n", gte=1.0)], must_not=[Match("x", "y")]))
+    assert ranged is not None
+    assert ranged.should[0].range.gte == 1.0
+    assert not ranged.should[0].range.HasField("lt")
+    with pytest.raises(InvalidArgument, match=r"must\[0\]"):
+        filter_of({"n": 1.5})  # type: ignore[dict-item]  # what is tested
+
+
+def test_targets_and_timeouts() -> None:
+    def settings(address: str, timeout: float = 1.0) -> Settings:
+        return Settings(
+            address=address, timeout=timeout, wait_for_ready=False, retries=True, credentials=None
+        )
+
+    assert settings("host:1").target == "dns:///host:1"
+    assert settings("unix:/x").target == "unix:/x"
+    for bad in (("", 1.0), ("h:1", 0.0), ("h:1", float("nan"))):
+        with pytest.raises(InvalidArgument):
+            settings(*bad)
+
+
+def test_only_calls_that_may_run_twice_are_retried() -> None:
+    retried = {method for methods in RETRIED.values() for method in methods}
+    writing = {"ActivateVersion", "Rollback", "Upsert", "Delete", "DeleteVersion", "CancelJob"}
+    assert not retried & writing
+    assert "Encode" in retried
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_progress_bar(stream: io.StringIO) -> None:
+    now = [0.0]
+    bar = ProgressBar("run", stream=stream, clock=lambda: now[0])
+    bar.show(JobEvent(1, None, StateChange(JobState.RUNNING, "")))
+    for step in range(1, 11):
+        now[0] += 0.5
+        bar.show(JobEvent(step + 1, None, Measurement("STEP", step, 10, 0, {"loss": 1 / step})))
+    bar.close()
+    written = stream.getvalue()
+    assert "run RUNNING" in written
+    assert "100% 10/10  loss 0.1000  2.0 steps/s" in written
+    assert ("\r" in written) == stream.isatty()
