@@ -53,7 +53,12 @@ class FineTuneServiceServicer(object):
     """
 
     def FineTune(self, request, context):
-        """Checks the whole request, queues a job and returns it at once. Errors:
+        """Checks the whole request, queues a job and returns it at once. Its metric events
+        carry loss, learning_rate, logit_scale, grad_norm and samples_per_second (stage
+        STEP, at most five events a second); epoch_loss and yielded_s (EPOCH); and with
+        held-out data (BEFORE, EPOCH, AFTER) the retrieval metrics in both directions and
+        "monitor", the mean of both reciprocal ranks, which decides which weights are best.
+        AFTER tells of the best weights: those are stored. Errors:
         INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
         ALREADY_EXISTS (name).
         """

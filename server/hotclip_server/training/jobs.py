@@ -64,7 +64,9 @@ def opened(datasets: Datasets, *ids: str) -> Iterator[list[StoredDataset | None]
 def evaluator_of(clip: Clip, queries: PairSet, extra: PairSet | None, *, k: int = 20) -> Evaluator:
     """Searches `queries` among their own images and texts and those of `extra`."""
     index = queries if extra is None else JoinedPairs(queries, extra)
-    return Evaluator(clip, queries, index, k=k)
+    # Serving waits for a batch at most: on a CPU a small one is as fast an image as a large one.
+    batch_size = 32 if clip.device.type == "cpu" else 256
+    return Evaluator(clip, queries, index, k=k, batch_size=batch_size)
 
 
 def measure(job: JobContext, evaluator: Evaluator, clip: Clip) -> Evaluation:
