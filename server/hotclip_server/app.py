@@ -20,6 +20,7 @@ from hotclip_server.jobs.context import JobHandler
 from hotclip_server.jobs.releases import RegistryReleases
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.lifecycle import App, Parts
+from hotclip_server.models.memory import free_bytes_of
 from hotclip_server.models.protocol import ArchitectureInfo, VersionLoader
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.staging import StagingLimits
@@ -72,7 +73,11 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
         database,
         versions,
         device.run,
-        StagingLimits(device=device_name, precision=config.precision),
+        StagingLimits(
+            device=device_name,
+            precision=config.precision,
+            free_bytes=free_bytes_of(device_name),
+        ),
     )
     dataset_pool = ThreadPoolExecutor(DATASET_THREADS, thread_name_prefix="hotclip-datasets")
     datasets = DatasetStore(folder / "datasets", database, dataset_pool, dataset_limits(config))

@@ -68,6 +68,8 @@ class FakeLoader:
             raise DataLoss("a checksum does not match")
         if defect == "raise":
             raise RuntimeError("size mismatch")
+        if defect == "memory":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         seed = version_id.removeprefix("v-")
         if defect == "reference" and precision != "fp32":
             seed += "another"

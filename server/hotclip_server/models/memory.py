@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes_of(device: str) -> Callable[[], int | None]:
+    """Reads the free memory of a device, e.g. "cuda:0"; on CUDA the smaller of the device's and
+    the host's, through which weights go."""
+    if not device.startswith("cuda"):
+        return host_free_bytes
+
+    def free() -> int | None:
+        import torch
+
+        on_device: int = torch.cuda.mem_get_info(device)[0]
+        on_host = host_free_bytes()
+        return on_device if on_host is None else min(on_device, on_host)
+
+    return free
 
 
 def host_free_bytes() -> int | None:

@@ -189,11 +189,13 @@ class Slots:
                 self.residents.adopt(version_id)
                 self._catalog.models[model] = new
                 self.live[model] = resident
-                for action in actions:
-                    action()
-            if self.staged.get(model) in (new.live, new.previous):
-                del self.staged[model]
-            self.trim(model)
+                try:
+                    for action in actions:
+                        action()
+                finally:
+                    if self.staged.get(model) in (new.live, new.previous):
+                        del self.staged[model]
+                    self.trim(model)
             return True
 
     async def unload(self, record: VersionRecord) -> None:

@@ -117,14 +117,10 @@ class Stager:
             return await self.blocking(load)
         except HotclipError:
             raise
-        except MemoryError as error:
-            raise ResourceExhausted(
-                f"version {record.id} does not fit in memory", reason="OUT_OF_MEMORY"
-            ) from error
         except Exception as error:
             # Whatever a model's code raises about its weights, the answer is the same.
             _log.exception("version %s can't be loaded", record.id)
-            raise unfit(f"loading failed with {type(error).__name__}") from error
+            raise _refusal(record, "loading", error) from error
 
     async def _verify(self, record: VersionRecord, encoder: Encoder) -> None:
         if encoder.spec != record.manifest.spec:
@@ -138,7 +134,7 @@ class Stager:
             raise
         except Exception as error:
             _log.exception("version %s can't encode", record.id)
-            raise unfit(f"encoding failed with {type(error).__name__}") from error
+            raise _refusal(record, "encoding", error) from error
         if (self._limits.device, self._limits.precision) != REFERENCE:
             reference = await self._reference_rows(record)
             probes.check_reference(rows, reference, self._limits.precision)
@@ -150,3 +146,16 @@ class Stager:
             return await probes.encode(reference, inputs, self._run)
         finally:
             await asyncio.shield(self.blocking(reference.close))
+
+
+def _refusal(record: VersionRecord, step: str, error: Exception) -> HotclipError:
+    # torch's own class can't be named here, and for host memory it raises a bare RuntimeError.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    ):
+        return ResourceExhausted(
+            f"version {record.id} does not fit in memory: {step} failed", reason="OUT_OF_MEMORY"
+        )
+    return unfit(f"{step} failed with {type(error).__name__}")

@@ -44,7 +44,11 @@ class Database:
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _configure_sqlite)
             event.listen(engine, "begin", _begin_immediate)
-        upgrade(engine)
+        try:
+            upgrade(engine)
+        except BaseException:
+            engine.dispose()
+            raise
         self._engine = engine
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hotclip-db")
 

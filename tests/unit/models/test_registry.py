@@ -268,6 +268,16 @@ async def test_what_does_not_fit_is_not_loaded(tmp_path: Path, loader: FakeLoade
         assert loader.loads == ["v-a"]
 
 
+async def test_running_out_of_memory_while_loading_is_named(
+    registry: ModelRegistry, loader: FakeLoader
+) -> None:
+    loader.defects["v-b"] = "memory"
+    with pytest.raises(ResourceExhausted) as caught:
+        await load(registry, "b")
+    assert caught.value.reason == "OUT_OF_MEMORY"
+    assert pinned(registry) == "v-a"
+
+
 async def test_spaces(registry: ModelRegistry) -> None:
     spaces = {seed: spec_of(seed).space_id for seed in "abc"}
     await registry.activate("", await load(registry, "b"))
@@ -433,6 +443,26 @@ async def test_participants_flip_with_the_model(registry: ModelRegistry) -> None
     await registry.rollback("")
     assert one.asked[-2:] == [("v-a", "v-b", ("photos",)), ("v-b", "v-a", ())]
     assert one.flipped == one.seen == two.flipped == ["v-b", "v-a"]
+
+
+async def test_a_participant_that_fails_late_does_not_undo_the_flip(
+    registry: ModelRegistry,
+) -> None:
+    class Failing(Participant):
+        def flip(self, *_: object) -> Callable[[], None]:  # type: ignore[override]  # shorter
+            def act() -> None:
+                raise ValueError("a bug")
+
+            return act
+
+    registry.add_flip_participant(Failing())
+    await load(registry, "b")
+    with pytest.raises(ValueError, match="a bug"):
+        await registry.activate("", "v-b")
+    state = registry.model_state()
+    assert (state.live_version, state.previous_version) == ("v-b", "v-a")
+    assert pinned(registry) == "v-b"
+    assert state.staged_versions == ()
 
 
 async def test_a_cancelled_activation_is_either_whole_or_absent(

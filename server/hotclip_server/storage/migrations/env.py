@@ -4,6 +4,7 @@ It does not touch logging: that is the server's.
 """
 
 from alembic import context
+
 from hotclip_server.storage.schema import metadata
 
 context.configure(
