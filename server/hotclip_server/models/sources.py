@@ -17,6 +17,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from open_clip.factory import load_checkpoint
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from safetensors import SafetensorError
 from torch import nn
 
 from hotclip_server import encoding
@@ -210,7 +211,7 @@ def _download(repo: str, names: tuple[str, ...]) -> Path:
 def _load(model: nn.Module, weights: Path) -> None:
     try:
         load_checkpoint(model, str(weights), strict=True)  # converts other layouts, too
-    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
+    except (SafetensorError, RuntimeError, KeyError, ValueError, AttributeError) as error:
         raise _unfit(f"{weights.name} does not fit its config: {error}") from error
 
 

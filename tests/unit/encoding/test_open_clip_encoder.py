@@ -1,0 +1,111 @@
+"""The reference engine: what goes in, what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from support.parity import INPUTS, assert_parity
+from support.pictures import encoded, photograph
+from support.small_models import write_model
+
+from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
+from hotclip_server.encoding.protocol import Encoder, Tower
+from hotclip_server.errors import InvalidArgument
+from hotclip_server.models.store import VersionStore
+
+KINDS = ["clip", "quickgelu", "custom-text", "siglip", "resnet", "eos", "mini"]
+
+
+def encoder_of(folder: Path, kind: str, precision: str = "fp32") -> OpenClipEncoder:
+    write_model(folder / "models" / kind, kind)
+    store = VersionStore(folder / "versions", models_dir=folder / "models")
+    return store.load(store.import_source(f"local:{kind}").id, precision=precision)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> OpenClipEncoder:
+    return encoder_of(tmp_path_factory.mktemp("model"), "clip")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_to_open_clip(kind: str, tmp_path: Path) -> None:
+    encoder: Encoder = encoder_of(tmp_path, kind)
+    name = f"local-dir:{tmp_path / 'models' / kind}"
+    model, _, transform = open_clip.create_model_and_transforms(name)
+    texts = [f"number {i} of the photos" + " and so on" * (i % 4) for i in range(INPUTS)]
+    images = [photograph(i, 60 + i, 50) for i in range(INPUTS)]
+    with torch.no_grad():
+        tokens = open_clip.get_tokenizer(name)(texts)
+        text_vectors = model.eval().encode_text(tokens, normalize=True).numpy()
+        pixels = torch.stack([transform(image) for image in images])
+        image_vectors = model.encode_image(pixels, normalize=True).numpy()
+    numbers = list(range(INPUTS))
+    prepared = [encoder.prepare_text(text) for text in texts]
+    assert_parity(encoder.encode(Tower.TEXT, prepared), text_vectors, numbers)
+    prepared = [encoder.prepare_image(encoded(image)) for image in images]
+    assert_parity(encoder.encode(Tower.VISION, prepared), image_vectors, numbers)
+    assert encoder.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_stays_close(precision: str, tmp_path: Path) -> None:
+    exact, fast = encoder_of(tmp_path, "clip"), encoder_of(tmp_path, "clip", precision)
+    for tower, items in (
+        (Tower.TEXT, [exact.prepare_text(f"number {i}") for i in range(INPUTS)]),
+        (Tower.VISION, [exact.prepare_image(encoded(photograph(i))) for i in range(INPUTS)]),
+    ):
+        vectors = fast.encode(tower, items)
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(vectors, exact.encode(tower, items), atol=0.02)
+
+
+def test_prepared_text_is_short(encoder: OpenClipEncoder) -> None:
+    item = encoder.prepare_text("a photo")
+    assert item.array.dtype == np.int64
+    assert (len(item.array), item.cost) == (4, 4 / 16)
+    assert len(encoder.prepare_text("word " * 100).array) == 16
+
+
+def test_prepared_images_and_tensors_agree(encoder: OpenClipEncoder) -> None:
+    item = encoder.prepare_image(encoded(photograph(1)))
+    assert (item.array.shape, item.array.dtype, item.cost) == ((32, 32, 3), np.uint8, 1.0)
+    again = encoder.prepare_tensor(item.array.tobytes(), 32, 32)
+    assert np.array_equal(
+        encoder.encode(Tower.VISION, [again]), encoder.encode(Tower.VISION, [item])
+    )
+
+
+@pytest.mark.parametrize("tower", list(Tower))
+def test_an_empty_batch(encoder: OpenClipEncoder, tower: Tower) -> None:
+    assert encoder.encode(tower, []).shape == (0, 24)
+
+
+def test_a_bad_image_is_refused(encoder: OpenClipEncoder) -> None:
+    with pytest.raises(InvalidArgument):
+        encoder.prepare_image(b"no image")
+
+
+def test_the_model_does_not_learn_by_serving(encoder: OpenClipEncoder) -> None:
+    assert not encoder.model.training
+    assert not any(value.requires_grad for value in encoder.model.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.01), ("bf16", 0.1), ("fp16", 0.1)])
+def test_cuda_equals_the_cpu(precision: str, tolerance: float, tmp_path: Path) -> None:
+    exact = encoder_of(tmp_path, "clip")
+    store = VersionStore(tmp_path / "versions", models_dir=tmp_path / "models")
+    version = store.import_source("local:clip").id
+    on_device = store.load(version, device="cuda", precision=precision)
+    for tower, items in (
+        (Tower.TEXT, [exact.prepare_text(f"number {i}") for i in range(INPUTS)]),
+        (Tower.VISION, [exact.prepare_image(encoded(photograph(i))) for i in range(INPUTS)]),
+    ):
+        reference = exact.encode(tower, items)
+        vectors = on_device.encode(tower, items)
+        assert_parity(vectors, reference, range(INPUTS), tolerance=tolerance)
