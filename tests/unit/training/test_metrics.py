@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -58,7 +58,7 @@ def test_constant_scores_score_as_chance():
     assert found["rank"] == pytest.approx(50.5)
 
 
-scores_and_relevance = st.integers(1, 6).flatmap(
+scores_and_relevance = st.integers(1, 5).flatmap(
     lambda n: st.tuples(
         st.lists(st.integers(0, 2), min_size=n, max_size=n),
         st.lists(st.booleans(), min_size=n, max_size=n).filter(any),
@@ -66,6 +66,7 @@ scores_and_relevance = st.integers(1, 6).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(scores_and_relevance, st.integers(1, 8))
 def test_ties_are_the_mean_over_all_orders(case: tuple[list[int], list[bool]], k: int):
     scores, relevant = np.array(case[0], dtype=np.float64), np.array(case[1])
@@ -78,6 +79,7 @@ def test_ties_are_the_mean_over_all_orders(case: tuple[list[int], list[bool]], k
         assert value == pytest.approx(np.mean([one[name] for one in outcomes])), name
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=30),
     st.randoms(use_true_random=False),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotclip_server.training.config import Scheduler, TrainConfig
@@ -34,6 +34,7 @@ def test_linear_and_constant():
     assert learning_rate(constant, 99, 100) == 0.3
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["cosine", "linear", "constant"]),
     st.floats(0, 1),

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotclip_server.training.sampler import (
@@ -12,6 +12,7 @@ from hotclip_server.training.sampler import (
 )
 
 
+@settings(deadline=None)
 @given(st.integers(2, 300), st.integers(2, 80), st.integers(0, 2**63 - 1), st.integers(0, 50))
 def test_each_image_once_in_nearly_equal_batches(images: int, batch: int, seed: int, epoch: int):
     batches = epoch_batches(images, batch, seed, epoch)
@@ -33,6 +34,7 @@ def test_order_differs_between_epochs_and_seeds():
     assert len(orders) == 9
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(0, 99))
 def test_drawn_captions_exist(counts: list[int], epoch: int):
     drawn = epoch_captions(np.array(counts), 3, epoch)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotclip_server.training.errors import InvalidPairs
@@ -20,6 +20,7 @@ pairs = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(pairs, st.floats(0.05, 0.95), st.integers(0, 9))
 def test_no_image_text_or_group_is_on_both_sides(found: list[Pair], share: float, seed: int):
     try:
