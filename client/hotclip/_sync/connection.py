@@ -148,7 +148,7 @@ class Connection:
         def guarded() -> Iterator[Req]:  # runs on a thread of gRPC
             try:
                 yield from requests()
-            except BaseException as error:
+            except Exception as error:
                 raised.append(error)
                 raise
 

@@ -20,8 +20,14 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from hotclip_proto.v1 import (
+    dataset_pb2,
+    dataset_pb2_grpc,
     encode_pb2,
     encode_pb2_grpc,
+    finetune_pb2,
+    finetune_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
     types_pb2,
@@ -38,12 +44,18 @@ def vector(content: bytes, version: str) -> np.ndarray[Any, np.dtype[np.float32]
 
 
 def rich(
-    code: int, reason: str, message: str, *, field: str = "", retry_s: float | None = None
+    code: int,
+    reason: str,
+    message: str,
+    *,
+    field: str = "",
+    retry_s: float | None = None,
+    dataset: str = "",
 ) -> Any:
     """A status with details, as the server sends it."""
     status = status_pb2.Status(code=code, message=message)
     info = error_details_pb2.ErrorInfo(
-        reason=reason, domain="hotclip", metadata={"request_id": "r-1"}
+        reason=reason, domain="hotclip", metadata={"request_id": "r-1", "dataset": dataset}
     )
     status.details.add().Pack(info)
     if field:
@@ -76,6 +88,8 @@ class FakeEncode(encode_pb2_grpc.EncodeServiceServicer, server_pb2_grpc.ServerSe
         self.cancelled = threading.Event()
         self.delay = 0.0
         self.address = ""
+        self.datasets = FakeDatasets()
+        self.jobs = FakeJobs()
 
     def GetServerInfo(self, request: Any, context: Any) -> server_pb2.GetServerInfoResponse:
         limits = server_pb2.Limits(
@@ -149,6 +163,69 @@ class FakeEncode(encode_pb2_grpc.EncodeServiceServicer, server_pb2_grpc.ServerSe
         return encode_pb2.RankResponse(scores=scores, version=self.live, space_id="s")
 
 
+class FakeDatasets(dataset_pb2_grpc.DatasetServiceServicer):
+    """Keeps nothing; refuses a bad text at once and one name's content as known."""
+
+    def __init__(self) -> None:
+        self.uploads: list[list[dataset_pb2.UploadDatasetRequest]] = []
+
+    def UploadDataset(self, requests: Any, context: Any) -> dataset_pb2.Dataset:
+        got: list[dataset_pb2.UploadDatasetRequest] = []
+        self.uploads.append(got)
+        for request in requests:
+            got.append(request)
+            if any(pair.text == "bad" for pair in request.pairs.pairs):
+                context.abort_with_status(
+                    rich(code_pb2.INVALID_ARGUMENT, "DATASET_INVALID", "no", field="pairs[0]")
+                )
+        if any(request.image.data == b"known" for request in got):
+            status = rich(
+                code_pb2.ALREADY_EXISTS, "DATASET_CONTENT_EXISTS", "known", dataset="ds-known"
+            )
+            context.abort_with_status(status)
+        return dataset_pb2.Dataset(id="ds-1", name=got[0].open.name)
+
+    def GetDataset(self, request: Any, context: Any) -> dataset_pb2.Dataset:
+        names = [got[0].open.name for got in self.uploads]
+        if request.dataset not in names:
+            context.abort_with_status(rich(code_pb2.NOT_FOUND, "DATASET_NOT_FOUND", "none"))
+        return dataset_pb2.Dataset(id="ds-1", name=request.dataset)
+
+
+class FakeJobs(job_pb2_grpc.JobServiceServicer, finetune_pb2_grpc.FineTuneServiceServicer):
+    """One job of 20 events; its watch breaks after some, and repeats the last."""
+
+    events = 20
+
+    def __init__(self) -> None:
+        self.started: list[finetune_pb2.FineTuneRequest] = []
+        self.break_after = [3, 7]
+        self.watches: list[int] = []
+        self.final = job_pb2.JOB_STATE_SUCCEEDED
+
+    def FineTune(self, request: Any, context: Any) -> job_pb2.Job:
+        self.started.append(request)
+        return self.GetJob(request, context)
+
+    def GetJob(self, request: Any, context: Any) -> job_pb2.Job:
+        return job_pb2.Job(id="j-1", name="run", state=self.final, last_seq=self.events)
+
+    def WatchJob(self, request: Any, context: Any) -> Iterator[job_pb2.JobEvent]:
+        self.watches.append(request.after_seq)
+        stop = self.break_after.pop(0) if self.break_after else None
+        for sent, seq in enumerate(range(max(request.after_seq, 1), self.events + 1)):
+            if sent == stop:
+                if len(self.watches) % 2:
+                    context.abort_with_status(rich(code_pb2.UNAVAILABLE, "SHUTTING_DOWN", "bye"))
+                return
+            last = job_pb2.StateEvent(state=self.final)
+            line = job_pb2.LogEvent(level=job_pb2.LogEvent.LEVEL_INFO, message=f"line {seq}")
+            if seq == self.events:
+                yield job_pb2.JobEvent(seq=seq, state=last)
+            else:
+                yield job_pb2.JobEvent(seq=seq, log=line)
+
+
 @pytest.fixture
 def fake() -> Iterator[FakeEncode]:
     """The server's behaviour; listens on `fake.address`."""
@@ -156,6 +233,9 @@ def fake() -> Iterator[FakeEncode]:
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
     encode_pb2_grpc.add_EncodeServiceServicer_to_server(service, server)
     server_pb2_grpc.add_ServerServiceServicer_to_server(service, server)
+    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(service.datasets, server)
+    job_pb2_grpc.add_JobServiceServicer_to_server(service.jobs, server)
+    finetune_pb2_grpc.add_FineTuneServiceServicer_to_server(service.jobs, server)
     port = server.add_insecure_port("127.0.0.1:0")
     service.address = f"127.0.0.1:{port}"
     server.start()
