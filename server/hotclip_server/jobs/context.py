@@ -185,9 +185,11 @@ class JobContext:
         """
         began = self._clock()
         budget = began - self._last_yield
-        while self._serving_busy() and self._clock() - began < budget:
+        if budget < YIELD_CHECK_S:
+            return  # a sleep would be longer than the work: small pieces add up first
+        while self._serving_busy() and (left := budget - (self._clock() - began)) > 0:
             self.check_cancelled()
-            time.sleep(YIELD_CHECK_S)
+            time.sleep(min(YIELD_CHECK_S, left))
         self._last_yield = self._clock()
         self.yielded_s += self._last_yield - began
 

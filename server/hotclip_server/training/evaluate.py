@@ -85,7 +85,7 @@ class Evaluator:
         self._index_images = _numbers(image_number, [pair.image_key for pair in index.pairs])
         self._query_texts = _numbers(text_number, [pair.text for pair in queries.pairs])
         self._query_images = _numbers(image_number, [pair.image_key for pair in queries.pairs])
-        self._relevant = _relevance(known, text_number, image_number)
+        self._relevance = Relevance(known, text_number, image_number)
 
     def evaluate(
         self, clip: Clip, *, examples: int = 0, pause: Callable[[], None] = lambda: None
@@ -102,11 +102,28 @@ class Evaluator:
             ]
         )
         images = self._embed_images(clip, pause)
-        joined = self._relevant
         metrics: dict[str, float] = {}
         for name, rows in (
-            (TEXT_TO_IMAGE, _rows(texts, self._query_texts, images, self._index_images, joined)),
-            (IMAGE_TO_TEXT, _rows(images, self._query_images, texts, self._index_texts, joined.T)),
+            (
+                TEXT_TO_IMAGE,
+                _rows(
+                    texts,
+                    paused(self._query_texts, pause),
+                    images,
+                    self._index_images,
+                    self._relevance.images_of,
+                ),
+            ),
+            (
+                IMAGE_TO_TEXT,
+                _rows(
+                    images,
+                    paused(self._query_images, pause),
+                    texts,
+                    self._index_texts,
+                    self._relevance.texts_of,
+                ),
+            ),
         ):
             for metric, value in retrieval_metrics(rows, self._k).items():
                 metrics[f"{name}_{metric}"] = value
@@ -131,7 +148,7 @@ class Evaluator:
     ) -> Example:
         scores = images[self._index_images] @ texts[text]
         best = self._index_images[np.argsort(-scores, kind="stable")[: self._k]]
-        right = self._index_images[self._relevant[text, self._index_images]]
+        right = self._index_images[self._relevance.images_of(text)[self._index_images]]
         return Example(
             query=self._texts[text],
             found=tuple(self._images[n] for n in best),
@@ -175,32 +192,56 @@ def _numbers(place: dict[str, int], values: Sequence[str]) -> NDArray[np.int64]:
     return np.array([place[value] for value in dict.fromkeys(values)], dtype=np.int64)
 
 
-def _relevance(
-    pairs: Sequence[Pair], text_number: dict[str, int], image_number: dict[str, int]
-) -> NDArray[np.bool_]:
-    """[texts, images] bool."""
-    relevant = np.zeros((len(text_number), len(image_number)), dtype=np.bool_)
-    groups: dict[str, tuple[set[int], set[int]]] = {}
-    for pair in pairs:
-        text, image = text_number[pair.text], image_number[pair.image_key]
-        relevant[text, image] = True
-        if pair.group is not None:
-            texts, images = groups.setdefault(pair.group, (set(), set()))
-            texts.add(text)
-            images.add(image)
-    for texts, images in groups.values():
-        relevant[np.ix_(sorted(texts), sorted(images))] = True
-    return relevant
+class Relevance:
+    """Which texts and images belong together: joined by a pair, or of the same group.
+
+    Kept as lists, because a matrix would grow with texts times images.
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], text_number: dict[str, int], image_number: dict[str, int]
+    ) -> None:
+        self._counts = (len(text_number), len(image_number))
+        # A set is one pair or one group: its texts, its images.
+        members: dict[object, tuple[set[int], set[int]]] = {}
+        for pair in pairs:
+            text, image = text_number[pair.text], image_number[pair.image_key]
+            for key in {(text, image), pair.group} - {None}:
+                texts, images = members.setdefault(key, (set(), set()))
+                texts.add(text)
+                images.add(image)
+        self._members = [(sorted(texts), sorted(images)) for texts, images in members.values()]
+        self._of_text: list[list[int]] = [[] for _ in text_number]
+        self._of_image: list[list[int]] = [[] for _ in image_number]
+        for number, (in_texts, in_images) in enumerate(self._members):
+            for text in in_texts:
+                self._of_text[text].append(number)
+            for image in in_images:
+                self._of_image[image].append(number)
+
+    def images_of(self, text: int) -> NDArray[np.bool_]:
+        """[images]: which of them are relevant to a text."""
+        relevant = np.zeros(self._counts[1], dtype=np.bool_)
+        for number in self._of_text[text]:
+            relevant[self._members[number][1]] = True
+        return relevant
+
+    def texts_of(self, image: int) -> NDArray[np.bool_]:
+        """[texts]: which of them are relevant to an image."""
+        relevant = np.zeros(self._counts[0], dtype=np.bool_)
+        for number in self._of_image[image]:
+            relevant[self._members[number][0]] = True
+        return relevant
 
 
 def _rows(
     queries: NDArray[np.float64],
-    query_numbers: NDArray[np.int64],
+    query_numbers: Iterable[int],
     index: NDArray[np.float64],
     index_numbers: NDArray[np.int64],
-    relevant: NDArray[np.bool_],
+    relevant_to: Callable[[int], NDArray[np.bool_]],
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
     """Scores and relevance of one query after the other, never all of them in memory."""
     candidates = index[index_numbers]
     for number in query_numbers:
-        yield candidates @ queries[number], relevant[number, index_numbers]
+        yield candidates @ queries[number], relevant_to(number)[index_numbers]

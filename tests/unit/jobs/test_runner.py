@@ -295,6 +295,29 @@ async def test_yielding_takes_at_most_half_of_the_time(database: Database) -> No
     await runner.stop()
 
 
+async def test_small_pieces_of_work_keep_their_half_too(database: Database) -> None:
+    shares: list[float] = []
+
+    def work(job: JobContext) -> JobResult:
+        began = time.monotonic()
+        worked = 0.0
+        while worked < 0.2:
+            piece = time.monotonic()
+            while time.monotonic() - piece < 0.0003:
+                pass
+            worked += time.monotonic() - piece
+            job.yield_to_serving()
+        shares.append(worked / (time.monotonic() - began))
+        return JobResult()
+
+    runner = JobRunner(database, [Handler(work)], serving_busy=lambda: True)
+    await runner.start()
+    await runner.submit(new_job("busy"))
+    await ended(runner, "busy")
+    assert shares[0] > 0.3, shares
+    await runner.stop()
+
+
 async def test_watch_beyond_the_end(database: Database) -> None:
     runner = JobRunner(database, [Gate()])
     job = await runner.submit(new_job("short"))
