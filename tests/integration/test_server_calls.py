@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -310,11 +310,9 @@ async def test_stopping_lets_unary_calls_finish_and_ends_streams(config):
             ends = [asyncio.create_task(stream_until_end(streams, stopped)) for _ in range(20)]
             watch = health_pb2_grpc.HealthStub(other).Watch(health_pb2.HealthCheckRequest())
             await watch.read()
-            while server.app.parts.batcher.figures.items < 120:
-                await asyncio.sleep(0.01)
+            await until(lambda: server.app.parts.batcher.figures.items >= 120)
             more = [asyncio.ensure_future(stub.Encode(texts(f"v{n}"))) for n in range(50)]
-            while not server.app.parts.batcher.ledger.items:
-                await asyncio.sleep(0.001)
+            await until(lambda: server.app.parts.batcher.ledger.items > 0)
             await server.app.stop()
             stopped.set()
             assert all(answer.vectors.count for answer in await asyncio.gather(*unary))
@@ -329,6 +327,13 @@ async def test_stopping_lets_unary_calls_finish_and_ends_streams(config):
                 assert details(error, error_details_pb2.ErrorInfo)[0].reason == "SERVER_STOPPING"
                 assert answered == list(range(len(answered)))
                 assert sent - len(answered) <= 2
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something inside the server that tells nobody."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 async def stream_until_end(
