@@ -1,0 +1,130 @@
+"""Who takes part in a flip, who is told of it, and what a cancelled one leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+from support.registry import load, pinned, running
+from support.versions import FakeLoader
+
+from hotclip_server.errors import (
+    FailedPrecondition,
+    HotclipError,
+    NotFound,
+    Unavailable,
+)
+from hotclip_server.models.registry import ModelRegistry
+
+
+class Participant:
+    """Notes what it is asked; may veto."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, tuple[str, ...]]] = []
+        self.flipped: list[str] = []
+        self.seen: list[str] = []
+        self.veto = ""
+        self.registry: ModelRegistry | None = None
+
+    def flip(
+        self,
+        connection: Connection,
+        model: str,
+        old_version: str,
+        new_version: str,
+        collections: Sequence[str],
+    ) -> Callable[[], None]:
+        assert connection.in_transaction()
+        self.asked.append((old_version, new_version, tuple(collections)))
+        if self.veto:
+            raise FailedPrecondition("the shadow is not complete", reason=self.veto)
+
+        def act() -> None:
+            assert self.registry is not None
+            self.flipped.append(new_version)
+            self.seen.append(pinned(self.registry))
+
+        return act
+
+
+async def test_participants_flip_with_the_model(registry: ModelRegistry) -> None:
+    one, two = Participant(), Participant()
+    for participant in (one, two):
+        participant.registry = registry
+        registry.add_flip_participant(participant)
+    await load(registry, "b")
+    two.veto = "SHADOW_INCOMPLETE"
+    before = registry.model_state()
+    with pytest.raises(HotclipError, match="shadow"):
+        await registry.activate("", "v-b", collections=("photos",))
+    assert registry.model_state() == before
+    assert one.flipped == two.flipped == []
+    two.veto = ""
+    await registry.activate("", "v-b", validate_only=True)
+    assert one.flipped == []
+    await registry.activate("", "v-b", collections=("photos",))
+    await registry.rollback("")
+    assert one.asked[-2:] == [("v-a", "v-b", ("photos",)), ("v-b", "v-a", ())]
+    assert one.flipped == one.seen == two.flipped == ["v-b", "v-a"]
+
+
+async def test_a_participant_that_fails_late_does_not_undo_the_flip(
+    registry: ModelRegistry,
+) -> None:
+    class Failing(Participant):
+        def flip(self, *_: object) -> Callable[[], None]:  # type: ignore[override]  # shorter
+            def act() -> None:
+                raise ValueError("a bug")
+
+            return act
+
+    registry.add_flip_participant(Failing())
+    await load(registry, "b")
+    with pytest.raises(ValueError, match="a bug"):
+        await registry.activate("", "v-b")
+    state = registry.model_state()
+    assert (state.live_version, state.previous_version) == ("v-b", "v-a")
+    assert pinned(registry) == "v-b"
+    assert state.staged_versions == ()
+
+
+async def test_a_cancelled_activation_is_either_whole_or_absent(
+    registry: ModelRegistry,
+) -> None:
+    await load(registry, "b")
+    task = asyncio.create_task(registry.activate("", "v-b"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.1)
+    assert pinned(registry) == registry.model_state().live_version
+
+
+async def test_watchers_see_the_newest_state(registry: ModelRegistry) -> None:
+    watch = registry.watch("default")
+    first = await anext(watch)
+    assert first.live_version == "v-a"
+    await registry.activate("", await load(registry, "b"))
+    await registry.rollback("")
+    # A slow watcher gets one state, the newest.
+    second = await anext(watch)
+    assert (second.live_version, second.previous_version) == ("v-a", "v-b")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await anext(watch)
+    with pytest.raises(NotFound):
+        await anext(registry.watch("nobody"))
+
+
+async def test_watchers_end_when_the_registry_stops(tmp_path: Path, loader: FakeLoader) -> None:
+    async with running(tmp_path, loader) as registry:
+        watch = registry.watch()
+        await anext(watch)
+    with pytest.raises(Unavailable):
+        await anext(watch)

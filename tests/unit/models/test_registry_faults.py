@@ -1,0 +1,144 @@
+"""What can't serve never serves, and a restart resumes what was activated."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from support.registry import PLENTY, load, pinned, running
+from support.versions import FakeLoader, run_inline
+
+from hotclip_server.errors import (
+    DataLoss,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from hotclip_server.models.registry import ModelRegistry
+from hotclip_server.models.staging import StagingLimits
+from hotclip_server.models.state import VersionState
+from hotclip_server.storage.database import Database
+
+
+async def test_before_the_start_a_request_is_told_to_wait(
+    tmp_path: Path, loader: FakeLoader
+) -> None:
+    async with running(tmp_path, loader):
+        pass
+    database = Database(f"sqlite:///{tmp_path / 'hotclip.db'}")
+    database.open()
+    registry = ModelRegistry(database, loader, run_inline, PLENTY)
+    loader.gate.clear()
+    starting = asyncio.create_task(registry.start("default", "fake:a"))
+    await asyncio.sleep(0.05)
+    with pytest.raises(Unavailable) as caught:
+        registry.pin()
+    assert caught.value.reason == "MODEL_NOT_READY"
+    loader.gate.set()
+    await starting
+    assert pinned(registry) == "v-a"
+    await registry.stop()
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("defect", "problem"),
+    [
+        ("nan", "NaN"),
+        ("norm", "length"),
+        ("dim", "float32"),
+        ("raise", "RuntimeError"),
+        ("random", "golden probes"),
+    ],
+)
+async def test_an_unfit_version_leaves_everything_as_it_was(
+    registry: ModelRegistry, loader: FakeLoader, defect: str, problem: str
+) -> None:
+    await load(registry, "b")
+    before = registry.model_state()
+    loader.defects["v-x"] = defect
+    with pytest.raises(FailedPrecondition, match=problem) as caught:
+        await load(registry, "x")
+    assert caught.value.reason == "VERSION_UNFIT"
+    assert registry.model_state() == before
+    assert pinned(registry) == "v-a"
+    assert "v-x" not in loader.stored
+    with pytest.raises(NotFound):
+        registry.get_version("v-x")
+    assert loader.open_encoders == 2
+
+
+async def test_a_corrupt_version_says_so(registry: ModelRegistry, loader: FakeLoader) -> None:
+    manifest = loader.import_source("fake:b")
+    record = await registry.register("", manifest, {"hit@10": 0.5})
+    loader.defects["v-b"] = "corrupt"
+    with pytest.raises(DataLoss):
+        await registry.activate("", record.id)
+    assert registry.version_state("v-b") is VersionState.STORED
+    assert pinned(registry) == "v-a"
+
+
+async def test_a_reduced_precision_is_compared_with_the_reference(
+    tmp_path: Path, loader: FakeLoader
+) -> None:
+    limits = StagingLimits(precision="bf16", free_bytes=lambda: None)
+    async with running(tmp_path, loader, limits) as registry:
+        assert pinned(registry) == "v-a"
+        assert loader.loads == ["v-a", "v-a"]
+        assert loader.open_encoders == 1
+        loader.defects["v-b"] = "reference"
+        with pytest.raises(FailedPrecondition, match="clip-text in bf16 is off"):
+            await load(registry, "b")
+        assert loader.open_encoders == 1
+
+
+async def test_what_does_not_fit_is_not_loaded(tmp_path: Path, loader: FakeLoader) -> None:
+    free = 1 << 40
+    limits = StagingLimits(free_bytes=lambda: free)
+    async with running(tmp_path, loader, limits) as registry:
+        free = 1000
+        with pytest.raises(ResourceExhausted) as caught:
+            await load(registry, "b")
+        assert caught.value.reason == "OUT_OF_MEMORY"
+        assert loader.loads == ["v-a"]
+
+
+async def test_running_out_of_memory_while_loading_is_named(
+    registry: ModelRegistry, loader: FakeLoader
+) -> None:
+    loader.defects["v-b"] = "memory"
+    with pytest.raises(ResourceExhausted) as caught:
+        await load(registry, "b")
+    assert caught.value.reason == "OUT_OF_MEMORY"
+    assert pinned(registry) == "v-a"
+
+
+async def test_a_restart_resumes_and_restores_the_rollback_target(
+    tmp_path: Path, loader: FakeLoader
+) -> None:
+    async with running(tmp_path, loader) as registry:
+        await registry.activate("", await load(registry, "b"))
+        before = registry.model_state()
+    async with running(tmp_path, loader, source="fake:other") as registry:
+        assert registry.model_state() == before
+        assert pinned(registry) == "v-b"
+        # Loads nothing of its own: it waits for the target that the start restores.
+        assert (await registry.rollback("")).live_version == "v-a"
+        assert len(registry.list_versions()) == 2
+
+
+async def test_a_corrupt_live_version_gives_way_to_the_previous(
+    tmp_path: Path, loader: FakeLoader
+) -> None:
+    async with running(tmp_path, loader) as registry:
+        await registry.activate("", await load(registry, "b"))
+    loader.defects["v-b"] = "corrupt"
+    async with running(tmp_path, loader) as registry:
+        state = registry.model_state()
+        assert (state.live_version, state.previous_version) == ("v-a", "")
+    loader.defects["v-a"] = "corrupt"
+    with pytest.raises(DataLoss):
+        async with running(tmp_path, loader):
+            pass
