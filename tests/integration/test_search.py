@@ -19,7 +19,16 @@ from support.search import text_point, text_query
 from support.server import ServerProcess
 from support.small_models import model_cfg, random_model
 
-from hotclip_proto.v1 import encode_pb2, encode_pb2_grpc, search_pb2, search_pb2_grpc
+from hotclip_proto.v1 import (
+    encode_pb2,
+    encode_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    search_pb2,
+    search_pb2_grpc,
+)
 from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.encoding.architecture import OpenClipConfig
 
@@ -186,6 +195,43 @@ def test_acknowledged_points_survive_kill_9_of_the_server(
         results = stub.Search(request, timeout=20).results
     assert len(acknowledged) >= 50
     assert {str(i) for i in acknowledged} <= {hit.id for hit in results[0].hits}
+
+
+def test_a_reindex_outlives_kill_9_of_the_server(make_server: StartServer, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    write_wide_model(models / "other")
+    flags = ("--models-dir", str(models))
+    server = make_server(*flags, data_dir=tmp_path / "data")
+    texts = [f"text {i}" for i in range(3000)]
+    with grpc.insecure_channel(server.address) as channel:
+        stub = search_pb2_grpc.SearchServiceStub(channel)
+        create(stub, "c")
+        for start in range(0, len(texts), 1000):
+            points = [text_point(text, text) for text in texts[start : start + 1000]]
+            stub.Upsert(search_pb2.UpsertRequest(collection="c", points=points), timeout=60)
+        load = model_pb2.LoadVersionRequest(source="local:other")
+        version = model_pb2_grpc.ModelServiceStub(channel).LoadVersion(load, timeout=60).id
+        reindex = search_pb2.ReindexRequest(collection="c", version=version, request_id="once")
+        job = stub.Reindex(reindex, timeout=20)
+        assert stub.Reindex(reindex, timeout=20).id == job.id
+        jobs = job_pb2_grpc.JobServiceStub(channel)
+        while jobs.GetJob(job_pb2.GetJobRequest(job=job.id), timeout=20).progress == 0:
+            time.sleep(0.005)
+        server.kill()
+    again = make_server(*flags, data_dir=tmp_path / "data")
+    with grpc.insecure_channel(again.address) as channel:
+        stub = search_pb2_grpc.SearchServiceStub(channel)
+        watch = job_pb2.WatchJobRequest(job=job.id)
+        events = list(job_pb2_grpc.JobServiceStub(channel).WatchJob(watch, timeout=60))
+        assert events[-1].state.state == job_pb2.JOB_STATE_SUCCEEDED
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        activate = model_pb2.ActivateVersionRequest(version=version, collections=["c"])
+        model_pb2_grpc.ModelServiceStub(channel).ActivateVersion(activate, timeout=60)
+        request = search_pb2.SearchRequest(collection="c", queries=[text_query("text 7")])
+        answer = stub.Search(request, timeout=20)
+        assert (answer.version, answer.results[0].hits[0].id) == (version, "text 7")
+        got = stub.GetCollection(search_pb2.GetCollectionRequest(name="c"), timeout=20)
+        assert (got.points, got.version) == (3000, version)
 
 
 class EncodeLoad:
