@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 from support.pictures import photograph
 from support.server import start_server
 
@@ -20,6 +21,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_streams_live_through_a_restart(tmp_path: Path) -> None:
     flags = ("--device", "cpu", "--port", str(free_port()))
     pairs = [(f"thing {i}", photograph(i, 64, 64)) for i in range(16)]
@@ -43,6 +45,7 @@ def test_streams_live_through_a_restart(tmp_path: Path) -> None:
             assert run.status() in (JobState.CANCELLED, JobState.INTERRUPTED)
 
 
+@pytest.mark.slow
 def test_split_calls_are_of_one_version_while_versions_swap(tmp_path: Path) -> None:
     flags = ("--device", "cpu", "--max-items-per-request", "8")
     pairs = [(f"thing {i}", photograph(i, 64, 64)) for i in range(16)]

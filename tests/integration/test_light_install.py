@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import sys
-from importlib.util import find_spec
 import hotclip
 with hotclip.Client(sys.argv[1]) as client:
     vectors = client.encode(["a red fox", "a dog"])
