@@ -202,6 +202,7 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer, finetune_pb2_grpc.FineTuneServic
         self.break_after = [3, 7]
         self.watches: list[int] = []
         self.final = job_pb2.JOB_STATE_SUCCEEDED
+        self.hang = False
 
     def FineTune(self, request: Any, context: Any) -> job_pb2.Job:
         self.started.append(request)
@@ -212,6 +213,11 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer, finetune_pb2_grpc.FineTuneServic
 
     def WatchJob(self, request: Any, context: Any) -> Iterator[job_pb2.JobEvent]:
         self.watches.append(request.after_seq)
+        if self.hang:
+            gone = threading.Event()
+            context.add_callback(gone.set)
+            gone.wait(30)
+            return
         stop = self.break_after.pop(0) if self.break_after else None
         for sent, seq in enumerate(range(max(request.after_seq, 1), self.events + 1)):
             if sent == stop:

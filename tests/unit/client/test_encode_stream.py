@@ -68,3 +68,14 @@ def test_abandoned_stream_is_cancelled(fake: FakeEncode) -> None:
 def test_empty_stream(fake: FakeEncode) -> None:
     with Client(fake.address) as client:
         assert list(client.encode_stream([])) == []
+
+
+def test_an_error_of_the_callers_items_is_the_callers(fake: FakeEncode) -> None:
+    def items() -> Iterator[str]:
+        yield from ("a", "b", "c")
+        raise LookupError("mine")
+
+    with Client(fake.address) as client:
+        with pytest.raises(LookupError, match="mine"):
+            list(client.encode_stream(items(), batch_size=1))
+        assert fake.cancelled.wait(3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hotclip import AsyncClient, Client, JobState, LogLine
-from hotclip.errors import InvalidArgument, JobFailed
+from hotclip.errors import DeadlineExceeded, InvalidArgument, JobFailed
 from hotclip_proto.v1 import finetune_pb2, job_pb2
 
 from .conftest import FakeEncode
@@ -39,6 +39,16 @@ def test_a_job_that_ends_badly_raises(fake: FakeEncode) -> None:
     with Client(fake.address) as client, pytest.raises(JobFailed) as caught:
         client.get_job("run").wait(5)
     assert caught.value.job.state is JobState.CANCELLED
+
+
+async def test_waiting_ends_in_time_and_leaves_the_job_alone(fake: FakeEncode) -> None:
+    fake.jobs.hang = True
+    with Client(fake.address) as client, pytest.raises(DeadlineExceeded):
+        client.get_job("run").wait(0.3)
+    async with AsyncClient(fake.address) as twin:
+        run = await twin.get_job("run")
+        with pytest.raises(DeadlineExceeded):
+            await run.wait(0.3)
 
 
 def test_fine_tuning_uploads_only_what_is_new(fake: FakeEncode) -> None:
