@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -154,6 +156,9 @@ async def test_writes_go_on_while_shards_come_and_go(world: World) -> None:
         for version in versions:
             assert (await ended(world, await world.reindex("c", version))).error is None
             await world.registry.activate("default", version, collections=["c"])
+            # The vector process dies as well; nobody notices.
+            assert world.store.pid is not None
+            os.kill(world.store.pid, signal.SIGKILL)
             await asyncio.sleep(0.1)
         load.stop()
     assert world.collections.catalogue.get("c").version == versions[-1]

@@ -47,7 +47,7 @@ class VectorProcess:
 
     async def serve(self, connection: socket.socket) -> None:
         """Answers until the parent is gone, then closes the shards."""
-        reader, writer = await asyncio.open_connection(sock=connection)
+        reader, writer = await asyncio.open_connection(sock=connection, limit=wire.BUFFER_BYTES)
         while (frame := await wire.read(reader)) is not None:
             # Tasks start in the order of the frames: writes to a shard keep it.
             self._spawn(self._answer(writer, *frame))
@@ -72,7 +72,8 @@ class VectorProcess:
             answer["error"] = ["disk_full" if full else "internal", str(error)]
         except Exception as error:  # noqa: BLE001 - the parent raises it; the engine's errors are plain
             traceback.print_exc()
-            answer["error"] = ["internal", str(error)]
+            full = os.strerror(errno.ENOSPC) in str(error)
+            answer["error"] = ["disk_full" if full else "internal", str(error)]
         writer.write(wire.pack(answer, out))
         await writer.drain()
 
@@ -179,7 +180,6 @@ def main() -> None:
     arguments = parser.parse_args()
     # An interrupt from the terminal is for the server, which ends this process in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(5)
     arguments.root.mkdir(parents=True, exist_ok=True)
     with (arguments.root / ".lock").open("w") as lock:
         # The process of a server that was killed may still be closing the shards.

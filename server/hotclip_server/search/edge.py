@@ -199,7 +199,8 @@ class EdgeStore:
                 except TimeoutError:
                     if self._connected.is_set() and self._process is not None:
                         _log.error("the vector process did not answer %s; replacing it", op)
-                        self._process.kill()
+                        with contextlib.suppress(ProcessLookupError):
+                            self._process.kill()
                     break
         finally:
             self._slots.release()
@@ -239,6 +240,8 @@ class EdgeStore:
             started = loop.time()
             try:
                 await self._run_process()
+            except OSError as error:
+                _log.error("the vector process can't be started: %s", error)
             finally:
                 self._connected.clear()
                 self._writer = None
@@ -265,7 +268,7 @@ class EdgeStore:
                 start_new_session=True,
             )
         self._process = process
-        reader, writer = await asyncio.open_connection(sock=ours)
+        reader, writer = await asyncio.open_connection(sock=ours, limit=wire.BUFFER_BYTES)
         self._writer = writer
         self._connected.set()
         try:

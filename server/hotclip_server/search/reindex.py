@@ -29,7 +29,7 @@ from hotclip_server.search.records import CollectionRecord, SourceRow
 from hotclip_server.search.writer import Writer, to_meta
 from hotclip_server.storage.database import Database
 
-_ROWS = 128
+_ROWS = 64
 """Rows of one step: bounds how long a cancellation and an upsert wait."""
 T = TypeVar("T")
 

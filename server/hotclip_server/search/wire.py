@@ -18,6 +18,9 @@ _LENGTHS = struct.Struct("<II")
 MAX_FRAME_BYTES = 1 << 30
 """Longest header or body; a longer one means that the two sides lost step."""
 
+BUFFER_BYTES = 4 << 20
+"""What a reader takes in before the writer is held back."""
+
 
 def pack(header: dict[str, Any], body: bytes = b"") -> bytes:
     """One frame."""

@@ -39,7 +39,10 @@ _log = logging.getLogger(__name__)
 _INLINE_BYTES = 32 << 10
 """Smaller items lie in the row itself: a file each would cost two waits for the disk."""
 _ROWS = 256
-_ENCODE_ROWS = 32
+_ENCODE_ROWS = 128
+_ENCODE_BYTES = 64 << 20
+_BLOB_BYTES = 4 << 20
+"""What a blob is taken for: a large photograph."""
 _RETRY_S = 0.5
 
 T = TypeVar("T")
@@ -149,8 +152,7 @@ class Writer:
         with await self._pin(model, version) as pin:
             vectors = np.zeros((len(rows), pin.resident.spec.dim), np.float32)
             made = [at for at, row in enumerate(rows) if row.kind != "vector"]
-            for start in range(0, len(made), _ENCODE_ROWS):
-                chunk = made[start : start + _ENCODE_ROWS]
+            for chunk in _chunks(rows, made):
                 items = await asyncio.to_thread(self._items, [rows[at] for at in chunk])
                 vectors[chunk], failed = await self._encode_patiently(items, pin, priority)
                 errors.update({chunk[which]: error for which, error in failed.items()})
@@ -351,6 +353,21 @@ class Writer:
 def to_meta(row: SourceRow) -> PointMeta:
     """What is stored beside the vector of a row."""
     return PointMeta(row.point_id, row.revision, row.payload)
+
+
+def _chunks(rows: Sequence[SourceRow], positions: Sequence[int]) -> Iterator[list[int]]:
+    """Positions that are loaded and encoded together: bounded in number and memory."""
+    chunk: list[int] = []
+    size = 0
+    for at in positions:
+        item = rows[at].item
+        size += _BLOB_BYTES if item is None else len(item)
+        chunk.append(at)
+        if len(chunk) == _ENCODE_ROWS or size >= _ENCODE_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _with_revision(row: SourceRow, revision: int) -> SourceRow:
