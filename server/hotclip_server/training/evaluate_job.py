@@ -13,6 +13,7 @@ from hotclip_server.training.jobs import (
     measure,
     metrics_of,
     opened,
+    own_stream,
     training_errors,
 )
 
@@ -35,7 +36,11 @@ class EvaluateHandler:
         """Measures; see `JobHandler.run`."""
         spec = EvaluateSpec.from_json(job.spec)
         names = (spec.dataset, spec.index_dataset)
-        with training_errors(), opened(self._datasets, *names) as (data, extra):
+        with (
+            training_errors(),
+            own_stream(self._device),
+            opened(self._datasets, *names) as (data, extra),
+        ):
             if data is None:
                 raise RuntimeError("an evaluation without data. This is a bug.")
             clip = load_clip(self._versions, spec.version, self._device)

@@ -24,6 +24,7 @@ from hotclip_server.training.jobs import (
     measure,
     metrics_of,
     opened,
+    own_stream,
     training_errors,
 )
 from hotclip_server.training.pairs import PairSet
@@ -65,7 +66,11 @@ class FineTuneHandler:
             torch.set_num_threads(self._threads)  # of this thread alone
         spec = FineTuneSpec.from_json(job.spec)
         names = (spec.train_dataset, spec.eval_dataset, spec.index_dataset)
-        with training_errors(), opened(self._datasets, *names) as (train_set, eval_set, index_set):
+        with (
+            training_errors(),
+            own_stream(self._device),
+            opened(self._datasets, *names) as (train_set, eval_set, index_set),
+        ):
             if train_set is None:
                 raise RuntimeError("a fine-tune without data. This is a bug.")
             training, held_out = _divide(job, spec, train_set, eval_set)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
+import torch
 from torch.nn import Module
 
 from hotclip_server.datasets.joined import JoinedPairs
@@ -91,6 +92,16 @@ def measure(job: JobContext, evaluator: Evaluator, clip: Clip) -> Evaluation:
 def metrics_of(evaluation: Evaluation) -> dict[str, float]:
     """As events and versions carry them."""
     return {**evaluation.metrics, MONITOR: evaluation.score}
+
+
+@contextmanager
+def own_stream(device: str) -> Iterator[None]:
+    """On CUDA a stream beside that of serving: a batch does not queue behind a whole step."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        yield
 
 
 @contextmanager
