@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotclip_proto.v1.types_pb2 import EncodeItem
+from hotclip_proto.v1.types_pb2 import EncodeItem, ImageTensor
 from hotclip_server.batching.batcher import Batcher
 from hotclip_server.batching.isolate import EncodeFailed
 from hotclip_server.batching.ticket import Priority, Row, Ticket
@@ -25,6 +25,9 @@ from hotclip_server.errors import FieldViolation, HotclipError, InvalidArgument,
 from hotclip_server.models.residents import Pin
 
 log = logging.getLogger(__name__)
+
+Content = str | bytes | ImageTensor
+"""A text, an encoded image, or pixels."""
 
 TEXTS_PER_TASK = 32
 """Texts that one pool task tokenises: about a millisecond of work. Images go one by one."""
@@ -102,12 +105,12 @@ class EncodePipeline:
             Unavailable: the queue is full, or the server is stopping.
             DeadlineExceeded: the deadline passed first.
         """
-        self._check(items, field)
+        contents = self._contents(items, field)
         encoder = pin.resident.encoder
         problems = {
             index: problem
-            for index, item in enumerate(items)
-            if (problem := self._problem(item, f"{field}[{index}]")) is not None
+            for index, content in enumerate(contents)
+            if (problem := self._problem(content, f"{field}[{index}]")) is not None
         }
         spent = [0.0]
 
@@ -116,9 +119,9 @@ class EncodePipeline:
                 if at in problems:
                     self._batcher.settle(ticket, at - part.start, problems[at])
             good = [at for at in part if at not in problems]
-            spent[0] += await self._prepare(ticket, encoder, items, good, part.start)
+            spent[0] += await self._prepare(ticket, encoder, contents, good, part.start)
 
-        sizes = [_size(item, encoder) for item in items]
+        sizes = [_size(content, encoder) for content in contents]
         rows = await self._batcher.run(
             pin.resident, sizes, feed, deadline=deadline, priority=priority
         )
@@ -129,13 +132,13 @@ class EncodePipeline:
         self,
         ticket: Ticket,
         encoder: Encoder,
-        items: Sequence[EncodeItem],
+        contents: Sequence[Content],
         positions: Sequence[int],
         start: int,
     ) -> float:
         """Prepares items a few tasks at a time, so that one long request leaves the pool to
         others between two of its tasks. Gives the seconds spent."""
-        tasks = _tasks(items, positions)
+        tasks = _tasks(contents, positions)
         spent = 0.0
 
         async def work() -> None:
@@ -144,7 +147,7 @@ class EncodePipeline:
                 if ticket.done:
                     return
                 made, seconds = await self._run(
-                    lambda task=task: prepare_items(encoder, [items[at] for at in task])  # type: ignore[misc]
+                    lambda task=task: prepare_contents(encoder, [contents[at] for at in task])  # type: ignore[misc]
                 )
                 spent += seconds
                 good = []
@@ -170,7 +173,7 @@ class EncodePipeline:
             raise RuntimeError("the pipeline is not started; this is a bug")
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def _check(self, items: Sequence[EncodeItem], field: str) -> None:
+    def _contents(self, items: Sequence[EncodeItem], field: str) -> list[Content]:
         if not items:
             raise InvalidArgument.field(field, "must hold at least one item")
         if len(items) > self.limits.max_items:
@@ -178,39 +181,54 @@ class EncodePipeline:
                 f"{field}: {len(items)} items, at most {self.limits.max_items} are allowed",
                 reason="TOO_MANY_ITEMS",
             )
+        contents = [content_of(item) for item in items]
         empty = [
             FieldViolation(f"{field}[{index}]", "must hold a text, an image or a tensor")
-            for index, item in enumerate(items)
-            if item.WhichOneof("content") is None
+            for index, content in enumerate(contents)
+            if content is None
         ]
         if empty:
             raise InvalidArgument.fields(empty)
+        return [content for content in contents if content is not None]
 
-    def _problem(self, item: EncodeItem, field: str) -> InvalidArgument | None:
-        content = item.WhichOneof("content")
-        if content == "text":
+    def _problem(self, content: Content, field: str) -> InvalidArgument | None:
+        if isinstance(content, str):
             # A code point has at most 4 bytes; only long texts need counting.
             most = self.limits.max_text_bytes
-            if 4 * len(item.text) > most and len(item.text.encode()) > most:
+            if 4 * len(content) > most and len(content.encode()) > most:
                 return InvalidArgument.field(
                     f"{field}.text", f"longer than {most} bytes", reason="TEXT_TOO_LONG"
                 )
-            if not item.text:
+            if not content:
                 return InvalidArgument.field(f"{field}.text", "empty", reason="TEXT_EMPTY")
-        elif content == "image":
-            if len(item.image) > self.limits.max_image_bytes:
+        elif isinstance(content, bytes):
+            most = self.limits.max_image_bytes
+            if len(content) > most:
                 return InvalidArgument.field(
                     f"{field}.image",
-                    f"{len(item.image)} bytes, at most {self.limits.max_image_bytes} are allowed",
+                    f"{len(content)} bytes, at most {most} are allowed",
                     reason="IMAGE_TOO_LARGE",
                 )
-            if not item.image:
+            if not content:
                 return InvalidArgument.field(f"{field}.image", "empty", reason="IMAGE_UNREADABLE")
         return None
 
 
-def prepare_items(
-    encoder: Encoder, items: Sequence[EncodeItem]
+def content_of(item: EncodeItem) -> Content | None:
+    """What an item holds, copied once: each look at a field of a message copies it anew."""
+    match item.WhichOneof("content"):
+        case "text":
+            return item.text
+        case "image":
+            return item.image
+        case "tensor":
+            return item.tensor
+        case _:
+            return None
+
+
+def prepare_contents(
+    encoder: Encoder, contents: Sequence[Content]
 ) -> tuple[list[Prepared | HotclipError], float]:
     """Decodes and tokenises on the calling thread; a bad item fails alone.
 
@@ -219,37 +237,38 @@ def prepare_items(
     """
     started = time.perf_counter()
     made: list[Prepared | HotclipError] = []
-    for item in items:
+    for content in contents:
         try:
-            made.append(_prepare_item(encoder, item))
+            made.append(_prepare_content(encoder, content))
         except HotclipError as error:
             made.append(error)
         except Exception:
-            log.exception("preparing one %s item failed", item.WhichOneof("content"))
+            log.exception("preparing one item (%s) failed", type(content).__name__)
             made.append(EncodeFailed("preparing this item failed", reason="PREPARE_FAILED"))
     return made, time.perf_counter() - started
 
 
-def _prepare_item(encoder: Encoder, item: EncodeItem) -> Prepared:
-    content = item.WhichOneof("content")
-    if content == "text":
-        return encoder.prepare_text(item.text)
-    if content == "image":
-        return encoder.prepare_image(item.image)
-    return encoder.prepare_tensor(item.tensor.data, item.tensor.height, item.tensor.width)
+def _prepare_content(encoder: Encoder, content: Content) -> Prepared:
+    if isinstance(content, str):
+        return encoder.prepare_text(content)
+    if isinstance(content, bytes):
+        return encoder.prepare_image(content)
+    return encoder.prepare_tensor(content.data, content.height, content.width)
 
 
-def _size(item: EncodeItem, encoder: Encoder) -> int:
+def _size(content: Content, encoder: Encoder) -> int:
     """Bytes that an item holds while it waits: as it came, and prepared."""
-    if item.WhichOneof("content") == "text":
-        return len(item.text) + 8 * encoder.spec.context_length
-    return len(item.image) + len(item.tensor.data) + 3 * encoder.spec.image_size**2
+    if isinstance(content, str):
+        return len(content) + 8 * encoder.spec.context_length
+    pixels = 3 * encoder.spec.image_size**2
+    # A tensor that is not of this size is refused when it is prepared.
+    return pixels + (len(content) if isinstance(content, bytes) else pixels)
 
 
-def _tasks(items: Sequence[EncodeItem], positions: Sequence[int]) -> Iterator[list[int]]:
+def _tasks(contents: Sequence[Content], positions: Sequence[int]) -> Iterator[list[int]]:
     texts: list[int] = []
     for at in positions:
-        if items[at].WhichOneof("content") != "text":
+        if not isinstance(contents[at], str):
             yield [at]
             continue
         texts.append(at)
