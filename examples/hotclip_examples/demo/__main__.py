@@ -200,7 +200,7 @@ def _traffic(outcome: Outcome) -> dict[str, Sequence[tuple[float, float]]]:
     counts = Counter((a.version, int(a.ended - outcome.began)) for a in outcome.answers)
     seconds = range(max(second for _, second in counts))
     return {
-        version: [(float(second), float(counts[version, second])) for second in seconds]
+        version: [(second + 0.5, float(counts[version, second])) for second in seconds]
         for version in versions_seen(outcome.answers)
     }
 

@@ -96,7 +96,7 @@ class Load:
     def _encode(self, generator: random.Random) -> Answer:
         texts = tuple(generator.sample(range(len(self.pool.texts)), generator.randint(0, 3)))
         images = tuple(generator.sample(range(len(self.pool.images)), generator.randint(1, 2)))
-        items: list[hotclip.Input] = [self.pool.texts[i] for i in texts]
+        items: list[str | bytes] = [self.pool.texts[i] for i in texts]
         items += [self.pool.images[i] for i in images]
         began = time.monotonic()
         vectors = self.client.encode(items)

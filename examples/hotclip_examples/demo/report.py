@@ -67,14 +67,14 @@ border-bottom:1px solid #8884}td:first-child,th:first-child{text-align:left}
 .up{color:#059669;font-weight:600}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(210px,1fr));gap:.6rem}
 .facts div{border:1px solid #8884;border-radius:8px;padding:.5rem .8rem}
-.facts b{display:block;font-size:1.15rem;overflow-wrap:anywhere}
+.facts b{display:block;font-size:1.1rem;overflow-wrap:anywhere}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:1rem}
 figure{margin:0;border:1px solid #8884;border-radius:8px;padding:.6rem}
 figcaption{font-weight:600}svg{width:100%;height:auto}svg text{font-size:11px;fill:#888}
 .grid{stroke:#8883}.mark{stroke:#888;stroke-dasharray:4 3}
 .legend{margin:.2rem 0 0;font-size:13px}.legend span{margin-right:1rem}
 .legend i{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:5px}
-.q td{vertical-align:middle}.hits{display:flex;gap:6px}
+.q td{vertical-align:middle;text-align:left}.q th{text-align:left}.hits{display:flex;gap:6px}
 .hits img{width:56px;height:56px;background:#fff;border-radius:8px;border:3px solid #8883}
 .hits img.right{border-color:#059669}.rank{color:#777;font-size:13px}
 """
@@ -123,7 +123,7 @@ it was; weights and index changed together, under load.</p>
 <table><tr><th>queries</th><th>mRR</th><th>hit@1</th><th>hit@10</th></tr>{quality}</table>
 <h2>What the traffic saw</h2><div class="facts">{facts}</div>
 <h2>Ten searches, before and after</h2>
-<p class="sub">Drawn by lot among the held-out queries; the right drawing is framed in green.</p>
+<p class="sub">Held-out queries at even distances, not picked; the right drawing is framed in green.</p>
 <table class="q"><tr><th>query</th><th>before</th><th>after</th></tr>{rows}</table>
 <h2>Curves</h2><div class="charts">{charts}</div>
 <p class="sub">Drawings: OpenMoji, CC BY-SA 4.0. Names: Unicode CLDR.</p>
