@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,14 @@ from hotclip_server.config import ServerConfig
 from hotclip_server.datasets.records import DatasetLimits
 from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.drain import Drain
+from hotclip_server.errors import Unimplemented
 from hotclip_server.health import Health
 from hotclip_server.jobs.context import JobHandler
 from hotclip_server.jobs.releases import RegistryReleases
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.lifecycle import App, Parts
 from hotclip_server.models.memory import free_bytes_of
-from hotclip_server.models.protocol import ArchitectureInfo, VersionLoader
+from hotclip_server.models.protocol import ArchitectureInfo, VersionLoader, VersionManifest
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.staging import StagingLimits
 from hotclip_server.pipeline import EncodePipeline, ItemLimits
@@ -105,7 +106,7 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
     drain = Drain(self_ending=[STREAM_METHOD])
     services: list[object] = [
         EncodeService(registry, pipeline, drain, config.max_stream_in_flight),
-        ModelService(registry, describe_architectures),
+        ModelService(registry, describe_architectures, make_merger(store)),
         DatasetService(datasets),
         JobService(jobs),
         SearchService(collections, jobs, config.max_items_per_request),
@@ -178,6 +179,19 @@ def describe_architectures() -> Sequence[ArchitectureInfo]:
     from hotclip_server.models import architectures
 
     return architectures.describe_architectures()
+
+
+def make_merger(store: VersionStore | None) -> Callable[[str, str, float], VersionManifest]:
+    """Interpolates stored versions; without a store there are none."""
+
+    def merge(base: str, tuned: str, alpha: float) -> VersionManifest:
+        if store is None:
+            raise Unimplemented("this server has no store of versions")
+        from hotclip_server.models.merge import merge_versions
+
+        return merge_versions(store, base, tuned, alpha)
+
+    return merge
 
 
 def batch_limits(config: ServerConfig, device: str) -> BatchLimits:

@@ -107,7 +107,16 @@ async def test_errors_are_named(models: Any) -> None:
             models.ListModels(model_pb2.ListModelsRequest(page_size=1001)),
             (code.INVALID_ARGUMENT, "PAGE_SIZE_INVALID"),
         ),
-        (models.MergeVersions(model_pb2.MergeVersionsRequest()), (code.UNIMPLEMENTED,) * 2),
+        (
+            models.MergeVersions(model_pb2.MergeVersionsRequest(base_version=live)),
+            (code.INVALID_ARGUMENT, "INVALID_ARGUMENT"),
+        ),
+        (
+            models.MergeVersions(
+                model_pb2.MergeVersionsRequest(base_version=live, tuned_version=live, alpha=2)
+            ),
+            (code.INVALID_ARGUMENT, "INVALID_ARGUMENT"),
+        ),
         (models.Export(model_pb2.ExportRequest()), (code.UNIMPLEMENTED,) * 2),
     ):
         found = await refused(call)

@@ -241,3 +241,22 @@ def test_a_flipped_byte_on_the_disk_is_refused(models: Models) -> None:
     weights.write_bytes(content)
     assert caught.value.code() is grpc.StatusCode.DATA_LOSS
     assert models.encode() == models.a
+
+
+def test_a_merged_version_lies_between_two(models: Models) -> None:
+    merge = model_pb2.MergeVersionsRequest(
+        base_version=models.a, tuned_version=models.b, alpha=0.25
+    )
+    merged = models.models.MergeVersions(merge, timeout=60)
+    assert (merged.parent, merged.state) == (models.b, model_pb2.VERSION_STATE_STORED)
+    folders = [models.server.data_dir / "versions" / v for v in (models.a, models.b, merged.id)]
+    a, b, between = (load_file(folder / "open_clip_model.safetensors") for folder in folders)
+    for name, value in between.items():
+        if value.is_floating_point():
+            np.testing.assert_allclose(value, 0.75 * a[name] + 0.25 * b[name], atol=1e-6)
+    models.golden[merged.id] = golden(folders[-1])
+    models.activate(merged.id)
+    assert models.encode() == merged.id
+    same = model_pb2.MergeVersionsRequest(base_version=models.a, tuned_version=models.a, alpha=0.5)
+    found = models.models.MergeVersions(same, timeout=60)
+    assert found.id == models.a

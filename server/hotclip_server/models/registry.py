@@ -11,11 +11,11 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 
 from hotclip_server.errors import FailedPrecondition, HotclipError, Unavailable
 from hotclip_server.models import naming
+from hotclip_server.models.background import Background
 from hotclip_server.models.catalog import Catalog, RequestNote, another_models
 from hotclip_server.models.flip import FlipParticipant
 from hotclip_server.models.probes import RunOnDevice
@@ -28,7 +28,6 @@ from hotclip_server.models.state import ModelState, VersionRecord, VersionState
 from hotclip_server.models.watch import Changes
 from hotclip_server.storage.database import Database, now
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +54,7 @@ class ModelRegistry:
         self._changes = Changes()
         self._slots = Slots(self._catalog, self._stager, self._changes, self._close)
         self._importing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background = Background()
         self._restored: asyncio.Task[None] | None = None
 
     def add_flip_participant(self, participant: FlipParticipant) -> None:
@@ -78,15 +77,14 @@ class ModelRegistry:
         if model not in self._slots.live:
             record = await self.load_version(model, source)
             await self.activate(model, record.id)
-        self._restored = self._spawn(self._restore_previous())
+        self._restored = self._background.spawn(self._restore_previous())
 
     async def stop(self) -> None:
         """Waits for what is under way, ends watchers, closes every version that no request pins."""
         self._changes.close()
         for resident in self._slots.residents:
             self._slots.residents.retire(resident)
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.settle()
         await asyncio.to_thread(self._stager.stop)
 
     def pin(self, model: str = "", version: str = "", expected_space_id: str = "") -> Pin:
@@ -141,19 +139,24 @@ class ModelRegistry:
                 request_id=request_id,
                 fingerprint=hashlib.sha256(asked).hexdigest(),
             )
-        return await self._uninterrupted(self._load_version(model, source, note))
+        return await self._background.uninterrupted(self._load_version(model, source, note))
 
     async def register(
         self, model: str, manifest: VersionManifest, metrics: Mapping[str, float] | None = None
     ) -> VersionRecord:
         """Records a version that is in the store already, e.g. the result of a job."""
-        record = VersionRecord(
-            manifest=manifest,
-            model=naming.check_model(model),
-            create_time=now(),
-            metrics=dict(metrics or {}),
+        return await self._background.uninterrupted(
+            self._record(naming.check_model(model), manifest, metrics)
         )
-        return await self._uninterrupted(self._catalog.add(record))
+
+    async def make(self, model: str, make: Callable[[], VersionManifest]) -> VersionRecord:
+        """Records the version that `make` stores; it blocks, off the event loop."""
+
+        async def work() -> VersionRecord:
+            async with self._importing:
+                return await self._record(model, await self._stager.blocking(make))
+
+        return await self._background.uninterrupted(work())
 
     async def stage(self, version_id: str) -> Resident:
         """Makes a stored version resident, warm and verified, in its model's staging slot.
@@ -167,11 +170,13 @@ class ModelRegistry:
             ResourceExhausted: it does not fit in memory; reason OUT_OF_MEMORY.
             DataLoss: its files are damaged.
         """
-        return await self._uninterrupted(self._slots.stage(self._catalog.version(version_id)))
+        return await self._background.uninterrupted(
+            self._slots.stage(self._catalog.version(version_id))
+        )
 
     async def bind(self, version_id: str, holder: str) -> Resident:
         """Like `stage`, but retained for `holder` instead of placed in the staging slot."""
-        return await self._uninterrupted(
+        return await self._background.uninterrupted(
             self._slots.stage(self._catalog.version(version_id), holder=holder)
         )
 
@@ -224,7 +229,7 @@ class ModelRegistry:
             # Another staging may push it out before its turn to flip comes; then again.
             if self._slots.residents.get(version_id) is None:
                 await self.stage(version_id)
-            flipped = await self._uninterrupted(
+            flipped = await self._background.uninterrupted(
                 self._slots.flip(name, lambda _: version_id, etag, collections, trial=validate_only)
             )
         return self.model_state(name)
@@ -252,7 +257,9 @@ class ModelRegistry:
                 )
             return row.previous
 
-        if not await self._uninterrupted(self._slots.flip(name, target, etag, (), trial=False)):
+        if not await self._background.uninterrupted(
+            self._slots.flip(name, target, etag, (), trial=False)
+        ):
             raise FailedPrecondition(
                 f"the previous version of model {name!r} could not be loaded again after a restart",
                 reason="NO_PREVIOUS_VERSION",
@@ -267,7 +274,7 @@ class ModelRegistry:
             FailedPrecondition: live or retained; reason VERSION_IN_USE.
         """
         record = self._catalog.version(version_id)
-        await self._uninterrupted(self._slots.unload(record))
+        await self._background.uninterrupted(self._slots.unload(record))
         return record
 
     async def delete(self, version_id: str) -> None:
@@ -277,7 +284,7 @@ class ModelRegistry:
             NotFound: no such version.
             FailedPrecondition: live, previous or retained; reason VERSION_IN_USE.
         """
-        await self._uninterrupted(self._delete(self._catalog.version(version_id)))
+        await self._background.uninterrupted(self._delete(self._catalog.version(version_id)))
 
     def get_version(self, version_id: str) -> VersionRecord:
         """Raises NotFound."""
@@ -348,6 +355,14 @@ class ModelRegistry:
                 raise
             return self._catalog.version(manifest.id)
 
+    async def _record(
+        self, model: str, manifest: VersionManifest, metrics: Mapping[str, float] | None = None
+    ) -> VersionRecord:
+        record = VersionRecord(
+            manifest=manifest, model=model, create_time=now(), metrics=dict(metrics or {})
+        )
+        return await self._catalog.add(record)
+
     async def _delete(self, record: VersionRecord) -> None:
         await self._slots.remove(record)
         await self._stager.blocking(lambda: self._loader.delete(record.id))
@@ -375,18 +390,4 @@ class ModelRegistry:
                     )
 
     def _close(self, resident: Resident) -> None:
-        self._spawn(self._stager.blocking(resident.encoder.close))
-
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _uninterrupted(self, work: Coroutine[Any, Any, T]) -> T:
-        """Awaits `work`, which goes on to its end when the caller is cancelled: what is
-        committed must also become visible."""
-        task = self._spawn(work)
-        # Without a caller nobody else looks at its error.
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(task)
+        self._background.spawn(self._stager.blocking(resident.encoder.close))

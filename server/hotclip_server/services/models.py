@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 
 from hotclip_proto.v1 import job_pb2, model_pb2, model_pb2_grpc
-from hotclip_server.errors import InvalidArgument, Unimplemented
-from hotclip_server.models.protocol import ArchitectureInfo
+from hotclip_server.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from hotclip_server.models.protocol import ArchitectureInfo, VersionManifest
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.state import ModelState, VersionRecord, VersionState
 from hotclip_server.services.paging import Key, PageRequest
@@ -28,9 +28,10 @@ _STATES = {
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
-    """See model.proto. MergeVersions and Export are not offered yet.
+    """See model.proto. Export is not offered yet.
 
     Args:
+        merge: Stores the version between two others; blocks.
         describe_architectures: Reads open_clip's configs; blocks.
     """
 
@@ -38,8 +39,10 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self,
         registry: ModelRegistry,
         describe_architectures: Callable[[], Sequence[ArchitectureInfo]],
+        merge: Callable[[str, str, float], VersionManifest],
     ) -> None:
         self._registry = registry
+        self._merge = merge
         self._describe_architectures = describe_architectures
 
     async def ListModels(  # noqa: N802 - named by the proto
@@ -123,8 +126,14 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     async def MergeVersions(  # noqa: N802 - named by the proto
         self, request: model_pb2.MergeVersionsRequest, context: Context
     ) -> model_pb2.Version:
-        """Not offered yet."""
-        raise Unimplemented("MergeVersions is not offered by this server")
+        """Interpolates the weights of two versions of one model."""
+        base = self._registry.get_version(_named(request.base_version, "base_version"))
+        tuned = self._registry.get_version(_named(request.tuned_version, "tuned_version"))
+        _check_merge(base, tuned, request.alpha)
+        record = await self._registry.make(
+            tuned.model, lambda: self._merge(base.id, tuned.id, request.alpha)
+        )
+        return self._version(record)
 
     async def Export(  # noqa: N802 - named by the proto
         self, request: model_pb2.ExportRequest, context: Context
@@ -207,7 +216,17 @@ def _newest_first(record: VersionRecord) -> Key:
     return -record.create_time.timestamp(), record.id
 
 
-def _named(version: str) -> str:
+def _named(version: str, field: str = "version") -> str:
     if not version:
-        raise InvalidArgument.field("version", "must be given")
+        raise InvalidArgument.field(field, "must be given")
     return version
+
+
+def _check_merge(base: VersionRecord, tuned: VersionRecord, alpha: float) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise InvalidArgument.field("alpha", f"{alpha} is not in [0, 1]")
+    if base.model != tuned.model:
+        raise FailedPrecondition(
+            f"versions of two models: {base.model!r} and {tuned.model!r}",
+            reason="VERSION_OF_ANOTHER_MODEL",
+        )

@@ -72,12 +72,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def settle(self) -> None:
         """Waits for the registry's background work."""
-
-        async def wait() -> None:
-            while self.registry._tasks:
-                await asyncio.gather(*self.registry._tasks, return_exceptions=True)
-
-        self.run(wait())
+        self.run(self.registry._background.settle())
 
     def teardown(self) -> None:
         if hasattr(self, "registry"):
