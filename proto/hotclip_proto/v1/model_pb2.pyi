@@ -159,7 +159,9 @@ class Model(message.Message):
     previous_version: builtins.str
     """Id of the version that Rollback returns to; empty if none."""
     etag: builtins.str
-    """Changes with every change of the above; give it to ActivateVersion."""
+    """Changes whenever live_version or previous_version does; give it to
+    ActivateVersion or Rollback.
+    """
     space_id: builtins.str
     """Space of the live version."""
     @builtins.property

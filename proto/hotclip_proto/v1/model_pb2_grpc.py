@@ -165,7 +165,8 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnloadVersion(self, request, context):
-        """Frees the memory of a version that is not live. Errors: NOT_FOUND,
+        """Frees the memory of a version that is neither live nor bound to a collection. Of
+        the previous version it also ends the rollback target. Errors: NOT_FOUND,
         FAILED_PRECONDITION/VERSION_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -181,8 +182,10 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def MergeVersions(self, request, context):
-        """WiSE-FT: a new version (1 - alpha) * base + alpha * tuned, of fp32 weights.
-        Errors: NOT_FOUND, FAILED_PRECONDITION (architectures differ).
+        """WiSE-FT: a new stored version (1 - alpha) * base + alpha * tuned, of fp32
+        weights; the same weights give the same version. Errors: NOT_FOUND,
+        INVALID_ARGUMENT (alpha), FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
+        FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,7 +60,8 @@ class ModelServiceStub:
     ABORTED/ETAG_MISMATCH, FAILED_PRECONDITION/NO_PREVIOUS_VERSION.
     """
     UnloadVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadVersionRequest, _model_pb2.Version]
-    """Frees the memory of a version that is not live. Errors: NOT_FOUND,
+    """Frees the memory of a version that is neither live nor bound to a collection. Of
+    the previous version it also ends the rollback target. Errors: NOT_FOUND,
     FAILED_PRECONDITION/VERSION_IN_USE.
     """
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteVersionRequest, _model_pb2.DeleteVersionResponse]
@@ -68,8 +69,10 @@ class ModelServiceStub:
     FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection).
     """
     MergeVersions: _grpc.UnaryUnaryMultiCallable[_model_pb2.MergeVersionsRequest, _model_pb2.Version]
-    """WiSE-FT: a new version (1 - alpha) * base + alpha * tuned, of fp32 weights.
-    Errors: NOT_FOUND, FAILED_PRECONDITION (architectures differ).
+    """WiSE-FT: a new stored version (1 - alpha) * base + alpha * tuned, of fp32
+    weights; the same weights give the same version. Errors: NOT_FOUND,
+    INVALID_ARGUMENT (alpha), FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
+    FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models).
     """
     Export: _grpc.UnaryUnaryMultiCallable[_model_pb2.ExportRequest, _job_pb2.Job]
     """Writes a version as files for ArtifactService. Errors: NOT_FOUND."""
@@ -109,7 +112,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ABORTED/ETAG_MISMATCH, FAILED_PRECONDITION/NO_PREVIOUS_VERSION.
     """
     UnloadVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadVersionRequest, _model_pb2.Version]  # type: ignore[assignment]
-    """Frees the memory of a version that is not live. Errors: NOT_FOUND,
+    """Frees the memory of a version that is neither live nor bound to a collection. Of
+    the previous version it also ends the rollback target. Errors: NOT_FOUND,
     FAILED_PRECONDITION/VERSION_IN_USE.
     """
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteVersionRequest, _model_pb2.DeleteVersionResponse]  # type: ignore[assignment]
@@ -117,8 +121,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection).
     """
     MergeVersions: _aio.UnaryUnaryMultiCallable[_model_pb2.MergeVersionsRequest, _model_pb2.Version]  # type: ignore[assignment]
-    """WiSE-FT: a new version (1 - alpha) * base + alpha * tuned, of fp32 weights.
-    Errors: NOT_FOUND, FAILED_PRECONDITION (architectures differ).
+    """WiSE-FT: a new stored version (1 - alpha) * base + alpha * tuned, of fp32
+    weights; the same weights give the same version. Errors: NOT_FOUND,
+    INVALID_ARGUMENT (alpha), FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
+    FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models).
     """
     Export: _aio.UnaryUnaryMultiCallable[_model_pb2.ExportRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Writes a version as files for ArtifactService. Errors: NOT_FOUND."""
@@ -203,7 +209,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.UnloadVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.Version, _abc.Awaitable[_model_pb2.Version]]:
-        """Frees the memory of a version that is not live. Errors: NOT_FOUND,
+        """Frees the memory of a version that is neither live nor bound to a collection. Of
+        the previous version it also ends the rollback target. Errors: NOT_FOUND,
         FAILED_PRECONDITION/VERSION_IN_USE.
         """
 
@@ -223,8 +230,10 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.MergeVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.Version, _abc.Awaitable[_model_pb2.Version]]:
-        """WiSE-FT: a new version (1 - alpha) * base + alpha * tuned, of fp32 weights.
-        Errors: NOT_FOUND, FAILED_PRECONDITION (architectures differ).
+        """WiSE-FT: a new stored version (1 - alpha) * base + alpha * tuned, of fp32
+        weights; the same weights give the same version. Errors: NOT_FOUND,
+        INVALID_ARGUMENT (alpha), FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
+        FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models).
         """
 
     @_abc_1.abstractmethod
