@@ -20,8 +20,8 @@ from grpc_status import rpc_status
 from hotclip_proto.v1 import (
     encode_pb2,
     encode_pb2_grpc,
-    model_pb2,
-    model_pb2_grpc,
+    finetune_pb2,
+    finetune_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
     types_pb2,
@@ -181,9 +181,10 @@ async def test_a_cancellation_from_within_does_not_hang_the_client(running, stub
 
 
 async def test_what_is_not_built_is_unimplemented(channel):
-    merge = model_pb2_grpc.ModelServiceStub(channel).MergeVersions
+    # A server of fake encoders trains nothing.
+    finetune = finetune_pb2_grpc.FineTuneServiceStub(channel).FineTune
     for call in (
-        merge(model_pb2.MergeVersionsRequest()),
+        finetune(finetune_pb2.FineTuneRequest()),
         channel.unary_unary("/hotclip.v1.EncodeService/Nothing")(b""),
         channel.unary_unary("/no.Service/At")(b""),
     ):
