@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from hotclip_examples.demo.golden import Golden, separation
 from hotclip_examples.demo.load import Answer, Pool, longest_gap_ms, mixed_answers
-from numpy.typing import NDArray
 
 POOL = Pool(texts=["a", "b", "c"], images=[b"1", b"2"], point_ids=["p0", "p1", "p2"])
 
