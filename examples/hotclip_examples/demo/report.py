@@ -123,7 +123,7 @@ it was; weights and index changed together, under load.</p>
 <table><tr><th>queries</th><th>mRR</th><th>hit@1</th><th>hit@10</th></tr>{quality}</table>
 <h2>What the traffic saw</h2><div class="facts">{facts}</div>
 <h2>Ten searches, before and after</h2>
-<p class="sub">Held-out queries at even distances, not picked; the right drawing has a green frame.</p>
+<p class="sub">Every so many of the held-out queries; the right drawing has a green frame.</p>
 <table class="q"><tr><th>query</th><th>before</th><th>after</th></tr>{rows}</table>
 <h2>Curves</h2><div class="charts">{charts}</div>
 <p class="sub">Drawings: OpenMoji, CC BY-SA 4.0. Names: Unicode CLDR.</p>
