@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from hotclip_server.jobs.context import JobContext, JobResult
 from hotclip_server.jobs.records import JobKind
 from hotclip_server.jobs.releases import Releases
 from hotclip_server.jobs.specs import ActivationRule, FineTuneSpec
+from hotclip_server.models.memory import free_bytes_of
 from hotclip_server.training.clip import Clip
 from hotclip_server.training.evaluate import Evaluation, Evaluator
 from hotclip_server.training.events import EpochEnd, SkippedStep, Started, Step, TrainEvent
@@ -32,6 +34,9 @@ from hotclip_server.training.split import split_pairs
 from hotclip_server.training.trainer import train
 
 ACTIVATION_ATTEMPTS = 5
+MEMORY_FACTOR = 6
+"""Bytes that training takes at least, a byte of the weights file: weights, gradients, two moments
+of AdamW, the best weights so far, and one more while loading. Activations come on top."""
 
 
 class FineTuneHandler:
@@ -41,6 +46,7 @@ class FineTuneHandler:
         versions: Loads the base, stores the result.
         device: Where it trains, e.g. "cpu" or "cuda:0".
         threads: CPU threads of a step; 0: torch's own choice.
+        free_bytes: Free memory of the device, None if unknown; default: asks the device.
     """
 
     kind = JobKind.FINE_TUNE
@@ -53,12 +59,14 @@ class FineTuneHandler:
         *,
         device: str = "cpu",
         threads: int = 0,
+        free_bytes: Callable[[], int | None] | None = None,
     ) -> None:
         self._versions = versions
         self._datasets = datasets
         self._releases = releases
         self._device = device
         self._threads = threads
+        self._free_bytes = free_bytes or free_bytes_of(device)
 
     def run(self, job: JobContext) -> JobResult:
         """Trains and releases; see `JobHandler.run`."""
@@ -74,11 +82,22 @@ class FineTuneHandler:
             if train_set is None:
                 raise RuntimeError("a fine-tune without data. This is a bug.")
             training, held_out = _divide(job, spec, train_set, eval_set)
+            self._require_memory(spec.base_version)
             clip = load_clip(self._versions, spec.base_version, self._device)
             job.running()
             run = _Run(job, spec, clip, held_out, index_set)
             run.train(training)
             return self._release(run)
+
+    def _require_memory(self, version: str) -> None:
+        """A process that the kernel ends for want of memory serves nobody."""
+        free = self._free_bytes()
+        needed = self._versions.read_manifest(version).size_bytes * MEMORY_FACTOR
+        if free is not None and free < needed:
+            raise ResourceExhausted(
+                f"training version {version} needs {needed} bytes at least, {free} are free",
+                reason="OUT_OF_MEMORY",
+            )
 
     def _release(self, run: _Run) -> JobResult:
         job, spec = run.job, run.spec

@@ -12,7 +12,7 @@ from torch.nn import Module
 from hotclip_server.datasets.joined import JoinedPairs
 from hotclip_server.datasets.stored import StoredDataset
 from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
-from hotclip_server.errors import FailedPrecondition, InvalidArgument
+from hotclip_server.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from hotclip_server.jobs.context import JobContext
 from hotclip_server.models.protocol import VersionManifest
 from hotclip_server.training.clip import Clip, clip_of
@@ -28,6 +28,9 @@ MONITOR = "monitor"
 
 class Versions(Protocol):
     """Stored versions; `VersionStore` is one. Every method blocks."""
+
+    def read_manifest(self, version_id: str) -> VersionManifest:
+        """What a stored version is."""
 
     def load(self, version_id: str, *, device: str, precision: str) -> OpenClipEncoder:
         """A copy in memory of its own."""
@@ -113,5 +116,9 @@ def training_errors() -> Iterator[None]:
         raise InvalidArgument(str(error), reason="PAIRS_INVALID") from error
     except InvalidTrainConfig as error:
         raise InvalidArgument(str(error), reason="CONFIG_INVALID") from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceExhausted(
+            "the device's memory is full; a smaller batch_size needs less", reason="OUT_OF_MEMORY"
+        ) from error
     except TrainingDiverged as error:
         raise FailedPrecondition(str(error), reason="TRAINING_DIVERGED") from error

@@ -43,6 +43,9 @@ class Shelf:
         clip = copy.deepcopy(self.clips[version_id])
         return SimpleNamespace(model=clip.model, tokenizer=clip.tokenizer)
 
+    def read_manifest(self, version_id: str) -> VersionManifest:
+        return SimpleNamespace(size_bytes=1000)  # type: ignore[return-value]  # only its size is read
+
     def save_trained(self, model: torch.nn.Module, *, base: str, source: str) -> VersionManifest:
         clip = copy.deepcopy(replace(self.clips[base], model=model))
         self.saved.append(clip)
@@ -184,6 +187,19 @@ async def test_stays_staged_when_the_rival_is_better(database: Database) -> None
     assert not record.activated
     assert desk.live == "rival"
     assert "live version rival has" in log
+
+
+async def test_no_memory_to_train_in_is_said_before_loading(database: Database) -> None:
+    shelf = Shelf({"base": tiny_clip()})
+    handler = FineTuneHandler(shelf, Sets(), Desk(), free_bytes=lambda: 5000)
+    runner = JobRunner(database, [handler])
+    await runner.start()
+    job = await runner.submit(NewJob(kind=JobKind.FINE_TUNE, spec=spec().to_json()))
+    record = await ended(runner, job.id)
+    assert record.error is not None
+    assert record.error.reason == "OUT_OF_MEMORY"
+    assert shelf.saved == []
+    await runner.stop()
 
 
 async def test_a_full_device_leaves_the_version_stored(database: Database) -> None:
