@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from hotclip_server.errors import Unavailable
 
 HEALTH = "/grpc.health.v1."
+QUIET_S, QUIET_ROUNDS = 0.05, 20
 
 Call = asyncio.Task[object]
 
@@ -30,6 +31,7 @@ class Drain:
         self._unary: set[Call] = set()
         self._streams: dict[Call, str] = {}
         self._ended: set[Call] = set()
+        self._arrivals = 0
         self.draining = asyncio.Event()
 
     @contextmanager
@@ -89,11 +91,21 @@ class Drain:
             await asyncio.wait(running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         for call in list(self._streams):
             self._end(call)
+        await self._refuse_the_last()
+
+    async def _refuse_the_last(self) -> None:
+        """Goes on until no call has come for a moment, but not for ever."""
+        for _ in range(QUIET_ROUNDS):
+            seen = self._arrivals
+            await asyncio.sleep(QUIET_S)
+            if seen == self._arrivals:
+                return
 
     def _admit(self, method: str) -> Call:
         call = asyncio.current_task()
         if call is None:
             raise RuntimeError("a call runs outside of a task; this is a bug")
+        self._arrivals += 1
         if self.draining.is_set() and not method.startswith(HEALTH):
             raise self.error()
         return call

@@ -31,7 +31,6 @@ from hotclip_server.storage.folder_lock import FolderLock
 log = logging.getLogger(__name__)
 
 MODEL = "default"
-LAST_CALLS_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +132,6 @@ class App:
         await asyncio.sleep(self.config.shutdown_wait_s)
         ends = time.monotonic() + self.config.shutdown_grace_s
         await self.parts.drain.finish(self.config.shutdown_grace_s)
-        # Calls that gRPC has received by now are taken over and refused, not dropped.
-        await asyncio.sleep(LAST_CALLS_S)
         await server.stop(max(0.0, ends - time.monotonic()))
 
     def _open_files(self) -> None:

@@ -27,7 +27,7 @@ from hotclip_proto.v1 import (
     types_pb2,
 )
 from hotclip_server.config import ServerConfig
-from hotclip_server.testing import Faults, RunningServer, running_server
+from hotclip_server.testing import RunningServer, running_server
 
 Item = types_pb2.EncodeItem
 Request = encode_pb2.EncodeRequest
@@ -297,8 +297,9 @@ async def test_server_info(running, channel):
 
 async def test_stopping_lets_unary_calls_finish_and_ends_streams(config):
     async with running_server(config) as server:
-        server.encoder.faults = Faults(delay_s=0.01)
-        stopped = asyncio.Event()
+        gate = threading.Event()
+        server.encoder.faults.hang = gate
+        ledger = server.app.parts.batcher.ledger
         # A connection of its own for the streams: one carries 100 calls at a time.
         own = [("grpc.use_local_subchannel_pool", 1)]
         async with (
@@ -307,27 +308,28 @@ async def test_stopping_lets_unary_calls_finish_and_ends_streams(config):
         ):
             stub = encode_pb2_grpc.EncodeServiceStub(channel)
             streams = encode_pb2_grpc.EncodeServiceStub(other)
+            ends = [asyncio.create_task(stream_until_end(streams)) for _ in range(20)]
+            await until(lambda: ledger.items == 20)
             unary = [asyncio.ensure_future(stub.Encode(texts(f"u{n}"))) for n in range(100)]
-            ends = [asyncio.create_task(stream_until_end(streams, stopped)) for _ in range(20)]
-            watch = health_pb2_grpc.HealthStub(other).Watch(health_pb2.HealthCheckRequest())
-            await watch.read()
-            await until(lambda: server.app.parts.batcher.figures.items >= 120)
-            more = [asyncio.ensure_future(stub.Encode(texts(f"v{n}"))) for n in range(50)]
-            await until(lambda: server.app.parts.batcher.ledger.items > 0)
-            await server.app.stop()
-            stopped.set()
-            assert all(answer.vectors.count for answer in await asyncio.gather(*unary))
-            for result in await asyncio.gather(*more, return_exceptions=True):
-                # Admitted calls finish; those that came too late are refused to try again.
-                if isinstance(result, grpc.aio.AioRpcError):
-                    assert result.code() is grpc.StatusCode.UNAVAILABLE
-                else:
-                    assert result.vectors.count == 1
-            for sent, answered, error in await asyncio.gather(*ends):
+            await until(lambda: ledger.items == 120)
+            stopping = asyncio.create_task(server.app.stop())
+            await until(server.app.parts.drain.draining.is_set)
+            late = [asyncio.ensure_future(streams.Encode(texts("late"))) for _ in range(50)]
+            await asyncio.wait(late)
+            for call in late:
+                error = call.exception()
+                assert isinstance(error, grpc.aio.AioRpcError)
                 assert error.code() is grpc.StatusCode.UNAVAILABLE
                 assert details(error, error_details_pb2.ErrorInfo)[0].reason == "SERVER_STOPPING"
-                assert answered == list(range(len(answered)))
-                assert sent - len(answered) <= 2
+            assert not stopping.done()
+            gate.set()
+            await stopping
+            assert all(answer.vectors.count for answer in await asyncio.gather(*unary))
+            for answered, error in await asyncio.gather(*ends):
+                # What was taken is answered before the stream ends.
+                assert answered == [0]
+                assert error.code() is grpc.StatusCode.UNAVAILABLE
+                assert details(error, error_details_pb2.ErrorInfo)[0].reason == "SERVER_STOPPING"
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -338,26 +340,19 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def stream_until_end(
-    stub: encode_pb2_grpc.EncodeServiceStub, stopped: asyncio.Event
-) -> tuple[int, list[int], grpc.aio.AioRpcError]:
-    """One request at a time until the server ends the stream."""
+    stub: encode_pb2_grpc.EncodeServiceStub,
+) -> tuple[list[int], grpc.aio.AioRpcError]:
+    """Sends one request; gives what was answered until the server ended the stream, and why."""
     answered: list[int] = []
-    call = stub.EncodeStream()
-    await call.read()
-    sent = 0
+
+    async def requests() -> AsyncIterator[StreamRequest]:
+        yield StreamRequest(id=0, request=texts("s"))
+        await asyncio.sleep(60)
+
     try:
-        while not stopped.is_set():
-            await call.write(StreamRequest(id=sent, request=texts(f"s{sent}")))
-            sent += 1
-            event = await call.read()
-            if event is grpc.aio.EOF:
-                break
-            answered.append(event.answer.id)
-    except asyncio.InvalidStateError:
-        pass
+        async for event in stub.EncodeStream(requests()):
+            if event.WhichOneof("event") == "answer":
+                answered.append(event.answer.id)  # noqa: PERF401 - kept when the stream fails
     except grpc.aio.AioRpcError as error:
-        return sent, answered, error
-    metadata = await call.trailing_metadata()
-    initial = await call.initial_metadata()
-    code, text = await call.code(), await call.details()
-    return sent, answered, grpc.aio.AioRpcError(code, initial, metadata, text)
+        return answered, error
+    raise AssertionError("the stream ended without a reason")
