@@ -14,8 +14,20 @@ from torch import nn
 
 from hotclip_server.encoding.architecture import OpenClipConfig, build_model
 
-TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
+TEXT: dict[str, Any] = {
+    "context_length": 16,
+    "vocab_size": 49408,
+    "width": 32,
+    "heads": 2,
+    "layers": 2,
+}
+VISION: dict[str, Any] = {
+    "image_size": 32,
+    "layers": 2,
+    "width": 64,
+    "head_width": 32,
+    "patch_size": 16,
+}
 PIECES = (
     "a photo of the red apple and two green pears on an old wooden table in Köln naïve 猫 кошка"
 )
@@ -84,9 +96,9 @@ def write_tokenizer(folder: Path, vocabulary: int = 600) -> None:
 def write_model(folder: Path, kind: str = "clip", *, seed: int = 0, half: bool = False) -> Path:
     """An open_clip local-dir with random weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    preprocess = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    preprocess: dict[str, Any] = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
     if kind == "siglip":
-        preprocess["resize_mode"] = "squash"  # type: ignore[assignment]  # JSON, not one type
+        preprocess["resize_mode"] = "squash"
     config = OpenClipConfig(model=model_cfg(kind), preprocess=preprocess)
     (folder / "open_clip_config.json").write_bytes(config.to_json())
     if config.hf_tokenizer:

@@ -128,7 +128,8 @@ def build_model(config: OpenClipConfig, folder: Path, *, initialise: bool = Fals
 
 def config_of(model: nn.Module, model_cfg: Mapping[str, Any]) -> OpenClipConfig:
     """The config of a built model: with the preprocessing that open_clip left on it."""
-    described = dict(model.visual.preprocess_cfg)  # type: ignore[arg-type]  # nn.Module attribute
+    visual: Any = model.visual
+    described = dict(visual.preprocess_cfg)
     plain = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in described.items()

@@ -48,7 +48,8 @@ class ImagePreparer:
         size = config.size
         self._limits = limits
         self._resize_mode = config.resize_mode
-        self.height, self.width = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.height: int = size if isinstance(size, int) else size[0]
+        self.width: int = size if isinstance(size, int) else size[1]
         steps = image_transform_v2(config, is_train=False).transforms
         kinds = [type(step) for step in steps]
         self._resize_and_crop = steps[: kinds.index(MaybeConvertMode)]

@@ -52,14 +52,16 @@ class OpenClipEncoder:
         self.tokenizer = tokenizer
         self.precision = precision
         self._spec = spec
-        described: dict[str, Any] = model.visual.preprocess_cfg  # type: ignore[assignment]  # nn.Module attribute
+        visual: Any = model.visual
+        described: dict[str, Any] = visual.preprocess_cfg
         self.preprocess = PreprocessCfg(**described)
         self._images = ImagePreparer(described, limits or ImageLimits())
         self._text = TextTower(model, tokenizer.context_length)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(self.preprocess.mean, device=self.device).view(shape)
         self._std = torch.tensor(self.preprocess.std, device=self.device).view(shape)
-        self._logit_scale = float(model.logit_scale.detach().exp().mean())  # type: ignore[operator]  # nn.Module attribute
+        scale: Any = model.logit_scale
+        self._logit_scale = float(scale.detach().exp().mean())
 
     @property
     def spec(self) -> EncoderSpec:

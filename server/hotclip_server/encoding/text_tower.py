@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
 from open_clip.model import CLIP
@@ -32,9 +32,9 @@ class TextTower:
     """Trims, pads and runs the text tower of one model."""
 
     def __init__(self, model: nn.Module, context_length: int) -> None:
-        self._model = model
+        self._model: Any = model  # open_clip is not typed
         self._context_length = context_length
-        self._tower = model if isinstance(model, CLIP) else getattr(model, "text", None)
+        self._tower = _tower_of(model)
         self.trim = self._find_trim()
         self._pad_id = 0
         if self.trim is Trim.MASKED:
@@ -76,9 +76,10 @@ class TextTower:
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
         x = text_global_pool(tower.ln_final(x), ids, self._pool, eos_token_id=self._eos)
         projection = tower.text_projection
-        if isinstance(projection, nn.Linear):
-            return torch.as_tensor(projection(x))
-        return x if projection is None else x @ projection
+        if projection is not None:
+            x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        features: Tensor = x
+        return features
 
     def _find_trim(self) -> Trim:
         tower = self._tower
@@ -93,6 +94,11 @@ class TextTower:
             poolers = (MeanPooler, ClsPooler, ClsLastHiddenStatePooler)
             return Trim.MASKED if isinstance(tower.pooler, poolers) else Trim.NONE
         return Trim.NONE
+
+
+def _tower_of(model: nn.Module) -> Any:
+    """The module that holds the text tower: the model itself in open_clip's oldest layout."""
+    return model if isinstance(model, CLIP) else model.text
 
 
 def _pooling(tower: CLIP | TextTransformer) -> tuple[str, int]:
