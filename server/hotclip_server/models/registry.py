@@ -91,6 +91,7 @@ class ModelRegistry:
         """Admits a request: the version that answers it stays until the pin is released.
 
         Args:
+            model: Empty: the one of `version`, else "default".
             version: Any resident version instead of the live one.
             expected_space_id: The answer must be of this space: the live version if it is,
                 else any resident version of the model that is.
@@ -100,6 +101,8 @@ class ModelRegistry:
             FailedPrecondition: reasons VERSION_NOT_RESIDENT, SPACE_MISMATCH, NO_LIVE_VERSION.
             Unavailable: the server is starting; reason MODEL_NOT_READY.
         """
+        if version and not model:
+            model = self._catalog.version(version).model
         resident = self._slots.select(model or naming.DEFAULT_MODEL, version)
         if expected_space_id and resident.spec.space_id != expected_space_id:
             other = None if version else self._slots.in_space(resident.model, expected_space_id)

@@ -214,6 +214,9 @@ async def test_a_model_of_its_own_name(registry: ModelRegistry) -> None:
     assert caught.value.reason == "NO_LIVE_VERSION"
     await registry.activate("second", record.id)
     assert pinned(registry, model="second") == "v-z"
+    assert pinned(registry, version="v-z") == "v-z"
+    with pytest.raises(NotFound):
+        registry.pin("default", version="v-z")
     assert pinned(registry) == "v-a"
     assert [state.name for state in registry.list_models()] == ["default", "second"]
     with pytest.raises(NotFound):
