@@ -140,7 +140,8 @@ sources = Table(
     Column("revision", BigInteger, nullable=False),
     # "text", "image", "tensor" or "vector" (given by the caller: can't be made anew).
     Column("kind", String(16), nullable=False),
-    # A serialised hotclip.v1.EncodeItem; images are kept as blobs, named by `blob`.
+    # A serialised hotclip.v1.EncodeItem, or the float32 bytes of a given vector; items
+    # above 32 KiB are files, named by `blob`.
     Column("item", LargeBinary),
     Column("blob", String(64)),
     Column("payload", JSON, nullable=False),
