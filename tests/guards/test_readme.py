@@ -142,20 +142,3 @@ def test_the_examples_run(server: str, photos: Path) -> None:
     assert server in code
     output = run([sys.executable, "-W", "error", "-c", code], photos)
     assert output.splitlines()[-1] == "True"  # the search after the flip names the new version
-
-
-def test_the_light_client_encodes(server: str, photos: Path, tmp_path: Path) -> None:
-    """`pip install .` in a new environment: no torch, and it talks to a server."""
-    python = str(tmp_path / "venv/bin/python")
-    run([sys.executable, "-m", "venv", str(tmp_path / "venv")])
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run([*install, "-c", str(ROOT / "constraints.txt"), str(ROOT)])
-    code = blocks("python")[0].replace(ADDRESS, server).replace("album", "light")
-    code += "\nimport sys\nprint('torch' in sys.modules, 'PIL' in sys.modules)"
-    assert run([python, "-c", code], photos).split()[-2:] == ["False", "False"]
-    files = run([python, "-c", "import importlib.metadata as m; print(*m.files('hotclip'))"])
-    assert "hotclip_server/encoding/builtin/mini/open_clip_model.safetensors" in files
-    assert "hotclip/py.typed" in files
-    listed = run([python, "-m", "pip", "list", "--disable-pip-version-check"]).lower()
-    assert "grpcio" in listed
-    assert "torch" not in listed

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,7 +51,11 @@ def test_wheel_without_extras_encodes(server: ServerProcess, tmp_path: Path) -> 
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     run(*pip, "wheel", *built, "--no-deps", "--wheel-dir", tmp_path / "wheels", source)
     (wheel,) = (tmp_path / "wheels").glob("hotclip-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    builtin = "hotclip_server/encoding/builtin/mini/open_clip_model.safetensors"
+    assert {builtin, "hotclip/py.typed", "hotclip_proto/v1/encode_pb2.pyi"} <= names
     python = tmp_path / "venv" / "bin" / "python"
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
-    run(*pip, "--python", python, "install", "--prefer-binary", wheel)
+    run(*pip, "--python", python, "install", "-c", ROOT / "constraints.txt", wheel)
     assert "no torch" in run(python, "-I", "-c", SCRIPT, server.address)

@@ -183,7 +183,7 @@ def _named(architecture: str, tag: str) -> Origin:
         repo, _, file = described.get("hf_hub", "").rpartition("/")
         if not repo:
             raise _unfit(f"{architecture}::{tag} is published only as a pickled checkpoint")
-        names = (f"{file.rpartition('.')[0]}.safetensors",) if file else ()
+        names: tuple[str, ...] = (f"{file.rpartition('.')[0]}.safetensors",) if file else ()
         if not file or file == "open_clip_pytorch_model.bin":
             names = WEIGHT_FILES[:2]
         weights = _download(repo, names)

@@ -103,7 +103,8 @@ def own_stream(device: str) -> Iterator[None]:
     if not device.startswith("cuda"):
         yield
         return
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types
+    with torch.cuda.device(device), torch.cuda.stream(stream):
         yield
 
 
