@@ -102,21 +102,23 @@ class DatasetWriter:
     """Writes a downloaded dataset as images/ and pairs.jsonl, which can be uploaded again.
 
     Args:
-        directory: Made if it does not exist; must be empty.
+        directory: Made with the first message if it does not exist; must be empty.
     """
 
     def __init__(self, directory: Path) -> None:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise InvalidArgument.field("directory", f"{directory} is not an empty folder")
         self._images = directory / "images"
-        self._images.mkdir(parents=True)
         self.file = directory / PAIRS_FILE
-        self._out: IO[str] = self.file.open("w", encoding="utf-8")
+        self._out: IO[str] | None = None
         self._names: dict[str, str] = {}
         self._early: list[dataset_pb2.DatasetPair] = []
 
     def accept(self, message: dataset_pb2.DownloadDatasetResponse) -> None:
         """Writes a message; raises DataLoss if an image is not what its key says."""
+        if self._out is None:
+            self._images.mkdir(parents=True)
+            self._out = self.file.open("w", encoding="utf-8")
         if message.HasField("image"):
             image = message.image
             if hashlib.sha256(image.data).hexdigest() != image.key:
@@ -138,11 +140,14 @@ class DatasetWriter:
         self._early = waiting
 
     def close(self) -> None:
-        """Ends the file."""
-        self._out.close()
+        """Ends the file, if there is one."""
+        if self._out is not None:
+            self._out.close()
 
     def finish(self) -> Path:
-        """The file of pairs; raises DataLoss if a pair's image never came."""
+        """The file of pairs; raises DataLoss if anything never came."""
+        if self._out is None:
+            raise DataLoss("the dataset came without a pair", reason="PAIRS_MISSING")
         if self._early:
             raise DataLoss(f"{len(self._early)} pairs lack their image", reason="IMAGE_MISSING")
         return self.file

@@ -55,6 +55,15 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
         self.model = getattr(source, "model", "")
         self.errors = ()
 
+    def __reduce__(self) -> tuple[Any, ...]:  # pickled for another process it stays known
+        made: tuple[Any, ...] = super().__reduce__()  # type: ignore[assignment]  # not a str here
+        return *made[:2], (made[2], self.__dict__)
+
+    def __setstate__(self, state: Any) -> None:
+        array, attributes = state
+        super().__setstate__(array)
+        self.__dict__.update(attributes)
+
     def __array_wrap__(
         self,
         array: NDArray[Any],

@@ -155,11 +155,18 @@ def _read(value: object, index: int, limits: Limits) -> types_pb2.EncodeItem | I
         if error.reason == "ITEM_TYPE":
             raise
         return ItemError(index, error.code, error.reason, error.message)
-    largest = min(limits.max_image_bytes, limits.max_message_bytes - _MESSAGE_MARGIN)
-    if len(item.image) > largest or len(item.tensor.data) > largest:
-        message = f"{len(item.image) or len(item.tensor.data)} bytes, {largest} are allowed"
-        return ItemError(index, InvalidArgument.code, "IMAGE_TOO_LARGE", message)
-    return item
+    return too_large(item, index, limits) or item
+
+
+def too_large(item: types_pb2.EncodeItem, index: int, limits: Limits) -> ItemError | None:
+    """Why an item is not sent, for the whole request would be refused with it."""
+    kind, size, most = "TEXT_TOO_LONG", len(item.text.encode()), limits.max_text_bytes
+    if not item.text:
+        kind, size = "IMAGE_TOO_LARGE", len(item.image) or len(item.tensor.data)
+        most = min(limits.max_image_bytes, limits.max_message_bytes - _MESSAGE_MARGIN)
+    if size <= most:
+        return None
+    return ItemError(index, InvalidArgument.code, kind, f"{size} bytes, {most} are allowed")
 
 
 class EncodePlan:

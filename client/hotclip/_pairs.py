@@ -121,7 +121,7 @@ def read_pairs(file: Path) -> list[ImagePair]:
     """
     problems = _Problems(file.name)
     try:
-        rows = list(_csv_rows(file) if _is_csv(file) else _json_rows(file, problems))
+        rows = list((_csv_rows if _is_csv(file) else _json_rows)(file, problems))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidArgument.field("path", f"{file}: {error}") from error
     found = []
@@ -129,11 +129,12 @@ def read_pairs(file: Path) -> list[ImagePair]:
         image = file.parent / name
         if not text.strip():
             problems.add(f"line {line}", "no text")
-        elif not name or not image.is_file():
+        elif not name or not _is_file(image):
             problems.add(f"line {line}", f"no such image: {name or 'empty'}")
         else:
             found.append(ImagePair(text, Image.from_path(image), group, f"line {line}"))
-    if not rows:
+    problems.check()
+    if not found:
         problems.add("line 1", "no row at all")
     problems.check()
     return found
@@ -151,18 +152,30 @@ def _is_csv(file: Path) -> bool:
 Row: TypeAlias = tuple[int, str, str, str]  # line, text, image path, group
 
 
-def _csv_rows(file: Path) -> Iterator[Row]:
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # e.g. a text that is too long to be a name
+        return False
+
+
+def _csv_rows(file: Path, problems: _Problems) -> Iterator[Row]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
         columns: tuple[int, int, int | None] | None = None
+        known = 0  # cells that a row may have
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
             if columns is None:
-                columns = _header(cells)
+                columns, known = _header(cells), len(cells)
                 if columns:
                     continue
                 columns = _by_file(file, reader.line_num, cells)
+            if any(cell.strip() for cell in cells[known:]):
+                problem = f"{len(cells)} cells instead of {known}: a text with a comma needs quotes"
+                problems.add(f"line {reader.line_num}", problem)
+                continue
             text, image, group = columns
             width = max(text, image) + 1
             padded = cells + [""] * (width - len(cells))
@@ -181,7 +194,7 @@ def _header(cells: Sequence[str]) -> tuple[int, int, int | None] | None:
 
 
 def _by_file(file: Path, line: int, cells: Sequence[str]) -> tuple[int, int, None]:
-    files = [i for i, cell in enumerate(cells) if cell and (file.parent / cell).is_file()]
+    files = [i for i, cell in enumerate(cells) if cell and _is_file(file.parent / cell)]
     if len(cells) != 2 or len(files) != 1:
         raise InvalidArgument(
             f"{file.name}: line {line}: neither a header with a text and an image column nor"
@@ -211,4 +224,5 @@ def _json_rows(file: Path, problems: _Problems) -> Iterator[Row]:
             if not isinstance(text, str) or not isinstance(image, str):
                 problems.add(f"line {number}", "needs a text and an image, both strings")
                 continue
-            yield number, text, image, str(known.get("group", ""))
+            group = known.get("group")
+            yield number, text, image, "" if group is None else str(group)

@@ -11,7 +11,7 @@ from google.protobuf import struct_pb2
 from numpy.typing import ArrayLike
 
 from hotclip._embeddings import Embeddings
-from hotclip._encoding import OnError
+from hotclip._encoding import OnError, too_large
 from hotclip._inputs import Item, item_of
 from hotclip._server import Limits
 from hotclip._status import item_errors
@@ -96,6 +96,9 @@ def point_blocks(points: Iterable[PointLike], limits: Limits) -> Iterator[PointB
             if not error.reason.startswith(("IMAGE_", "TEXT_")):
                 raise
             block.failed.append(ItemError(index, error.code, error.reason, error.message))
+            continue
+        if large := too_large(point.item, index, limits):
+            block.failed.append(large)
             continue
         size = point.ByteSize() + 16
         if block.points and (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import TextIO
 from hotclip._jobs import JobEvent, LogLine, Measurement, StateChange
 
 _WIDTH = 28
+_COLUMNS = 80
 _REDRAW_S = 0.1
 _QUIET_REPORT_S = 10.0
 # Of the many metrics of an evaluation, those that fit on a line.
@@ -22,7 +24,7 @@ class ProgressBar:
     Args:
         name: Shown in front.
         stream: Where to write; None: stderr.
-        clock: Seconds, for throughput and for drawing not too often.
+        clock: Seconds, for drawing not too often; for throughput if an event has no time.
     """
 
     def __init__(
@@ -50,17 +52,17 @@ class ProgressBar:
         elif isinstance(detail, LogLine) and detail.level != "INFO":
             self._say(str(detail))
         elif isinstance(detail, Measurement) and detail.stage == "STEP":
-            self._step(detail)
+            self._step(detail, event.time.timestamp() if event.time else self._clock())
         elif isinstance(detail, Measurement):
             shown = {n: v for n, v in detail.metrics.items() if n.endswith(_SHOWN)}
             numbers = "  ".join(f"{n} {v:.4f}" for n, v in sorted(shown.items()))
             self._say(f"{self._name} {detail.stage.lower()}  {numbers}".rstrip())
 
-    def _step(self, at: Measurement) -> None:
+    def _step(self, at: Measurement, measured: float) -> None:
         now = self._clock()
         if self._first is None:
-            self._first = (now, at.step)
-        elapsed, steps = now - self._first[0], at.step - self._first[1]
+            self._first = (measured, at.step)
+        elapsed, steps = measured - self._first[0], at.step - self._first[1]
         share = min(at.step / at.total_steps, 1.0) if at.total_steps else 0.0
         filled = round(share * _WIDTH)
         bar = "█" * filled + "·" * (_WIDTH - filled)
@@ -76,16 +78,24 @@ class ProgressBar:
     def _draw(self, now: float) -> None:
         self._drawn_at, self._shown = now, self._line
         if self._terminal:
-            self._stream.write(f"\r\x1b[2K{self._line}")
+            self._stream.write(f"\r\x1b[2K{self._fitting()}")
         else:
             self._stream.write(f"{self._line}\n")
         self._stream.flush()
+
+    def _fitting(self) -> str:
+        """What fits on one line of the terminal: a wrapped one could not be drawn over."""
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+        except OSError:
+            columns = _COLUMNS
+        return self._line[: (columns or _COLUMNS) - 1]
 
     def _say(self, text: str) -> None:
         before = "\r\x1b[2K" if self._terminal else ""
         self._stream.write(f"{before}{text}\n")
         if self._terminal and self._line:
-            self._stream.write(self._line)
+            self._stream.write(self._fitting())
         self._stream.flush()
 
     def close(self) -> None:

@@ -16,6 +16,8 @@ from hotclip.errors import Aborted, InvalidArgument
 from hotclip_proto.v1 import search_pb2
 
 MAX_QUERIES = 256
+MAX_RESTARTS = 5
+_MOVED = "VERSION_CHANGED"
 _MESSAGE_MARGIN = 64 << 10
 
 
@@ -122,6 +124,7 @@ class SearchPlan:
             expected_space_id=expected_space_id,
         )
         self._found: list[Hits] = []
+        self._restarts = 0
 
     @property
     def reads(self) -> bool:
@@ -157,8 +160,19 @@ class SearchPlan:
         """
         fresh = hits(reply)
         if self._found and fresh and fresh[0].version != self._found[0].version:
-            raise Aborted("the collection's version changed meanwhile", reason="VERSION_CHANGED")
+            raise Aborted("the collection's version changed meanwhile", reason=_MOVED)
         self._found += fresh
+
+    def restart(self, error: Aborted) -> None:
+        """Starts again, so that all answers are of one version, if that is what `error` says.
+
+        Raises:
+            Aborted: `error`, if it says something else, or after MAX_RESTARTS.
+        """
+        if error.reason != _MOVED or self._restarts >= MAX_RESTARTS:
+            raise error
+        self._restarts += 1
+        self._found = []
 
     def result(self) -> Hits | list[Hits]:
         """Hits for one query, a list of Hits for a list."""

@@ -14,6 +14,7 @@ from hotclip._encoding import OnError
 from hotclip._filters import FilterLike, filter_of
 from hotclip._points import MAX_IDS, PointLike, Upserted, UpsertTally, point_blocks
 from hotclip._queries import Hits, QueryLike, SearchPlan
+from hotclip.errors import Aborted
 from hotclip_proto.v1 import search_pb2
 
 if TYPE_CHECKING:
@@ -206,10 +207,14 @@ async def search(
         expected_space_id=expected_space_id,
     )
     limits = await connection.limits(deadline)
-    async for request in connection.pull(plan.requests(limits), blocking=plan.reads):
-        reply = await connection.call(connection.stubs().search.Search, request, deadline)
-        plan.add(reply)
-    return plan.result()
+    while True:
+        try:
+            async for request in connection.pull(plan.requests(limits), blocking=plan.reads):
+                reply = await connection.call(connection.stubs().search.Search, request, deadline)
+                plan.add(reply)
+            return plan.result()
+        except Aborted as error:
+            plan.restart(error)
 
 
 async def reindex(

@@ -53,12 +53,23 @@ def test_files_in_many_shapes(folder: Path, name: str, text: str) -> None:
 def test_groups(folder: Path) -> None:
     pairs = pairs_of(write(folder, "p.csv", "text,image,group\nx,a.png,g\ny,b.png,\n"))
     assert [p.group for p in pairs] == ["g", ""]
+    rows = '{"text": "x", "image": "a.png", "group": null}\n{"text": "y", "image": "b.png"}'
+    assert [p.group for p in pairs_of(write(folder, "p.jsonl", rows))] == ["", ""]
+
+
+def test_a_text_may_be_longer_than_a_name_of_a_file(folder: Path) -> None:
+    [pair] = pairs_of(write(folder, "p.csv", f"{'x' * 300},a.png\n"))
+    assert pair.text == "x" * 300
+    with pytest.raises(InvalidArgument, match="line 2: no such image"):
+        pairs_of(write(folder, "p.csv", f"text,image\nx,{'x' * 300}\n"))
 
 
 @pytest.mark.parametrize(
     ("name", "text", "lines"),
     [
         ("p.csv", "text,image\nx,none.png\n,a.png\ny,b.png\nz\n", ["line 2", "line 3", "line 5"]),
+        ("p.csv", "image,text\na.png,one, two\nb.png,three\n", ["line 2"]),
+        ("p.csv", "a.png,one\nb.png,two, three\n", ["line 2"]),
         ("p.csv", "x,y\n", ["line 1"]),
         ("p.csv", "a.png,b.png\n", ["line 1"]),
         ("p.csv", "text,image\n", ["line 1"]),
@@ -116,6 +127,14 @@ def test_a_download_can_be_uploaded_again(tmp_path: Path) -> None:
     ]
     with pytest.raises(InvalidArgument):
         DatasetWriter(tmp_path / "new")
+
+
+def test_a_download_that_brings_nothing_leaves_nothing(tmp_path: Path) -> None:
+    writer = DatasetWriter(tmp_path / "new")
+    writer.close()
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(DataLoss):
+        writer.finish()
 
 
 def test_a_damaged_download_is_refused(tmp_path: Path) -> None:

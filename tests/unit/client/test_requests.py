@@ -128,6 +128,18 @@ def test_points_are_cut_and_errors_keep_their_place(count: int, most: int) -> No
     assert found - {5} == {i for i in range(count) if i % 5 == 4}
 
 
+def test_what_is_too_large_fails_alone() -> None:
+    limits = Limits(max_message_bytes=1 << 20)
+    large = [b"x" * (1 << 20), "x" * (9 << 10)]
+    cut = list(chunks(["a", *large, "b"], limits))
+    assert [item.text for chunk in cut for item in chunk.items] == ["a", "b"]
+    failed = [(e.index, e.reason) for chunk in cut for e in chunk.failed]
+    assert failed == [(1, "IMAGE_TOO_LARGE"), (2, "TEXT_TOO_LONG")]
+    blocks = list(point_blocks([("1", large[0]), ("2", "b"), ("3", large[1])], limits))
+    assert [point.id for block in blocks for point in block.points] == ["2"]
+    assert [e.reason for block in blocks for e in block.failed] == [r for _, r in failed]
+
+
 def test_point_and_query_mistakes_are_named() -> None:
     for bad in [("", "text"), ("a", 3), "a", ("a", "b", {"x": object()})]:
         with pytest.raises(InvalidArgument, match=r"points\[0\]"):
@@ -156,6 +168,14 @@ def test_search_lists_are_cut_and_must_be_of_one_version() -> None:
     plan.add(search_pb2.SearchResponse(results=[result], version="v1"))
     with pytest.raises(Aborted):
         plan.add(search_pb2.SearchResponse(results=[result], version="v2"))
+    for _ in range(5):
+        plan.restart(Aborted("moved", reason="VERSION_CHANGED"))
+    with pytest.raises(Aborted):
+        plan.restart(Aborted("moved", reason="VERSION_CHANGED"))
+    plan.add(search_pb2.SearchResponse(results=[result], version="v2"))
+    assert [hits.version for hits in plan.result()] == ["v2"]
+    with pytest.raises(Aborted):
+        plan_of("one").restart(Aborted("somebody else"))
     assert plan_of("one").requests(Limits())
 
 

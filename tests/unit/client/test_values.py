@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -36,9 +37,16 @@ def test_embeddings_know_their_version_until_they_are_computed_with() -> None:
     for computed in (rows + rows, rows @ rows.T, rows * 2):
         assert type(computed) is np.ndarray
     assert float(rows.sum()) == 3.0
+    make, arguments, state = rows.__reduce__()  # as multiprocessing sends it
+    again = make(*arguments)
+    again.__setstate__(state)
+    assert (again.version, again.space_id) == ("v", "s")
+    np.testing.assert_array_equal(again, rows)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "data:,x", "nothing"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://x/y", "data:,x", "nothing", "http://["]
+)
 def test_only_the_web_is_fetched(url: str) -> None:
     with pytest.raises(InvalidArgument):
         fetch(url, max_bytes=10, timeout=1)
@@ -135,3 +143,20 @@ def test_progress_bar(stream: io.StringIO) -> None:
     assert "run RUNNING" in written
     assert "100% 10/10  loss 0.1000  2.0 steps/s" in written
     assert ("\r" in written) == stream.isatty()
+
+
+def test_a_bar_never_wraps() -> None:
+    stream = Terminal()
+    bar = ProgressBar("n" * 60, stream=stream)
+    bar.show(JobEvent(1, None, Measurement("STEP", 5, 10, 0, {"loss": 0.5})))
+    assert {len(line) for line in stream.getvalue().split("\r\x1b[2K")} == {0, 79}
+
+
+def test_a_bar_of_old_events_tells_the_speed_of_then() -> None:
+    stream = Terminal()
+    bar = ProgressBar("run", stream=stream, clock=lambda: 7.0)
+    for step in range(1, 12):
+        time = datetime(2026, 1, 1, 0, 0, step, tzinfo=UTC)
+        bar.show(JobEvent(step, time, Measurement("STEP", step, 11, 0, {})))
+    bar.close()
+    assert "11/11  1.0 steps/s" in stream.getvalue()
