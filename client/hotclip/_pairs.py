@@ -85,6 +85,7 @@ def pairs_of(data: object) -> list[ImagePair]:
         except InvalidArgument as error:
             for violation in error.fields:
                 problems.add(violation.field, violation.reason)
+    problems.check()
     if not found:
         problems.add("pairs", "empty")
     problems.check()

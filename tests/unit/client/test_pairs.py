@@ -95,6 +95,9 @@ def test_lists_of_pairs_in_either_order(pairs: list[tuple[str, bytes]]) -> None:
 def test_bad_pairs_are_named_by_position(bad: object) -> None:
     with pytest.raises(InvalidArgument, match=r"pairs\[1"):
         pairs_of([("a", b"1"), bad])
+    with pytest.raises(InvalidArgument) as caught:
+        pairs_of([bad])
+    assert "empty" not in str(caught.value)
 
 
 def test_an_upload_sends_each_image_once_and_its_name_is_its_content() -> None:
