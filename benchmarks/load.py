@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Self
 
 from hotclip import Client
-from hotclip.errors import HotclipError
 
 
 @dataclass
@@ -31,8 +30,8 @@ class Load:
             while not self._end.is_set():
                 try:
                     version = client.encode(self.text).version
-                except HotclipError as error:
-                    self.failures.append(str(error))
+                except Exception as error:  # noqa: BLE001 - a fault of the client counts as well
+                    self.failures.append(f"{type(error).__name__}: {error}")
                 else:
                     self.versions.append(version)
                 self.times.append(time.monotonic())

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from hotclip._jobs import JobEvent, LogLine, Measurement, StateChange
 
-_WIDTH = 28
+_WIDTH, _LEAST_WIDTH = 28, 8
 _COLUMNS = 80
 _REDRAW_S = 0.1
 _QUIET_REPORT_S = 10.0
@@ -64,14 +64,16 @@ class ProgressBar:
             self._first = (measured, at.step)
         elapsed, steps = measured - self._first[0], at.step - self._first[1]
         share = min(at.step / at.total_steps, 1.0) if at.total_steps else 0.0
-        filled = round(share * _WIDTH)
-        bar = "█" * filled + "·" * (_WIDTH - filled)
         of = f"/{at.total_steps}" if at.total_steps else ""
         loss = f"  loss {at.metrics['loss']:.4f}" if "loss" in at.metrics else ""
         speed = f"  {steps / elapsed:.1f} steps/s" if elapsed > 0 and steps else ""
         if pairs := at.metrics.get("samples_per_second"):
             speed += f"  {pairs:.0f} pairs/s"
-        self._line = f"{self._name} {bar} {share:4.0%} {at.step}{of}{loss}{speed}"
+        tail = f"{share:4.0%} {at.step}{of}{loss}{speed}"
+        room = self._columns() - len(self._name) - len(tail) - 3  # two spaces, the cursor
+        width = max(_LEAST_WIDTH, min(room, _WIDTH)) if self._terminal else _WIDTH
+        filled = round(share * width)
+        self._line = f"{self._name} {'█' * filled + '·' * (width - filled)} {tail}"
         if now - self._drawn_at >= (_REDRAW_S if self._terminal else _QUIET_REPORT_S):
             self._draw(now)
 
@@ -85,11 +87,13 @@ class ProgressBar:
 
     def _fitting(self) -> str:
         """What fits on one line of the terminal: a wrapped one could not be drawn over."""
+        return self._line[: self._columns() - 1]
+
+    def _columns(self) -> int:
         try:
-            columns = os.get_terminal_size(self._stream.fileno()).columns
+            return os.get_terminal_size(self._stream.fileno()).columns or _COLUMNS
         except OSError:
-            columns = _COLUMNS
-        return self._line[: (columns or _COLUMNS) - 1]
+            return _COLUMNS
 
     def _say(self, text: str) -> None:
         before = "\r\x1b[2K" if self._terminal else ""

@@ -138,9 +138,9 @@ class JobFailed(HotclipError):
     code = grpc.StatusCode.FAILED_PRECONDITION
 
     def __init__(self, job: Job) -> None:
-        detail = job.error.message if job.error else "no more is known"
+        detail = f": {job.error.message}" if job.error and job.error.message else ""
         reason = job.error.reason if job.error else f"JOB_{job.state.value}"
-        super().__init__(f"job {job.name} ended as {job.state.value}: {detail}", reason=reason)
+        super().__init__(f"job {job.name} ended as {job.state.value}{detail}", reason=reason)
         self.job = job
 
 

@@ -198,7 +198,7 @@ def _held_out(outcome: Outcome) -> list[tuple[float, float]]:
 def _traffic(outcome: Outcome) -> dict[str, Sequence[tuple[float, float]]]:
     """Answers in each second, by version."""
     counts = Counter((a.version, int(a.ended - outcome.began)) for a in outcome.answers)
-    seconds = range(max(second for _, second in counts))
+    seconds = range(max((second for _, second in counts), default=0))
     return {
         version: [(second + 0.5, float(counts[version, second])) for second in seconds]
         for version in versions_seen(outcome.answers)

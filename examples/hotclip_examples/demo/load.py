@@ -86,7 +86,7 @@ class Load:
         while not self._stop.wait(PAUSE_S):
             try:
                 answer = ask(generator)
-            except hotclip.HotclipError as error:
+            except Exception as error:  # noqa: BLE001 - a fault of the client counts as well
                 with self._lock:
                     self.failures.append(f"{type(error).__name__}: {error}")
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -24,8 +25,10 @@ def running_server(data_dir: Path, log: Path, *, model: str, device: str) -> Ite
     address = f"127.0.0.1:{_free_port()}"
     command = [sys.executable, "-m", "hotclip_server", "--port", address.rpartition(":")[2]]
     command += ["--data-dir", str(data_dir), "--model", model, "--device", device]
+    # What somebody set for a server of their own must not change what is shown.
+    inherited = {name: v for name, v in os.environ.items() if not name.startswith("HOTCLIP_")}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=inherited)
         try:
             _wait_ready(address, process, log)
             yield address

@@ -152,6 +152,14 @@ def test_a_bar_never_wraps() -> None:
     assert {len(line) for line in stream.getvalue().split("\r\x1b[2K")} == {0, 79}
 
 
+def test_a_bar_gives_way_to_the_numbers() -> None:
+    stream = Terminal()
+    bar = ProgressBar("job-0123456789abcdef", stream=stream)
+    metrics = {"loss": 0.5, "samples_per_second": 1234.0}
+    bar.show(JobEvent(1, None, Measurement("STEP", 500, 10000, 0, metrics)))
+    assert stream.getvalue().endswith("5% 500/10000  loss 0.5000  1234 pairs/s")
+
+
 def test_a_bar_of_old_events_tells_the_speed_of_then() -> None:
     stream = Terminal()
     bar = ProgressBar("run", stream=stream, clock=lambda: 7.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hotclip_examples.demo.golden import Golden, separation
-from hotclip_examples.demo.load import Answer, Pool, longest_gap_ms, mixed_answers
+from hotclip_examples.demo.load import Answer, Load, Pool, longest_gap_ms, mixed_answers
 
 POOL = Pool(texts=["a", "b", "c"], images=[b"1", b"2"], point_ids=["p0", "p1", "p2"])
 
@@ -78,6 +79,17 @@ def test_a_search_that_misses_the_best_is_mixed() -> None:
 def test_versions_that_are_alike_have_no_separation() -> None:
     assert separation(GOLDEN["old"], GOLDEN["old"]) == 0
     assert separation(GOLDEN["old"], GOLDEN["new"]) > 0.1
+
+
+def test_a_fault_of_the_client_is_a_failure() -> None:
+    load = Load(client=object(), pool=POOL, collection="c")  # type: ignore[arg-type]  # the fault
+    load.start()
+    ends = time.monotonic() + 10
+    while len(load.failures) < 3 and time.monotonic() < ends:
+        time.sleep(0.01)
+    load.stop()
+    assert all("AttributeError" in failure for failure in load.failures)
+    assert len(load.failures) >= 3
 
 
 def test_the_longest_gap_counts_the_ends_of_the_window() -> None:
