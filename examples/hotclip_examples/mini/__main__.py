@@ -12,13 +12,12 @@ from pathlib import Path
 
 import open_clip
 import torch
-from safetensors.torch import load_file, save_file
 
 from hotclip_examples.mini.captions import load_captions
 from hotclip_examples.mini.card import write_card
 from hotclip_examples.mini.drawings import code_of_key, load_drawings
 from hotclip_examples.mini.export import save_model, write_config
-from hotclip_examples.mini.recipe import CONTEXT, CYCLES, PREPROCESS, VOCABULARY
+from hotclip_examples.mini.recipe import CONTEXT, PREPROCESS, TRAIN, VOCABULARY
 from hotclip_examples.mini.score import HeldOut
 from hotclip_examples.mini.tokenizer import save_tokenizer, train_tokenizer
 from hotclip_server.training.clip import Clip, clip_of, load_clip
@@ -33,7 +32,7 @@ def main() -> int:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
-    cycles = [replace(cycle, epochs=arguments.epochs or cycle.epochs) for cycle in CYCLES]
+    config = replace(TRAIN, epochs=arguments.epochs or TRAIN.epochs)
 
     captions = load_captions(arguments.npm)
     drawings = load_drawings(arguments.npm, arguments.cache)
@@ -51,11 +50,10 @@ def main() -> int:
             save_model(clip, out)
             print(json.dumps({"loss": event.mean_loss} | held_out.scores(clip)), flush=True)
 
-    for number, cycle in enumerate(cycles, start=1):
-        run_cycle(clip, MemoryPairs(pairs, drawings), cycle, out / f"cycle-{number}", score)
+    run(clip, MemoryPairs(pairs, drawings), config, score)
     save_model(clip, out)
     scores = held_out.scores(load_clip(out))  # of the rounded weights
-    write_card(out, cycles, scores, drawings=len(drawings))
+    write_card(out, config, scores, drawings=len(drawings))
     print(json.dumps(scores, indent=2))
     return 0
 
@@ -65,25 +63,16 @@ def new_model(folder: Path, texts: set[str]) -> Clip:
     save_tokenizer(train_tokenizer(texts, VOCABULARY), folder, CONTEXT)
     write_config(folder)
     name = f"local-dir:{folder}"
-    torch.manual_seed(CYCLES[0].seed)
+    torch.manual_seed(TRAIN.seed)
     model = open_clip.create_model(name, load_weights=False)
     open_clip.model.set_model_preprocess_cfg(model, PREPROCESS)
     return clip_of(model.to(memory_format=torch.channels_last), open_clip.get_tokenizer(name))
 
 
-def run_cycle(
-    clip: Clip,
-    data: MemoryPairs,
-    config: TrainConfig,
-    folder: Path,
-    at_epoch_end: Callable[[EpochEnd], None],
+def run(
+    clip: Clip, data: MemoryPairs, config: TrainConfig, at_epoch_end: Callable[[EpochEnd], None]
 ) -> None:
-    """Train one cycle, or take its weights from `folder` if an earlier run finished it."""
-    finished = folder / "weights.safetensors"
-    if finished.exists():
-        print(f"taking {finished}", flush=True)
-        clip.model.load_state_dict(load_file(finished))
-        return
+    """Train, telling how it goes."""
     began = time.monotonic()
     for event in train(clip, data, config):
         match event:
@@ -98,10 +87,6 @@ def run_cycle(
                 minutes = (time.monotonic() - began) / 60
                 print(f"epoch {event.epoch}/{event.epochs}, {minutes:.1f} minutes", flush=True)
                 at_epoch_end(event)
-    folder.mkdir(exist_ok=True)
-    temporary = finished.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in clip.model.state_dict().items()}, temporary)
-    temporary.replace(finished)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--npm", type=Path, default=modules, help="node_modules with the data")
     parser.add_argument("--out", type=Path, default=Path("build/mini"), help="folder made")
     parser.add_argument("--cache", type=Path, default=Path(".cache/emoji"), help="drawn images")
-    parser.add_argument("--epochs", type=int, help="of each cycle, for a quick trial")
+    parser.add_argument("--epochs", type=int, help="for a quick trial")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--score-every", type=int, default=4, help="epochs between scores")
     return parser

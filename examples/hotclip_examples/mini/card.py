@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,10 +16,10 @@ _ROWS = (
 
 
 def write_card(
-    folder: Path, cycles: Sequence[TrainConfig], scores: dict[str, float], *, drawings: int
+    folder: Path, config: TrainConfig, scores: dict[str, float], *, drawings: int
 ) -> None:
     """`metrics.json` (scores and settings) and `MODEL_CARD.md`."""
-    facts = {"metrics": scores, "cycles": [asdict(cycle) for cycle in cycles], "drawings": drawings}
+    facts = {"metrics": scores, "training": asdict(config), "drawings": drawings}
     (folder / "metrics.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     table = "\n".join(
         f"| {title} | {scores[f'{key}_hit_at_1']:.3f} | {scores[f'{key}_hit_at_10']:.3f} "
@@ -29,10 +28,10 @@ def write_card(
     )
     text = _CARD.format(
         table=table,
-        seeds=" and ".join(str(cycle.seed) for cycle in cycles),
-        epochs=" and ".join(str(cycle.epochs) for cycle in cycles),
-        rates=" and ".join(f"{cycle.learning_rate:g}" for cycle in cycles),
-        batch=cycles[0].batch_size,
+        seed=config.seed,
+        epochs=config.epochs,
+        rate=config.learning_rate,
+        batch=config.batch_size,
         drawings=drawings,
     )
     (folder / "MODEL_CARD.md").write_text(text, "utf-8")
@@ -56,8 +55,8 @@ OpenMoji, in any style, nor German, in names or tokenizer, was trained on.
 
 ## Training
 
-`make train-mini`: hotclip's own trainer, from scratch, cosine cycles of {epochs} epochs (AdamW at
-{rates}, seeds {seeds}) over {drawings:,} drawings in batches of {batch}, symmetric InfoNCE with
+`make train-mini`: hotclip's own trainer, from scratch, {epochs} epochs (AdamW, cosine from
+{rate:g}, seed {seed}) over {drawings:,} drawings in batches of {batch}, symmetric InfoNCE with
 several positives (all drawings and captions of a concept), style augmentation (outlines, line art,
 hue, grey, scale, rotation), a moving average of the weights; 35 to 60 seconds an epoch on two CPU
 cores. `metrics.json` holds every setting.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from hotclip_server.training.config import AugmentConfig, TrainConfig
@@ -34,7 +33,7 @@ PREPROCESS: dict[str, Any] = {
     "fill_color": 0,
 }
 
-_FIRST = TrainConfig(
+TRAIN = TrainConfig(
     epochs=24,
     batch_size=320,
     learning_rate=2e-3,
@@ -56,6 +55,3 @@ _FIRST = TrainConfig(
         blur=0.15,
     ),
 )
-
-CYCLES = (_FIRST, replace(_FIRST, epochs=36, learning_rate=1.5e-3, seed=1))
-"""Cosine cycles, each from the weights of the one before; good weights come out of each."""

@@ -14,7 +14,7 @@ from hotclip_examples.mini.captions import LANGUAGES, load_captions
 from hotclip_examples.mini.card import write_card
 from hotclip_examples.mini.drawings import names_to_codes, slug
 from hotclip_examples.mini.export import save_model, write_config
-from hotclip_examples.mini.recipe import CONTEXT, CYCLES, MODEL, PREPROCESS, VOCABULARY
+from hotclip_examples.mini.recipe import CONTEXT, MODEL, PREPROCESS, TRAIN, VOCABULARY
 from hotclip_examples.mini.tokenizer import END, PAD, save_tokenizer, train_tokenizer
 from hotclip_server.training.clip import clip_of, load_clip
 from hotclip_server.training.evaluate import TEXT_TO_IMAGE, Evaluator
@@ -99,13 +99,13 @@ def test_card_states_metrics_and_licences(tmp_path: Path):
     measures = ("hit_at_1", "hit_at_10", "reciprocal_rank")
     kinds = ("colour_english", "line_art_english", "colour_german")
     scores = {f"openmoji_{k}_{m}": 0.125 for k in kinds for m in measures}
-    write_card(tmp_path, CYCLES, scores, drawings=19000)
+    write_card(tmp_path, TRAIN, scores, drawings=19000)
     card = (tmp_path / "MODEL_CARD.md").read_text("utf-8")
     assert "| English name, OpenMoji colour | 0.125 | 0.125 | 0.125 |" in card
     assert "CC BY-SA 4.0" in card
     facts = json.loads((tmp_path / "metrics.json").read_text("utf-8"))
     assert facts["metrics"] == scores
-    assert [cycle["seed"] for cycle in facts["cycles"]] == [cycle.seed for cycle in CYCLES]
+    assert facts["training"]["learning_rate"] == TRAIN.learning_rate
 
 
 def test_builtin_mini_is_small_and_scores_what_its_card_says(tmp_path: Path):
