@@ -49,6 +49,9 @@ class OpenClipEncoder:
             self.model = model.to(self.device).eval().requires_grad_(False)
         except (RuntimeError, AssertionError) as error:
             raise InvalidArgument.field("device", f"{device!r} cannot be used: {error}") from error
+        if self.device.type == "cuda":
+            # fp32 means fp32: cuDNN would else round what convolutions multiply to 10 bits.
+            torch.backends.cudnn.allow_tf32 = False
         self.tokenizer = tokenizer
         self.precision = precision
         self._spec = spec
