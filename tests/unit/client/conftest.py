@@ -85,6 +85,7 @@ class FakeEncode(encode_pb2_grpc.EncodeServiceServicer, server_pb2_grpc.ServerSe
         self.break_stream_after: int | None = None  # answers before the stream breaks, once
         self.most_unanswered = 0
         self.streams = 0
+        self.entered = threading.Event()
         self.cancelled = threading.Event()
         self.delay = 0.0
         self.address = ""
@@ -100,6 +101,7 @@ class FakeEncode(encode_pb2_grpc.EncodeServiceServicer, server_pb2_grpc.ServerSe
         return server_pb2.GetServerInfoResponse(server_version="0", limits=limits)
 
     def Encode(self, request: Any, context: Any) -> encode_pb2.EncodeResponse:
+        self.entered.set()
         if self.delay and not self.cancelled.is_set():
             context.add_callback(self.cancelled.set)
             self.cancelled.wait(self.delay)

@@ -56,11 +56,11 @@ async def test_cancelling_the_task_cancels_the_call(fake: FakeEncode) -> None:
     async with AsyncClient(fake.address) as client:
         await client.server_info()
         task = asyncio.create_task(client.encode("a"))
-        await asyncio.sleep(0.3)
+        assert await asyncio.to_thread(fake.entered.wait, 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await asyncio.to_thread(fake.cancelled.wait, 3)
+        assert await asyncio.to_thread(fake.cancelled.wait, 10)
 
 
 async def test_closing_ends_calls_with_an_error_of_the_client(fake: FakeEncode) -> None:
@@ -68,7 +68,7 @@ async def test_closing_ends_calls_with_an_error_of_the_client(fake: FakeEncode) 
     client = AsyncClient(fake.address)
     await client.server_info()
     task = asyncio.create_task(client.encode("a"))
-    await asyncio.sleep(0.3)
+    assert await asyncio.to_thread(fake.entered.wait, 10)
     await client.close()
     with pytest.raises(Cancelled):
         await task
@@ -81,7 +81,7 @@ async def test_abandoned_stream_is_cancelled(fake: FakeEncode) -> None:
         stream = client.encode_stream([f"{i}" for i in range(10_000)], batch_size=1)
         await anext(stream)
         await stream.aclose()
-        assert await asyncio.to_thread(fake.cancelled.wait, 3)
+        assert await asyncio.to_thread(fake.cancelled.wait, 10)
 
 
 async def test_typed_errors(fake: FakeEncode) -> None:

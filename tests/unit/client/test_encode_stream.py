@@ -62,7 +62,7 @@ def test_abandoned_stream_is_cancelled(fake: FakeEncode) -> None:
         stream = client.encode_stream((f"{i}" for i in range(10_000)), batch_size=1)
         next(stream)
         stream.close()
-        assert fake.cancelled.wait(3)
+        assert fake.cancelled.wait(10)
 
 
 def test_empty_stream(fake: FakeEncode) -> None:
@@ -78,4 +78,4 @@ def test_an_error_of_the_callers_items_is_the_callers(fake: FakeEncode) -> None:
     with Client(fake.address) as client:
         with pytest.raises(LookupError, match="mine"):
             list(client.encode_stream(items(), batch_size=1))
-        assert fake.cancelled.wait(3)
+        assert fake.cancelled.wait(10)
