@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,12 +14,20 @@ from typing import IO
 from hotclip._inputs import encoded_of
 from hotclip._jobs import when
 from hotclip._pairs import ImagePair
-from hotclip.errors import DataLoss, InvalidArgument
+from hotclip._server import Limits
+from hotclip.errors import DataLoss, FieldViolation, InvalidArgument
 from hotclip_proto.v1 import dataset_pb2
 
 PAIRS_FILE = "pairs.jsonl"
 # Pairs in one message of an upload: few messages, each far below any limit.
 _PAIRS_A_MESSAGE = 64
+# Left of a message for everything but the image itself.
+_MESSAGE_MARGIN = 64 << 10
+# Errors named one by one before the rest is only counted.
+_MAX_NAMED = 20
+# How the server names what came: pairs and images in the order of their sending.
+_PLACE = re.compile(r"(pairs|images)\[(\d+)\](.*)", re.DOTALL)
+DATASET_INVALID = "DATASET_INVALID"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,27 +84,71 @@ def _bytes_of(pair: ImagePair) -> bytes:
         raise InvalidArgument.field(pair.where, told, reason="IMAGE_UNREADABLE") from error
 
 
-def upload_requests(
-    name: str, description: str, pairs: Sequence[ImagePair]
-) -> Iterator[dataset_pb2.UploadDatasetRequest]:
-    """The messages of an upload; reads one image at a time and sends each content once."""
-    opening = dataset_pb2.DatasetOpen(name=name, description=description)
-    yield dataset_pb2.UploadDatasetRequest(open=opening)
-    sent: set[str] = set()
-    known: dict[int, str] = {}  # by identity of the Image: one object is read once
-    for start in range(0, len(pairs), _PAIRS_A_MESSAGE):
-        block = dataset_pb2.DatasetPairs()
-        for pair in pairs[start : start + _PAIRS_A_MESSAGE]:
-            key = known.get(id(pair.image))
-            if key is None:
-                data = _bytes_of(pair)
-                key = known[id(pair.image)] = hashlib.sha256(data).hexdigest()
-                if key not in sent:
-                    sent.add(key)
-                    image = dataset_pb2.DatasetImage(key=key, data=data)
-                    yield dataset_pb2.UploadDatasetRequest(image=image)
-            block.pairs.add(image_key=key, text=pair.text, group=pair.group)
-        yield dataset_pb2.UploadDatasetRequest(pairs=block)
+class Upload:
+    """The messages of an upload, and where what they hold came from."""
+
+    def __init__(
+        self, name: str, description: str, pairs: Sequence[ImagePair], limits: Limits
+    ) -> None:
+        self._open = dataset_pb2.DatasetOpen(name=name, description=description)
+        self._pairs = pairs
+        self._largest = min(limits.max_image_bytes, limits.max_message_bytes - _MESSAGE_MARGIN)
+        self._sent: list[str] = []
+
+    def requests(self) -> Iterator[dataset_pb2.UploadDatasetRequest]:
+        """Reads one image at a time and sends each content once.
+
+        Raises:
+            InvalidArgument: An image that can't be read or sent, named by its pair.
+        """
+        yield dataset_pb2.UploadDatasetRequest(open=self._open)
+        self._sent = []
+        sent: set[str] = set()
+        known: dict[int, str] = {}  # by identity of the Image: one object is read once
+        for start in range(0, len(self._pairs), _PAIRS_A_MESSAGE):
+            block = dataset_pb2.DatasetPairs()
+            for pair in self._pairs[start : start + _PAIRS_A_MESSAGE]:
+                key = known.get(id(pair.image))
+                if key is None:
+                    data = _bytes_of(pair)
+                    key = known[id(pair.image)] = hashlib.sha256(data).hexdigest()
+                    if key not in sent:
+                        self._check_size(pair, len(data))
+                        sent.add(key)
+                        self._sent.append(pair.where)
+                        image = dataset_pb2.DatasetImage(key=key, data=data)
+                        yield dataset_pb2.UploadDatasetRequest(image=image)
+                block.pairs.add(image_key=key, text=pair.text, group=pair.group)
+            yield dataset_pb2.UploadDatasetRequest(pairs=block)
+
+    def _check_size(self, pair: ImagePair, size: int) -> None:
+        if size > self._largest:
+            problem = f"image of {size} bytes, {self._largest} are allowed"
+            raise InvalidArgument.field(pair.where, problem, reason="IMAGE_TOO_LARGE")
+
+    def located(self, error: InvalidArgument) -> InvalidArgument:
+        """The server's error, with the lines or positions that the caller knows."""
+        fields = [FieldViolation(self._where(v.field), v.reason) for v in error.fields]
+        named = "; ".join(f"{v.field}: {v.reason}" for v in fields[:_MAX_NAMED])
+        more = f"; and {len(fields) - _MAX_NAMED} more" if len(fields) > _MAX_NAMED else ""
+        return InvalidArgument(
+            f"{named}{more}" if fields else error.message,
+            reason=error.reason,
+            fields=fields,
+            request_id=error.request_id,
+            metadata=error.metadata,
+        )
+
+    def _where(self, field: str) -> str:
+        found = _PLACE.match(field)
+        if found is None:
+            return field
+        kind, index, rest = found[1], int(found[2]), found[3]
+        if kind == "pairs" and index < len(self._pairs):
+            return f"{self._pairs[index].where}{rest}"
+        if kind == "images" and index < len(self._sent):
+            return f"{self._sent[index]}.image"
+        return field
 
 
 class DatasetWriter:

@@ -173,7 +173,10 @@ class Connection:
         requests: Iterable[Req],
         deadline: Deadline,
     ) -> Res:
-        running = method(timeout=deadline.remaining())
+        running = method(
+            timeout=deadline.remaining(),
+            wait_for_ready=self.settings.wait_for_ready or None,
+        )
         try:
             async for request in self.pull(requests, blocking=True):
                 await running.write(request)

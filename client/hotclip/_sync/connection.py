@@ -152,7 +152,11 @@ class Connection:
                 raised.append(error)
                 raise
 
-        running = method.future(guarded(), timeout=deadline.remaining())
+        running = method.future(
+            guarded(),
+            timeout=deadline.remaining(),
+            wait_for_ready=self.settings.wait_for_ready or None,
+        )
         try:
             return running.result()
         except (grpc.RpcError, grpc.FutureCancelledError) as error:

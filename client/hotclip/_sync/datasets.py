@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hotclip import _datasets as parse
-from hotclip._datasets import Dataset, DatasetWriter, content_name, upload_requests
+from hotclip._datasets import DATASET_INVALID, Dataset, DatasetWriter, Upload, content_name
 from hotclip._pairs import ImagePair, PairLike, pairs_of
-from hotclip.errors import AlreadyExists, NotFound
+from hotclip.errors import AlreadyExists, InvalidArgument, NotFound
 from hotclip_proto.v1 import dataset_pb2
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def upload_dataset(
         timeout: Seconds; None: the client's default.
 
     Raises:
-        InvalidArgument: Bad pairs, each named by line or position (reason PAIRS_INVALID).
+        InvalidArgument: Bad pairs, each named by line or position (reason PAIRS_INVALID, or
+            DATASET_INVALID if it was the server that refused them).
         AlreadyExists: The name belongs to other content.
         ResourceExhausted: Too large.
     """
@@ -51,9 +52,15 @@ def _upload(
     self: Client, name: str, pairs: list[ImagePair], description: str, timeout: float | None
 ) -> Dataset:
     connection = self._connection
-    requests = partial(upload_requests, name, description, pairs)
+    deadline = connection.deadline(timeout)
+    upload = Upload(name, description, pairs, connection.limits(deadline))
     method = connection.stubs().datasets.UploadDataset
-    return parse.dataset(connection.send_all(method, requests, connection.deadline(timeout)))
+    try:
+        return parse.dataset(connection.send_all(method, upload.requests, deadline))
+    except InvalidArgument as error:
+        if error.reason != DATASET_INVALID:
+            raise
+        raise upload.located(error) from error
 
 
 def dataset_for(self: Client, data: str | Path | Iterable[PairLike]) -> str:

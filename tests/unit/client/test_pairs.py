@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotclip import Image, Pair
-from hotclip._datasets import DatasetWriter, content_name, upload_requests
+from hotclip._datasets import DatasetWriter, Upload, content_name
 from hotclip._pairs import pairs_of
-from hotclip.errors import DataLoss, InvalidArgument
+from hotclip._server import Limits
+from hotclip.errors import DataLoss, FieldViolation, InvalidArgument
 from hotclip_proto.v1 import dataset_pb2
 
 
@@ -102,7 +103,7 @@ def test_bad_pairs_are_named_by_position(bad: object) -> None:
 
 def test_an_upload_sends_each_image_once_and_its_name_is_its_content() -> None:
     pairs = [("a", b"1"), ("b", b"2"), Pair("c", b"1", "g")]
-    messages = list(upload_requests("n", "d", pairs_of(pairs)))
+    messages = list(Upload("n", "d", pairs_of(pairs), Limits()).requests())
     assert [m.WhichOneof("part") for m in messages] == ["open", "image", "image", "pairs"]
     assert [p.text for p in messages[-1].pairs.pairs] == ["a", "b", "c"]
     name = content_name(pairs_of(pairs))
@@ -110,14 +111,33 @@ def test_an_upload_sends_each_image_once_and_its_name_is_its_content() -> None:
     assert name != content_name(pairs_of(pairs[:2]))
 
 
+def test_what_the_server_refuses_is_named_by_line(folder: Path) -> None:
+    rows = "text,image\nx,a.png\ny,a.png\nz,b.png\n"
+    upload = Upload("n", "", pairs_of(write(folder, "p.csv", rows)), Limits())
+    assert len(list(upload.requests())) == 4
+    told = ("images[1].data", "pairs[1].text", "pairs[9].text", "name")
+    found = upload.located(InvalidArgument("bad", fields=[FieldViolation(f, "odd") for f in told]))
+    assert [v.field for v in found.fields] == ["line 4.image", "line 3.text", *told[2:]]
+    assert "line 4.image: odd; line 3.text: odd" in str(found)
+
+
+def test_an_image_that_no_message_can_hold_is_named(folder: Path) -> None:
+    pairs = pairs_of(write(folder, "p.csv", 'text,image\nx,a.png\ny,"c, d.png"\n'))
+    limits = Limits(max_message_bytes=(64 << 10) + 6)
+    with pytest.raises(InvalidArgument, match="IMAGE_TOO_LARGE: line 3: image of 8 bytes"):
+        list(Upload("n", "", pairs, limits).requests())
+
+
 def test_pixels_are_uploaded_as_a_file() -> None:
     pixels = Image.from_pixels(np.zeros((2, 2, 3), np.uint8))
-    image = next(m for m in upload_requests("", "", pairs_of([("a", pixels)])) if m.image.data)
+    image = next(
+        m for m in Upload("", "", pairs_of([("a", pixels)]), Limits()).requests() if m.image.data
+    )
     assert image.image.data.startswith(b"\x89PNG")
 
 
 def test_a_download_can_be_uploaded_again(tmp_path: Path) -> None:
-    sent = list(upload_requests("n", "", pairs_of([("ä", b"1"), Pair("b", b"2", "g")])))
+    sent = list(Upload("n", "", pairs_of([("ä", b"1"), Pair("b", b"2", "g")]), Limits()).requests())
     writer = DatasetWriter(tmp_path / "new")
     for message in sent:
         part = {message.WhichOneof("part"): getattr(message, message.WhichOneof("part"))}
