@@ -91,6 +91,7 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
         SourceBlobs(folder / "sources"),
         max_collections=config.max_collections,
         max_payload_bytes=config.max_payload_bytes,
+        max_items=config.max_items_per_request,
     )
     registry.add_flip_participant(collections.catalogue)
     releases = RegistryReleases(registry)

@@ -15,11 +15,12 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from hotclip_server.drain import Drain
-from hotclip_server.errors import HotclipError, Unavailable, Unimplemented
+from hotclip_server.errors import HotclipError, InvalidArgument, Unavailable, Unimplemented
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +103,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             or handler.stream_stream
         )
         wrap = self._stream if handler.response_streaming else self._call
+        read = _read_stream if handler.request_streaming else _read
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(
-            wrap(method, behaviour),
-            handler.request_deserializer,
+            wrap(method, lambda request, context: behaviour(read(request), context)),
+            _decoder(handler.request_deserializer),
             handler.response_serializer,
         )
         return wrapped
@@ -159,6 +161,36 @@ def _unknown_method(method: str) -> Any:
         await abort(context, Unimplemented(f"there is no method {method}"))
 
     return unknown
+
+
+class _Undecodable:
+    """A message that is not of the method's type."""
+
+
+def _decoder(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Where a message is decoded gRPC answers by itself; the error is kept for the handler."""
+
+    def decode(message: bytes) -> Any:
+        try:
+            return deserialize(message)
+        except DecodeError:
+            return _Undecodable()
+
+    return decode
+
+
+def _read(request: Any) -> Any:
+    if isinstance(request, _Undecodable):
+        raise InvalidArgument(
+            "the message is not what this method takes, or a string is not UTF-8",
+            reason="MESSAGE_INVALID",
+        )
+    return request
+
+
+async def _read_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _read(request)
 
 
 _MAKERS: dict[tuple[bool, bool], Any] = {

@@ -77,6 +77,7 @@ class App:
         config, parts = self.config, self.parts
         started = time.monotonic()
         await asyncio.to_thread(self._open_files)
+        await parts.jobs.recover()
         parts.device.start()
         parts.pipeline.start()
         self._server = make_server(config, parts.drain, parts.health, parts.services)

@@ -97,7 +97,7 @@ class EncodePipeline:
             pin: Held by the caller until the answer.
             deadline: On time.monotonic; None: none.
             priority: Class of every item.
-            field: Path of the list in the request, for messages.
+            field: Path of the list in the request, for errors of the request as a whole.
 
         Raises:
             InvalidArgument: no items, or one without content.
@@ -110,7 +110,7 @@ class EncodePipeline:
         problems = {
             index: problem
             for index, content in enumerate(contents)
-            if (problem := self._problem(content, f"{field}[{index}]")) is not None
+            if (problem := self._problem(content)) is not None
         }
         spent = [0.0]
 
@@ -191,26 +191,27 @@ class EncodePipeline:
             raise InvalidArgument.fields(empty)
         return [content for content in contents if content is not None]
 
-    def _problem(self, content: Content, field: str) -> InvalidArgument | None:
+    def _problem(self, content: Content) -> InvalidArgument | None:
+        # Which item it is goes with the error: `items` may be a part of the caller's list.
         if isinstance(content, str):
             # A code point has at most 4 bytes; only long texts need counting.
             most = self.limits.max_text_bytes
             if 4 * len(content) > most and len(content.encode()) > most:
                 return InvalidArgument.field(
-                    f"{field}.text", f"longer than {most} bytes", reason="TEXT_TOO_LONG"
+                    "text", f"longer than {most} bytes", reason="TEXT_TOO_LONG"
                 )
             if not content:
-                return InvalidArgument.field(f"{field}.text", "empty", reason="TEXT_EMPTY")
+                return InvalidArgument.field("text", "empty", reason="TEXT_EMPTY")
         elif isinstance(content, bytes):
             most = self.limits.max_image_bytes
             if len(content) > most:
                 return InvalidArgument.field(
-                    f"{field}.image",
+                    "image",
                     f"{len(content)} bytes, at most {most} are allowed",
                     reason="IMAGE_TOO_LARGE",
                 )
             if not content:
-                return InvalidArgument.field(f"{field}.image", "empty", reason="IMAGE_UNREADABLE")
+                return InvalidArgument.field("image", "empty", reason="IMAGE_UNREADABLE")
         return None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.errors import FieldViolation, InvalidArgument, ResourceExhausted
 from hotclip_server.models.residents import Pin
-from hotclip_server.pipeline import EncodePipeline
+from hotclip_server.pipeline import EncodePipeline, content_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ async def rank(
         InvalidArgument: the query or a candidate is bad; names it.
         ResourceExhausted: too many candidates.
     """
+    if content_of(query) is None:
+        raise InvalidArgument.field("query", "must hold a text, an image or a tensor")
     if not candidates:
         raise InvalidArgument.field("candidates", "must hold at least one item")
     if len(candidates) > pipeline.limits.max_items:

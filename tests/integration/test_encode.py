@@ -227,3 +227,6 @@ def test_rank(stub):
     bad = encode_pb2.RankRequest(query=Item(text="x"), candidates=[Item(image=b"no image")])
     _, fields = refused(lambda: stub.Rank(bad, timeout=TIMEOUT_S), grpc.StatusCode.INVALID_ARGUMENT)
     assert fields == ["candidates[0]"]
+    bad = encode_pb2.RankRequest(candidates=[Item(text="x")])
+    _, fields = refused(lambda: stub.Rank(bad, timeout=TIMEOUT_S), grpc.StatusCode.INVALID_ARGUMENT)
+    assert fields == ["query"]

@@ -266,6 +266,45 @@ async def test_a_cancelled_reindex_leaves_no_shadow(world: World) -> None:
     assert world.collections.catalogue.get("c").shadow_version is None
 
 
+async def test_a_failed_reindex_leaves_no_shadow(world: World) -> None:
+    await world.collections.catalogue.create("c")
+    await world.collections.writer.upsert("c", [text_point("p", "text", text="text")])
+    two = await world.load("two")
+    world.loader.encoders[two].faults.fails = lambda _: True
+    job = await world.reindex("c", two)
+    assert (await ended(world, job)).state is JobState.FAILED
+    assert world.collections.catalogue.get("c").shadow_version is None
+    await world.registry.unload(two)
+
+
+async def test_a_shadow_that_no_job_completes_ends_with_the_server(tmp_path: Path) -> None:
+    loader = FakeLoader()
+    async with search_world(tmp_path, loader) as world:
+        await world.collections.catalogue.create("c")
+        points = [text_point(f"p{i}", f"text {i}", text=f"text {i}") for i in range(500)]
+        await world.collections.writer.upsert("c", points)
+        two = await world.load("two")
+        loader.encoders[two].faults.delay_s = 0.1
+        job = await world.reindex("c", two)
+        await until_progress(world, job, 0.01)
+    async with search_world(tmp_path, loader) as world:
+        assert world.collections.catalogue.get("c").shadow_version == two
+        await world.jobs.delete(job)
+    async with search_world(tmp_path, loader) as world:
+        assert world.collections.catalogue.get("c").shadow_version is None
+        assert len(await world.store.shards()) == 1
+
+
+async def test_rows_are_encoded_in_no_larger_lists_than_the_limit(tmp_path: Path) -> None:
+    async with search_world(tmp_path, max_items=10) as world:
+        await world.collections.catalogue.create("c")
+        for i in range(3):
+            some = [text_point(f"p{i}{k}", f"{i} {k}", text=f"{i} {k}") for k in range(10)]
+            await world.collections.writer.upsert("c", some)
+        job = await world.reindex("c", await world.load("two"))
+        assert (await ended(world, job)).state is JobState.SUCCEEDED
+
+
 async def test_vectors_of_an_unchanged_tower_are_copied(world: World) -> None:
     await world.collections.catalogue.create("c")
     pictures = [EncodeItem(image=b"\x89PNG" + bytes([i])) for i in range(40)]

@@ -143,6 +143,47 @@ def test_errors_carry_status_and_reason(search: search_pb2_grpc.SearchServiceStu
     assert absent.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(
+    search: search_pb2_grpc.SearchServiceStub, number: float
+) -> None:
+    name = f"finite-{number}"
+    create(search, name)
+    odd = search_pb2.SearchRequest(
+        collection=name, queries=[text_query("x")], score_threshold=number
+    )
+    bounds = search_pb2.SearchRequest(collection=name, queries=[text_query("x")])
+    bounds.filter.must.add(key="a", range=search_pb2.Range(gt=number))
+    for request, field in ((odd, "score_threshold"), (bounds, "filter.must[0].range")):
+        with pytest.raises(grpc.RpcError) as refused:
+            search.Search(request, timeout=20)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert field in refused.value.details()
+
+
+def test_reindex_names_every_bad_field(search: search_pb2_grpc.SearchServiceStub) -> None:
+    bad = search_pb2.ReindexRequest(collection="any", name="a/b", request_id="x" * 129)
+    with pytest.raises(grpc.RpcError) as refused:
+        search.Reindex(bad, timeout=20)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    for field in ("version", "name", "request_id"):
+        assert f"{field}: " in refused.value.details()
+
+
+def test_a_bad_item_among_points_has_its_own_index(
+    search: search_pb2_grpc.SearchServiceStub,
+) -> None:
+    made = create(search, "index")
+    vector = search_pb2.Vector(data=bytes(4 * made.dim), space_id=made.space_id)
+    points = [
+        search_pb2.Point(id="zero", vector=vector),
+        search_pb2.Point(id="empty", item=EncodeItem(text="")),
+    ]
+    answer = search.Upsert(search_pb2.UpsertRequest(collection="index", points=points), timeout=20)
+    assert [error.index for error in answer.errors] == [0, 1]
+    assert answer.errors[1].message == "text: empty"
+
+
 def test_collections_are_listed_in_pages(search: search_pb2_grpc.SearchServiceStub) -> None:
     names = [f"page-{i}" for i in range(5)]
     for name in names:

@@ -170,6 +170,21 @@ async def test_an_unexpected_error_is_internal_with_a_request_id(
     assert (event.answer.id, event.answer.error.code) == (5, 13)
 
 
+@pytest.mark.parametrize("message", [b"\xff\xff\xff", b"\x0a\x04\x0a\x02\xff\xfe"])
+async def test_a_message_of_another_type_is_an_invalid_argument(channel, message):
+    method = "/hotclip.v1.EncodeService/Encode"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await channel.unary_unary(method)(message)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details(refused.value, error_details_pb2.ErrorInfo)[0].reason == "MESSAGE_INVALID"
+    stream = channel.stream_stream("/hotclip.v1.EncodeService/EncodeStream")
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        async for _ in stream(iter([b"\xff\xff\xff"])):
+            pass
+    assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "DecodeError" not in (refused.value.details() or "") + (ended.value.details() or "")
+
+
 async def test_a_cancellation_from_within_does_not_hang_the_client(running, stub, monkeypatch):
     def cancelled(*_args: str) -> None:
         raise asyncio.CancelledError

@@ -60,7 +60,9 @@ class World:
 
 
 @asynccontextmanager
-async def search_world(folder: Path, loader: FakeLoader | None = None) -> AsyncIterator[World]:
+async def search_world(
+    folder: Path, loader: FakeLoader | None = None, *, max_items: int = 1024
+) -> AsyncIterator[World]:
     """Starts the stack on a data folder; stops it at the end."""
     loader = loader or FakeLoader()
     database = Database(f"sqlite:///{folder / 'hotclip.db'}")
@@ -68,11 +70,11 @@ async def search_world(folder: Path, loader: FakeLoader | None = None) -> AsyncI
     batcher = Batcher(
         device, BatchLimits(budget=Budget(items=20_000, nbytes=512 << 20), max_batch=32)
     )
-    pipeline = EncodePipeline(batcher, ItemLimits(), 2)
+    pipeline = EncodePipeline(batcher, ItemLimits(max_items=max_items), 2)
     registry = ModelRegistry(database, loader, device.run)
     store = EdgeStore(folder / "vectors", timeout_s=30)
     blobs = SourceBlobs(folder / "sources")
-    collections = Collections(database, store, registry, pipeline, blobs)
+    collections = Collections(database, store, registry, pipeline, blobs, max_items=max_items)
     registry.add_flip_participant(collections.catalogue)
     jobs = JobRunner(database, [collections.reindexer])
     database.open()

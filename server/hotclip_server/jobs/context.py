@@ -122,6 +122,11 @@ class JobContext:
         if self._stop.is_set():
             raise Interrupted
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the server stops: what fails now may do well after the restart."""
+        return self._stop.is_set()
+
     def log(self, message: str, level: Level = "INFO") -> None:
         """A line for people."""
         clean = "".join(c if c.isprintable() else " " for c in message)

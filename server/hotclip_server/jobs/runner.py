@@ -75,12 +75,20 @@ class JobRunner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._heart: asyncio.Task[None] | None = None
+        self._recovered = False
+
+    async def recover(self) -> None:
+        """Settles what the last stop or crash left, so that callers see no job as ended that
+        is about to go on; `start` does it otherwise."""
+        if not self._recovered:
+            queued = await self._database.run(partial(store.recover, resume=self._resume))
+            self._queue.extend(record.id for record in queued)
+            self._recovered = True
 
     async def start(self) -> None:
-        """Marks what a crash left as INTERRUPTED, then goes on with the queue."""
+        """Recovers, then goes on with the queue."""
         self._loop = asyncio.get_running_loop()
-        queued = await self._database.run(partial(store.recover, resume=self._resume))
-        self._queue.extend(record.id for record in queued)
+        await self.recover()
         # A daemon: a job that never comes to a check must not keep the process alive.
         self._thread = threading.Thread(target=self._work, name="hotclip-jobs", daemon=True)
         self._thread.start()
@@ -289,6 +297,11 @@ class JobRunner:
             return JobState.INTERRUPTED, "the server stopped", JobResult(), None
         except Exception as error:
             # The border of foreign code: whatever it raises is the job's end, not the thread's.
+            if context.stopping:
+                logger.info("job %s broke off", record.id, exc_info=error)
+                if self._cancels[record.id].is_set():
+                    return JobState.CANCELLED, "", JobResult(), None
+                return JobState.INTERRUPTED, "the server stopped", JobResult(), None
             logger.info("job %s failed", record.id, exc_info=error)
             failure = job_error(error)
             if failure.reason == "INTERNAL":

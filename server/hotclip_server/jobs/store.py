@@ -219,7 +219,8 @@ def set_state(
 
 
 def recover(connection: Connection, *, resume: bool) -> list[JobRecord]:
-    """What a start of the server does: what ran when it died is INTERRUPTED.
+    """What a start of the server does: what ran when it died is INTERRUPTED, or CANCELLED if
+    it had been asked to end.
 
     Args:
         resume: Queue what was interrupted again, but a job that was so three times: it may be
@@ -229,7 +230,9 @@ def recover(connection: Connection, *, resume: bool) -> list[JobRecord]:
         What is queued, oldest first.
     """
     for record in in_states(connection, WORKING):
-        set_state(connection, record.id, JobState.INTERRUPTED, "the server stopped while it ran")
+        cancelled = record.state is JobState.CANCELLING
+        state = JobState.CANCELLED if cancelled else JobState.INTERRUPTED
+        set_state(connection, record.id, state, "the server stopped while it ran")
     if resume:
         for record in in_states(connection, [JobState.INTERRUPTED]):
             if _interruptions(connection, record.id) < MOST_INTERRUPTIONS:

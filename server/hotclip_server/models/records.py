@@ -12,6 +12,8 @@ from sqlalchemy import Connection, Row
 
 from hotclip_server.encoding.protocol import EncoderSpec
 from hotclip_server.errors import Aborted, FailedPrecondition, InvalidArgument
+from hotclip_server.jobs import store as job_store
+from hotclip_server.jobs.states import ACTIVE
 from hotclip_server.models.protocol import VersionManifest
 from hotclip_server.models.state import VersionRecord
 from hotclip_server.storage import schema
@@ -84,8 +86,15 @@ def delete_version(connection: Connection, version_id: str) -> None:
     """Removes a version.
 
     Raises:
-        FailedPrecondition: a model or a collection names it; reason VERSION_IN_USE.
+        FailedPrecondition: a model, a collection or a job names it; reason VERSION_IN_USE.
     """
+    for job in job_store.in_states(connection, ACTIVE):
+        if version_id in (job.spec.get("base_version"), job.spec.get("version")):
+            raise FailedPrecondition(
+                f"job {job.name!r} needs version {version_id}",
+                reason="VERSION_IN_USE",
+                metadata={"job": job.id},
+            )
     try:
         connection.execute(sa.delete(schema.versions).where(schema.versions.c.id == version_id))
     except sa.exc.IntegrityError as error:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from sqlalchemy import Connection
+
 from hotclip_server.errors import HotclipError
+from hotclip_server.jobs import store as job_store
+from hotclip_server.jobs.states import ACTIVE, JobState
 from hotclip_server.search import records
 from hotclip_server.search.blobs import SourceBlobs
 from hotclip_server.search.catalogue import Catalogue
@@ -17,6 +21,8 @@ from hotclip_server.search.writer import Writer
 from hotclip_server.storage.database import Database
 
 _log = logging.getLogger(__name__)
+
+_GOING_ON = (ACTIVE - {JobState.CANCELLING}) | {JobState.INTERRUPTED}
 
 
 class Collections:
@@ -31,6 +37,7 @@ class Collections:
         blobs: Large sources.
         max_collections: Most that may exist.
         max_payload_bytes: Of one point, as JSON.
+        max_items: Items that the encoder takes at once.
     """
 
     def __init__(
@@ -43,6 +50,7 @@ class Collections:
         *,
         max_collections: int = 1000,
         max_payload_bytes: int = 64 << 10,
+        max_items: int = 1024,
     ) -> None:
         self._database = database
         self._store = store
@@ -56,6 +64,7 @@ class Collections:
             self.catalogue,
             blobs,
             max_payload_bytes=max_payload_bytes,
+            max_items=max_items,
         )
         self.searcher = Searcher(store, versions, encoder, self.catalogue)
         self.reindexer = Reindexer(database, store, versions, self.catalogue, self.writer)
@@ -64,6 +73,7 @@ class Collections:
         """Makes bound versions resident, and shards agree with what SQLite says."""
         used = await self._database.run(records.used_blobs)
         await asyncio.to_thread(self._blobs.sweep, used)
+        await self._database.run(_give_up_shadows)
         await self.catalogue.open()
         for record in self.catalogue.list():
             try:
@@ -79,3 +89,13 @@ class Collections:
     async def count(self, name: str) -> int:
         """Points of a collection. Raises NotFound."""
         return (await self._store.info(self.catalogue.get(name).shard)).points
+
+
+def _give_up_shadows(connection: Connection) -> None:
+    """Ends growing shadows that no job will complete, e.g. of one cancelled in the queue."""
+    going_on = job_store.in_states(connection, _GOING_ON)
+    wanted = {(job.spec.get("collection"), job.spec.get("version")) for job in going_on}
+    for record in records.read_all(connection):
+        growing = record.shadow_version is not None and not record.shadow_complete
+        if growing and (record.name, record.shadow_version) not in wanted:
+            records.update(connection, record.without_shadow())

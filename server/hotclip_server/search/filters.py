@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -90,8 +91,8 @@ def _test_from_proto(condition: search_pb2.Condition, field: str) -> FieldTest:
             for name in ("gt", "gte", "lt", "lte")
             if condition.range.HasField(name)
         }
-        if not bounds or any(value != value for value in bounds.values()):
-            raise InvalidArgument.field(f"{field}.range", "needs a bound, and none may be NaN")
+        if not bounds or not all(map(math.isfinite, bounds.values())):
+            raise InvalidArgument.field(f"{field}.range", "needs a bound; bounds must be finite")
         return FieldTest(key=condition.key, **bounds)
     if kind == "any_of":
         return FieldTest(key=condition.key, values=tuple(condition.any_of.values))

@@ -90,7 +90,8 @@ def parse_vector(vector: search_pb2.Vector, space: Space, field: str) -> NDArray
         raise InvalidArgument.field(
             f"{field}.data", f"{len(vector.data)} bytes; {space.dim} float32 are {4 * space.dim}"
         )
-    values = np.frombuffer(vector.data, dtype="<f4").astype(np.float64)
+    with np.errstate(invalid="ignore"):  # Signalling NaN: refused below.
+        values = np.frombuffer(vector.data, dtype="<f4").astype(np.float64)
     norm = float(np.linalg.norm(values))
     if not np.isfinite(norm) or norm == 0.0:
         raise InvalidArgument.field(f"{field}.data", "zero or not finite: it has no direction")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from hotclip_server.batching.ticket import Priority
-from hotclip_server.errors import FailedPrecondition, HotclipError
+from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound
 from hotclip_server.jobs.context import Cancelled, JobContext, JobResult
 from hotclip_server.jobs.records import JobKind
 from hotclip_server.search import records
@@ -105,8 +106,9 @@ class Reindexer:
                 job.check_cancelled()
                 step = self._wait(self._step(name, version, step.revision))
                 job.progress(min(1.0, step.revision / max(1, step.last_revision)))
-        except Cancelled:
-            self._wait(self._give_up(name, version))
+        except (Cancelled, HotclipError):
+            if not job.stopping:
+                self._wait(self._give_up(name, version))
             raise
         return JobResult(message=f"the shadow of {name} for version {version} is complete")
 
@@ -217,10 +219,12 @@ class Reindexer:
             await self._store.upsert(shard, [to_meta(rows[at]) for at in keep], vectors[keep])
 
     async def _give_up(self, name: str, version: str) -> None:
-        """Ends a cancelled job's shadow."""
+        """Ends the shadow of a job that was cancelled or failed: it would hold its version and
+        take part in every write for ever."""
         async with self._catalogue.lock(name):
-            if self._catalogue.get(name).shadow_version == version:
-                await self._catalogue.change(name, lambda _, record: record.without_shadow())
+            with suppress(NotFound):  # The collection itself was deleted.
+                if self._catalogue.get(name).shadow_version == version:
+                    await self._catalogue.change(name, lambda _, record: record.without_shadow())
 
     def _shadowed(self, name: str, version: str) -> CollectionRecord:
         record = self._catalogue.get(name)

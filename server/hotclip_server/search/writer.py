@@ -73,6 +73,7 @@ class Writer:
         blobs: SourceBlobs,
         *,
         max_payload_bytes: int = 64 << 10,
+        max_items: int = 1024,
     ) -> None:
         self._database = database
         self._store = store
@@ -81,6 +82,7 @@ class Writer:
         self._catalogue = catalogue
         self._blobs = blobs
         self._max_payload_bytes = max_payload_bytes
+        self._rows_at_once = min(_ENCODE_ROWS, max_items)
 
     async def upsert(
         self, name: str, points: Sequence[search_pb2.Point], *, deadline: float | None = None
@@ -152,7 +154,7 @@ class Writer:
         with await self._pin(model, version) as pin:
             vectors = np.zeros((len(rows), pin.resident.spec.dim), np.float32)
             made = [at for at, row in enumerate(rows) if row.kind != "vector"]
-            for chunk in _chunks(rows, made):
+            for chunk in _chunks(rows, made, self._rows_at_once):
                 items = await asyncio.to_thread(self._items, [rows[at] for at in chunk])
                 vectors[chunk], failed = await self._encode_patiently(items, pin, priority)
                 errors.update({chunk[which]: error for which, error in failed.items()})
@@ -322,6 +324,8 @@ class Writer:
             try:
                 encoded = await self._encoder.encode_items(items, pin, priority=priority)
             except Unavailable as error:
+                if error.reason == "SERVER_STOPPING":
+                    raise
                 await asyncio.sleep(max(error.retry_after_s, 0.05))
             else:
                 return encoded.vectors, encoded.errors
@@ -355,7 +359,7 @@ def to_meta(row: SourceRow) -> PointMeta:
     return PointMeta(row.point_id, row.revision, row.payload)
 
 
-def _chunks(rows: Sequence[SourceRow], positions: Sequence[int]) -> Iterator[list[int]]:
+def _chunks(rows: Sequence[SourceRow], positions: Sequence[int], most: int) -> Iterator[list[int]]:
     """Positions that are loaded and encoded together: bounded in number and memory."""
     chunk: list[int] = []
     size = 0
@@ -363,7 +367,7 @@ def _chunks(rows: Sequence[SourceRow], positions: Sequence[int]) -> Iterator[lis
         item = rows[at].item
         size += _BLOB_BYTES if item is None else len(item)
         chunk.append(at)
-        if len(chunk) == _ENCODE_ROWS or size >= _ENCODE_BYTES:
+        if len(chunk) == most or size >= _ENCODE_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:

@@ -19,10 +19,11 @@ from hotclip_server.datasets.stored import StoredDataset
 from hotclip_server.datasets.upload import DatasetUpload
 from hotclip_server.errors import FieldViolation, InvalidArgument
 from hotclip_server.jobs.store import timestamp
-from hotclip_server.services.paging import PageRequest
+from hotclip_server.services.paging import PageRequest, invalid_token
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 LONGEST_DESCRIPTION = 4096
+LONGEST_REQUEST_ID = 128
 PAIRS_A_MESSAGE = 1024
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -100,8 +101,10 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             case "pair":
                 await self._datasets.run(upload.add_pairs, [_row(request.pair)])
             case "pairs":
-                rows = [_row(pair) for pair in request.pairs.pairs]
-                await self._datasets.run(upload.add_pairs, rows)
+                # A message may hold millions: they are read off the loop.
+                await self._datasets.run(
+                    lambda: upload.add_pairs([_row(pair) for pair in request.pairs.pairs])
+                )
             case "open":
                 raise InvalidArgument.field("open", "came a second time")
             case _:
@@ -125,11 +128,18 @@ def dataset_to_proto(record: DatasetRecord) -> dataset_pb2.Dataset:
 
 
 def newest_first_key(page: PageRequest) -> tuple[datetime, str] | None:
-    """The key of pages of things that are listed by creation time and id."""
+    """The key of pages of things that are listed by creation time and id.
+
+    Raises:
+        InvalidArgument: reason PAGE_TOKEN_INVALID.
+    """
     if page.after is None:
         return None
     time, identifier = page.after
-    return datetime.fromisoformat(str(time)), str(identifier)
+    try:
+        return datetime.fromisoformat(str(time)), str(identifier)
+    except ValueError:
+        raise invalid_token() from None
 
 
 def name_violations(name: str, description: str = "") -> Iterator[FieldViolation]:
@@ -139,6 +149,12 @@ def name_violations(name: str, description: str = "") -> Iterator[FieldViolation
     size = len(description.encode())
     if size > LONGEST_DESCRIPTION:
         yield FieldViolation("description", f"has {size} bytes, the limit is {LONGEST_DESCRIPTION}")
+
+
+def request_id_violations(request_id: str) -> Iterator[FieldViolation]:
+    """What is wrong with a request id."""
+    if len(request_id) > LONGEST_REQUEST_ID:
+        yield FieldViolation("request_id", f"is longer than {LONGEST_REQUEST_ID}")
 
 
 def _check_open(opening: dataset_pb2.DatasetOpen) -> None:

@@ -11,12 +11,18 @@ import grpc
 from hotclip_proto.v1 import finetune_pb2, finetune_pb2_grpc, job_pb2
 from hotclip_server.datasets.records import DatasetRecord
 from hotclip_server.datasets.store import DatasetStore
-from hotclip_server.errors import AlreadyExists, FieldViolation, InvalidArgument, NotFound
+from hotclip_server.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    NotFound,
+)
 from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.jobs.specs import ActivationRule, EvaluateSpec, FineTuneSpec
 from hotclip_server.models.registry import ModelRegistry
-from hotclip_server.services.datasets import name_violations
+from hotclip_server.services.datasets import name_violations, request_id_violations
 from hotclip_server.services.jobs import job_to_proto
 from hotclip_server.training.config import AugmentConfig, Scheduler, TrainConfig
 from hotclip_server.training.errors import InvalidTrainConfig
@@ -27,7 +33,6 @@ DEFAULT_VAL_SPLIT = 0.1
 LARGEST_VAL_SPLIT = 0.5
 DEFAULT_K = 20
 LARGEST_K = 1000
-LONGEST_REQUEST_ID = 128
 
 _SCHEDULERS: dict[int, Scheduler] = {
     finetune_pb2.SCHEDULER_UNSPECIFIED: "cosine",
@@ -129,6 +134,10 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
     def _version(self, model: str, version: str, field: str) -> tuple[str, str]:
         """The names of the model and of the version; the live one if none is given."""
         state = self._models.model_state(model)
+        if not version and not state.live_version:
+            raise FailedPrecondition(
+                f"model {state.name!r} has no live version: name one", reason="NO_LIVE_VERSION"
+            )
         if not version:
             return state.name, state.live_version
         record = self._models.get_version(version)
@@ -156,7 +165,7 @@ def check_fine_tune(request: finetune_pb2.FineTuneRequest) -> tuple[TrainConfig,
     """
     violations = [
         *name_violations(request.name, request.description),
-        *_request_id_violations(request.request_id),
+        *request_id_violations(request.request_id),
         *_choice_violations(request),
     ]
     if not request.train_dataset:
@@ -203,7 +212,7 @@ def check_evaluate(request: finetune_pb2.EvaluateRequest) -> int:
     """
     violations = [
         *name_violations(request.name),
-        *_request_id_violations(request.request_id),
+        *request_id_violations(request.request_id),
     ]
     if not request.dataset:
         violations.append(FieldViolation("dataset", "is required"))
@@ -228,11 +237,6 @@ def _choice_violations(request: finetune_pb2.FineTuneRequest) -> Iterator[FieldV
     ):
         if getattr(request, name) not in known:
             yield FieldViolation(name, f"{getattr(request, name)} is not known")
-
-
-def _request_id_violations(request_id: str) -> Iterator[FieldViolation]:
-    if len(request_id) > LONGEST_REQUEST_ID:
-        yield FieldViolation("request_id", f"is longer than {LONGEST_REQUEST_ID}")
 
 
 def _check_trainable(dataset: DatasetRecord) -> None:

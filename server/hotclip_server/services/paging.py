@@ -73,15 +73,20 @@ class PageRequest:
         return self.cut([row for row in rows if after is None or key(row) > after], key)
 
 
+def invalid_token() -> InvalidArgument:
+    """What a caller is told whose token is not one."""
+    return InvalidArgument.field(
+        "page_token", "not a token that this listing returned", reason="PAGE_TOKEN_INVALID"
+    )
+
+
 def _encode(key: Key, listing: str) -> str:
     body = json.dumps(key, separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(_seal(body, listing) + body).decode().rstrip("=")
 
 
 def _decode(token: str, listing: str, kinds: tuple[type, ...]) -> Key:
-    invalid = InvalidArgument.field(
-        "page_token", "not a token that this listing returned", reason="PAGE_TOKEN_INVALID"
-    )
+    invalid = invalid_token()
     if len(token) > LONGEST_TOKEN or not token.isascii():
         raise invalid
     try:
@@ -91,8 +96,11 @@ def _decode(token: str, listing: str, kinds: tuple[type, ...]) -> Key:
     seal, body = raw[:8], raw[8:]
     if seal != _seal(body, listing):
         raise invalid
-    key = json.loads(body)
-    if [type(element) for element in key] != list(kinds):
+    try:
+        key = json.loads(body)
+    except (ValueError, RecursionError):
+        raise invalid from None
+    if not isinstance(key, list) or [type(element) for element in key] != list(kinds):
         raise invalid
     return tuple(key)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from typing import Any
 
 import grpc
 
 from hotclip_proto.v1 import job_pb2, search_pb2, search_pb2_grpc
-from hotclip_server.errors import InvalidArgument, ResourceExhausted
+from hotclip_server.errors import FieldViolation, InvalidArgument, ResourceExhausted
 from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.search.collections import Collections
@@ -18,6 +19,7 @@ from hotclip_server.search.payloads import payload_to_struct
 from hotclip_server.search.protocol import Match
 from hotclip_server.search.records import CollectionRecord
 from hotclip_server.search.searcher import DEFAULT_LIMIT, Found, SearchOptions
+from hotclip_server.services.datasets import name_violations, request_id_violations
 from hotclip_server.services.encode import deadline_of
 from hotclip_server.services.jobs import job_to_proto
 from hotclip_server.services.paging import PageRequest
@@ -117,6 +119,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.ReindexRequest, context: Context
     ) -> job_pb2.Job:
         """Queues a job that builds a shadow."""
+        _check_reindex(request)
         print_ = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
         kind = JobKind.REINDEX
         job = await self._jobs.requested(kind, request.request_id, print_)
@@ -165,6 +168,8 @@ def collection_to_proto(record: CollectionRecord, points: int) -> search_pb2.Col
 
 def _options(request: search_pb2.SearchRequest, deadline: float | None) -> SearchOptions:
     threshold = request.score_threshold if request.HasField("score_threshold") else None
+    if threshold is not None and not math.isfinite(threshold):
+        raise InvalidArgument.field("score_threshold", f"must be finite, is {threshold}")
     return SearchOptions(
         limit=request.limit if request.HasField("limit") else DEFAULT_LIMIT,
         payload_filter=filter_from_proto(request.filter),
@@ -177,6 +182,14 @@ def _options(request: search_pb2.SearchRequest, deadline: float | None) -> Searc
 
 def _hit(match: Match) -> search_pb2.Hit:
     return search_pb2.Hit(id=match.id, score=match.score, payload=payload_to_struct(match.payload))
+
+
+def _check_reindex(request: search_pb2.ReindexRequest) -> None:
+    violations = [*name_violations(request.name), *request_id_violations(request.request_id)]
+    if not request.version:
+        violations.append(FieldViolation("version", "is required"))
+    if violations:
+        raise InvalidArgument.fields(violations)
 
 
 def _check_count(field: str, count: int, most: int, reason: str) -> None:

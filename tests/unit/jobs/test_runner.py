@@ -195,7 +195,7 @@ async def test_stop_interrupts_and_a_restart_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", [JobState.PREPARING, JobState.RUNNING, JobState.CANCELLING])
-async def test_what_a_crash_left_is_interrupted(database: Database, state: JobState) -> None:
+async def test_what_a_crash_left_is_settled(database: Database, state: JobState) -> None:
     with database.transaction() as connection:
         record, _ = store.create(connection, new_job("crashed"))
         store.set_state(connection, record.id, JobState.PREPARING)
@@ -204,9 +204,53 @@ async def test_what_a_crash_left_is_interrupted(database: Database, state: JobSt
     runner = JobRunner(database, [Gate()])
     await runner.start()
     events = await all_events(runner, "crashed")
-    assert kinds(events)[-1] == "INTERRUPTED"
+    cancelled = state is JobState.CANCELLING
+    assert kinds(events)[-1] == ("CANCELLED" if cancelled else "INTERRUPTED")
     assert (await runner.get("crashed")).end_time is not None
     await runner.stop()
+
+
+async def test_a_job_that_goes_on_is_never_seen_as_ended(database: Database) -> None:
+    with database.transaction() as connection:
+        record, _ = store.create(connection, new_job("stopped"))
+        store.set_state(connection, record.id, JobState.PREPARING)
+        store.set_state(connection, record.id, JobState.INTERRUPTED)
+    gate = Gate()
+    gate.leave.set()
+    runner = JobRunner(database, [gate], resume=True)
+    await runner.recover()  # From here on calls are taken; models are still loaded.
+    watching = asyncio.create_task(all_events(runner, "stopped"))
+    await asyncio.sleep(0.05)
+    assert not watching.done()
+    assert (await runner.get("stopped")).state is JobState.QUEUED
+    await runner.start()
+    async with asyncio.timeout(10):
+        assert kinds(await watching)[-1] == "SUCCEEDED"
+    await runner.stop()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_what_breaks_off_because_of_a_stop_has_not_failed(
+    database: Database, cancelled: bool
+) -> None:
+    entered = threading.Event()
+
+    def breaks(job: JobContext) -> JobResult:
+        job.running()
+        entered.set()
+        while not job.stopping:
+            time.sleep(0.002)
+        raise RuntimeError("what the job needs was closed")
+
+    runner = JobRunner(database, [Handler(breaks)])
+    await runner.start()
+    await runner.submit(new_job("broken"))
+    assert await asyncio.to_thread(entered.wait, 10)
+    if cancelled:
+        await runner.cancel("broken")
+    await runner.stop()
+    state = (await runner.get("broken")).state
+    assert state is (JobState.CANCELLED if cancelled else JobState.INTERRUPTED)
 
 
 async def test_interrupted_jobs_go_on_by_themselves_but_not_for_ever(database: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from support.registry import load, pinned
@@ -14,8 +15,12 @@ from hotclip_server.errors import (
     InvalidArgument,
     NotFound,
 )
+from hotclip_server.jobs import store as jobs
+from hotclip_server.jobs.records import JobKind, NewJob
+from hotclip_server.jobs.states import JobState
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.state import VersionState
+from hotclip_server.storage.database import Database
 
 
 async def test_starts_with_the_source(registry: ModelRegistry) -> None:
@@ -205,6 +210,25 @@ async def test_unload_and_delete(registry: ModelRegistry, loader: FakeLoader) ->
     assert [record.id for record in registry.list_versions()] == ["v-b"]
     await asyncio.sleep(0.05)
     assert loader.open_encoders == 1
+
+
+@pytest.mark.parametrize("field", ["base_version", "version"])
+async def test_a_version_that_a_job_needs_is_not_deleted(
+    registry: ModelRegistry, tmp_path: Path, field: str
+) -> None:
+    version = await load(registry, "c")
+    database = Database(f"sqlite:///{tmp_path / 'hotclip.db'}")
+    database.open()
+    with database.transaction() as connection:
+        job, _ = jobs.create(connection, NewJob(kind=JobKind.EVALUATE, spec={field: version}))
+    with pytest.raises(FailedPrecondition) as caught:
+        await registry.delete(version)
+    assert (caught.value.reason, caught.value.metadata) == ("VERSION_IN_USE", {"job": job.id})
+    assert registry.version_state(version) is VersionState.STAGED
+    with database.transaction() as connection:
+        jobs.set_state(connection, job.id, JobState.CANCELLED)
+    database.close()
+    await registry.delete(version)
 
 
 async def test_a_model_of_its_own_name(registry: ModelRegistry) -> None:

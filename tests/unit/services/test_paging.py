@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hotclip_server.errors import InvalidArgument
+from hotclip_server.services.datasets import newest_first_key
 from hotclip_server.services.paging import PageRequest
 
 
@@ -39,6 +43,16 @@ def test_a_token_of_another_listing_is_refused() -> None:
         PageRequest.parse(1, token, listing="versions/b")
     with pytest.raises(InvalidArgument):
         PageRequest.parse(1, token, listing="versions/a", kinds=(float, str))
+
+
+@pytest.mark.parametrize("key", ["5", "{{", '"x"', "[" * 2000, '["not a time", "id"]', "\ud800"])
+def test_a_token_with_the_right_seal_and_a_wrong_key_is_refused(key: str) -> None:
+    body = key.encode(errors="surrogatepass")
+    seal = hashlib.sha256(b"x\0" + body).digest()[:8]
+    token = base64.urlsafe_b64encode(seal + body).decode().rstrip("=")
+    with pytest.raises(InvalidArgument) as caught:
+        newest_first_key(PageRequest.parse(1, token, listing="x", kinds=(str, str)))
+    assert caught.value.reason == "PAGE_TOKEN_INVALID"
 
 
 def test_sizes() -> None:
