@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,9 @@ def test_builtin_mini_is_small_and_scores_what_its_card_says(tmp_path: Path):
     assert sum(file.stat().st_size for file in files) <= 16 * 2**20
     config = json.loads((BUILTIN / "open_clip_config.json").read_text("utf-8"))
     assert config == {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
-    stated = json.loads((BUILTIN / "metrics.json").read_text("utf-8"))["metrics"]
+    facts = json.loads((BUILTIN / "metrics.json").read_text("utf-8"))
+    assert facts["training"] == json.loads(json.dumps(asdict(TRAIN)))  # what the recipe says
+    stated = facts["metrics"]
     clip = load_clip(BUILTIN)
     drawings = {c.code: render(c.code, "openmoji", 64) for c in load_concepts()}
     pairs = [Pair(c.code, concept_name(c, "en"), c.code) for c in load_concepts()]
