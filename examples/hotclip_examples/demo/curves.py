@@ -42,10 +42,11 @@ def line_chart(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down:.1f}" y2="{down:.1f}" class="grid"/>'
             f'<text x="{LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{value:.3g}</text>'
         )
-    for x in (x_low, x_low + x_span / 2, x_low + x_span):
+    for share, anchor in ((0, "middle"), (0.5, "middle"), (1, "end")):
+        x = x_low + x_span * share
         across, _ = place(x, 0)
         parts.append(
-            f'<text x="{across:.1f}" y="{HEIGHT - 18}" text-anchor="middle">{x:.4g}</text>'
+            f'<text x="{across:.1f}" y="{HEIGHT - 18}" text-anchor="{anchor}">{x:.4g}</text>'
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(
