@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -88,6 +90,27 @@ def test_malformed_streams(stubs: Stubs, messages: list[Upload], field: str) -> 
     assert bad_fields(refused.value) == [field]
 
 
+@pytest.mark.parametrize("attempt", range(6))
+def test_a_stream_that_breaks_after_whole_rows_stores_nothing(stubs: Stubs, attempt: int) -> None:
+    sent, name = threading.Event(), f"broken-{attempt}"
+
+    def breaks() -> Iterator[Upload]:
+        yield from upload_messages(name, drawn_pairs()[: 4 + attempt])
+        sent.set()
+        left.wait(10)
+
+    left = threading.Event()
+    call = stubs.datasets.UploadDataset.future(breaks(), timeout=30)
+    assert sent.wait(10)
+    time.sleep(0.1)  # the server has read it all
+    call.cancel()
+    left.set()
+    time.sleep(0.3)
+    with pytest.raises(grpc.RpcError) as unknown:
+        stubs.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset=name))
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 def test_a_broken_stream_leaves_nothing(stubs: Stubs, server: ServerProcess) -> None:
     root = server.data_dir / "datasets"
     before = sorted(root.iterdir())
@@ -105,6 +128,7 @@ def test_a_broken_stream_leaves_nothing(stubs: Stubs, server: ServerProcess) -> 
     with pytest.raises(grpc.RpcError) as unknown:
         stubs.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset="broken"))
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
-    stubs.upload("whole", drawn_pairs()[:4])  # the executor has come to the clearing up
-    stubs.datasets.DeleteDataset(dataset_pb2.DeleteDatasetRequest(dataset="whole"))
+    deadline = time.monotonic() + 10
+    while sorted(root.iterdir()) != before and time.monotonic() < deadline:
+        time.sleep(0.02)  # it is cleared up off the loop
     assert sorted(root.iterdir()) == before

@@ -25,6 +25,9 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 LONGEST_DESCRIPTION = 4096
 LONGEST_REQUEST_ID = 128
 PAIRS_A_MESSAGE = 1024
+BROKEN_AFTER_S = 0.1
+"""gRPC ends the messages of a broken stream like those of a complete one, and cancels the call
+only a moment later. Until then nothing is stored."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -47,6 +50,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         try:
             async for request in request_iterator:
                 await self._add(upload, request)
+            await asyncio.sleep(BROKEN_AFTER_S)
             # The stream is complete: it is stored even if the caller leaves now.
             commit = self._datasets.commit(upload, first.open.name, first.open.description)
             record = await asyncio.shield(asyncio.create_task(commit))
