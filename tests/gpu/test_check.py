@@ -46,6 +46,16 @@ def test_says_when_there_is_no_device() -> None:
     assert "finds no CUDA device" in run.stderr
 
 
+def test_every_test_of_a_device_is_among_those_that_are_run() -> None:
+    marked = [
+        path
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if "mark.gpu" in path.read_text(encoding="utf-8")
+    ]
+    assert marked
+    assert {path.parent for path in marked} == {ROOT / "tests/gpu"}
+
+
 def test_parity_is_strict() -> None:
     from benchmarks.parity import compare
 

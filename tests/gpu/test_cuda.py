@@ -11,10 +11,10 @@ from hotclip_server.encoding.protocol import Tower
 pytestmark = pytest.mark.gpu
 
 # Largest distance to the reference over the median distance between references.
-DISTANCE_RATIO = {"fp32": 0.01, "bf16": 0.1}
+DISTANCE_RATIO = {"fp32": 0.01, "bf16": 0.1, "fp16": 0.1}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", DISTANCE_RATIO)
 @pytest.mark.parametrize("source", ["builtin:mini", "ViT-B-32::"])
 def test_vectors_equal_open_clip(source: str, precision: str, cuda: str, tmp_path: Path) -> None:
     from benchmarks.parity import Reference, compare

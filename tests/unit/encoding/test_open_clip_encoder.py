@@ -92,20 +92,3 @@ def test_a_bad_image_is_refused(encoder: OpenClipEncoder) -> None:
 def test_the_model_does_not_learn_by_serving(encoder: OpenClipEncoder) -> None:
     assert not encoder.model.training
     assert not any(value.requires_grad for value in encoder.model.parameters())
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.01), ("bf16", 0.1), ("fp16", 0.1)])
-def test_cuda_equals_the_cpu(precision: str, tolerance: float, tmp_path: Path) -> None:
-    exact = encoder_of(tmp_path, "clip")
-    store = VersionStore(tmp_path / "versions", models_dir=tmp_path / "models")
-    version = store.import_source("local:clip").id
-    on_device = store.load(version, device="cuda", precision=precision)
-    for tower, items in (
-        (Tower.TEXT, [exact.prepare_text(f"number {i}") for i in range(INPUTS)]),
-        (Tower.VISION, [exact.prepare_image(encoded(photograph(i))) for i in range(INPUTS)]),
-    ):
-        reference = exact.encode(tower, items)
-        vectors = on_device.encode(tower, items)
-        assert_parity(vectors, reference, range(INPUTS), tolerance=tolerance)
