@@ -20,7 +20,13 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from hotclip_server.drain import Drain
-from hotclip_server.errors import HotclipError, InvalidArgument, Unavailable, Unimplemented
+from hotclip_server.errors import (
+    HotclipError,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +84,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         drain: Ends streams when the server stops.
+        max_message_bytes: Largest answer; gRPC would refuse it without a reason.
     """
 
-    def __init__(self, drain: Drain) -> None:
+    def __init__(self, drain: Drain, max_message_bytes: int) -> None:
         self._drain = drain
+        self._max_message_bytes = max_message_bytes
 
     async def intercept_service(
         self,
@@ -115,7 +123,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> Any:
             try:
                 with self._drain.unary(method):
-                    return await behaviour(request, context)
+                    answer = await behaviour(request, context)
+                    if answer.ByteSize() > self._max_message_bytes:
+                        raise ResourceExhausted(
+                            f"the answer is larger than {self._max_message_bytes} bytes; ask for "
+                            "less at a time",
+                            reason="ANSWER_TOO_LARGE",
+                        )
+                    return answer
             except BaseException as error:  # noqa: BLE001 - mapped or raised again, never dropped
                 await self._fail(method, context, error)
 

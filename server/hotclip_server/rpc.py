@@ -91,7 +91,7 @@ def make_server(
         services: Servicers; services without one answer UNIMPLEMENTED.
     """
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor(drain)],
+        interceptors=[ErrorInterceptor(drain, config.max_message_bytes)],
         options=[
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", config.max_message_bytes),

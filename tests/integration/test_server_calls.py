@@ -185,6 +185,20 @@ async def test_a_message_of_another_type_is_an_invalid_argument(channel, message
     assert "DecodeError" not in (refused.value.details() or "") + (ended.value.details() or "")
 
 
+async def test_an_answer_over_the_message_limit_says_so(config):
+    small = replace(config, max_message_bytes=64 << 10)
+    async with (
+        running_server(small) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        stub = encode_pb2_grpc.EncodeServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Encode(texts(*("x" for _ in range(600))))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        info = details(refused.value, error_details_pb2.ErrorInfo)[0]
+        assert info.reason == "ANSWER_TOO_LARGE"
+
+
 async def test_a_cancellation_from_within_does_not_hang_the_client(running, stub, monkeypatch):
     def cancelled(*_args: str) -> None:
         raise asyncio.CancelledError

@@ -139,17 +139,17 @@ class FineTuneRequest(message.Message):
     epochs: builtins.int
     """Passes over the data, 1 to 1,000; default 5."""
     max_steps: builtins.int
-    """If set, ends after so many steps at the latest."""
+    """Optimizer steps in total, instead of epochs; 1 to 100,000,000."""
     batch_size: builtins.int
     """Pairs a step, 2 to 65,536; default 64."""
     learning_rate: builtins.float
-    """Peak, > 0; default 1e-5."""
+    """Peak, above 0, at most 1; default 1e-5."""
     warmup: builtins.float
     """Share of the steps with rising learning rate, in [0, 1); default 0.05."""
     scheduler: Scheduler.ValueType
     """Default cosine."""
     weight_decay: builtins.float
-    """AdamW's decay of matrices, >= 0; default 0.05."""
+    """AdamW's decay of matrices, 0 to 10; default 0.05."""
     clip_norm: builtins.float
     """Largest gradient norm, > 0; default 1.0."""
     loss: Loss.ValueType
@@ -159,7 +159,7 @@ class FineTuneRequest(message.Message):
     lock_text: builtins.bool
     """clip-text stays as it is."""
     seed: builtins.int
-    """Default 0."""
+    """Below 2^63; default 0."""
     activation: Activation.ValueType
     """Default IF_BETTER."""
     name: builtins.str

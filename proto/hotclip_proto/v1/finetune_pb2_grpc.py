@@ -60,7 +60,7 @@ class FineTuneServiceServicer(object):
         "monitor", the mean of both reciprocal ranks, which decides which weights are best.
         AFTER tells of the best weights: those are stored. Errors:
         INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
-        ALREADY_EXISTS (name).
+        ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -68,7 +68,8 @@ class FineTuneServiceServicer(object):
 
     def Evaluate(self, request, context):
         """Queues a job that measures retrieval of a version on a dataset, both directions.
-        Errors: INVALID_ARGUMENT, NOT_FOUND.
+        Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+        FAILED_PRECONDITION/NO_LIVE_VERSION (no version).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,11 +42,12 @@ class FineTuneServiceStub:
     "monitor", the mean of both reciprocal ranks, which decides which weights are best.
     AFTER tells of the best weights: those are stored. Errors:
     INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
-    ALREADY_EXISTS (name).
+    ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version).
     """
     Evaluate: _grpc.UnaryUnaryMultiCallable[_finetune_pb2.EvaluateRequest, _job_pb2.Job]
     """Queues a job that measures retrieval of a version on a dataset, both directions.
-    Errors: INVALID_ARGUMENT, NOT_FOUND.
+    Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+    FAILED_PRECONDITION/NO_LIVE_VERSION (no version).
     """
 
 @_typing.type_check_only
@@ -62,11 +63,12 @@ class FineTuneServiceAsyncStub(FineTuneServiceStub):
     "monitor", the mean of both reciprocal ranks, which decides which weights are best.
     AFTER tells of the best weights: those are stored. Errors:
     INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
-    ALREADY_EXISTS (name).
+    ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version).
     """
     Evaluate: _aio.UnaryUnaryMultiCallable[_finetune_pb2.EvaluateRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Queues a job that measures retrieval of a version on a dataset, both directions.
-    Errors: INVALID_ARGUMENT, NOT_FOUND.
+    Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+    FAILED_PRECONDITION/NO_LIVE_VERSION (no version).
     """
 
 class FineTuneServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -85,7 +87,7 @@ class FineTuneServiceServicer(metaclass=_abc_1.ABCMeta):
         "monitor", the mean of both reciprocal ranks, which decides which weights are best.
         AFTER tells of the best weights: those are stored. Errors:
         INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
-        ALREADY_EXISTS (name).
+        ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version).
         """
 
     @_abc_1.abstractmethod
@@ -95,7 +97,8 @@ class FineTuneServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Queues a job that measures retrieval of a version on a dataset, both directions.
-        Errors: INVALID_ARGUMENT, NOT_FOUND.
+        Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+        FAILED_PRECONDITION/NO_LIVE_VERSION (no version).
         """
 
 def add_FineTuneServiceServicer_to_server(servicer: FineTuneServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -66,7 +66,8 @@ class ModelServiceStub:
     """
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteVersionRequest, _model_pb2.DeleteVersionResponse]
     """Removes a version and its files. Errors: NOT_FOUND,
-    FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection).
+    FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection, needed by a
+    job that has not ended).
     """
     MergeVersions: _grpc.UnaryUnaryMultiCallable[_model_pb2.MergeVersionsRequest, _model_pb2.Version]
     """WiSE-FT: a new stored version (1 - alpha) * base + alpha * tuned, of fp32
@@ -118,7 +119,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteVersionRequest, _model_pb2.DeleteVersionResponse]  # type: ignore[assignment]
     """Removes a version and its files. Errors: NOT_FOUND,
-    FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection).
+    FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection, needed by a
+    job that has not ended).
     """
     MergeVersions: _aio.UnaryUnaryMultiCallable[_model_pb2.MergeVersionsRequest, _model_pb2.Version]  # type: ignore[assignment]
     """WiSE-FT: a new stored version (1 - alpha) * base + alpha * tuned, of fp32
@@ -221,7 +223,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DeleteVersionResponse, _abc.Awaitable[_model_pb2.DeleteVersionResponse]]:
         """Removes a version and its files. Errors: NOT_FOUND,
-        FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection).
+        FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection, needed by a
+        job that has not ended).
         """
 
     @_abc_1.abstractmethod

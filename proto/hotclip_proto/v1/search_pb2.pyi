@@ -465,7 +465,7 @@ class StringList(message.Message):
 
 @typing.final
 class Range(message.Message):
-    """Bounds of a number; those left out do not bind."""
+    """Bounds of a number, finite; those left out do not bind."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -549,7 +549,7 @@ class SearchRequest(message.Message):
     limit: builtins.int
     """Hits a query, 1 to 1,000; default 10."""
     score_threshold: builtins.float
-    """Only hits of at least this cosine."""
+    """Only hits of at least this cosine; finite."""
     exact: builtins.bool
     """Compare with every vector instead of the approximate index."""
     expected_space_id: builtins.str
@@ -674,9 +674,9 @@ class ReindexRequest(message.Message):
     version: builtins.str
     """Staged or stored version to build for. Required."""
     name: builtins.str
-    """Unique among jobs; empty: the id."""
+    """Unique among jobs; 1 to 128 of [A-Za-z0-9._-]; empty: the id."""
     request_id: builtins.str
-    """The same id again returns the first call's job."""
+    """At most 128 characters. The same id again returns the first call's job."""
     def __init__(
         self,
         *,

@@ -131,8 +131,10 @@ class SearchServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Search(self, request, context):
-        """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter),
-        FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space).
+        """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold),
+        FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space),
+        RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer queries or hits), /TOO_MANY_ITEMS
+        (more texts and images than max_items_per_request).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,8 +143,9 @@ class SearchServiceServicer(object):
     def Reindex(self, request, context):
         """Queues a job that builds the collection's vectors anew with a staged version into
         a shadow; ActivateVersion puts version and shadow live together. Points stored
-        without their source (keep_sources false) can't be reindexed. Errors: NOT_FOUND,
-        FAILED_PRECONDITION/SOURCES_MISSING.
+        without their source (keep_sources false) can't be reindexed. A job that fails or is
+        cancelled leaves no shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+        FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

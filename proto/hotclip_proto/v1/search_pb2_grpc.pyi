@@ -55,14 +55,17 @@ class SearchServiceStub:
     Delete: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]
     """Removes points by id; unknown ids are ignored. Errors: NOT_FOUND (collection)."""
     Search: _grpc.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]
-    """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter),
-    FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space).
+    """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold),
+    FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space),
+    RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer queries or hits), /TOO_MANY_ITEMS
+    (more texts and images than max_items_per_request).
     """
     Reindex: _grpc.UnaryUnaryMultiCallable[_search_pb2.ReindexRequest, _job_pb2.Job]
     """Queues a job that builds the collection's vectors anew with a staged version into
     a shadow; ActivateVersion puts version and shadow live together. Points stored
-    without their source (keep_sources false) can't be reindexed. Errors: NOT_FOUND,
-    FAILED_PRECONDITION/SOURCES_MISSING.
+    without their source (keep_sources false) can't be reindexed. A job that fails or is
+    cancelled leaves no shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+    FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
     """
 
 @_typing.type_check_only
@@ -91,14 +94,17 @@ class SearchServiceAsyncStub(SearchServiceStub):
     Delete: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]  # type: ignore[assignment]
     """Removes points by id; unknown ids are ignored. Errors: NOT_FOUND (collection)."""
     Search: _aio.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]  # type: ignore[assignment]
-    """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter),
-    FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space).
+    """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold),
+    FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space),
+    RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer queries or hits), /TOO_MANY_ITEMS
+    (more texts and images than max_items_per_request).
     """
     Reindex: _aio.UnaryUnaryMultiCallable[_search_pb2.ReindexRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Queues a job that builds the collection's vectors anew with a staged version into
     a shadow; ActivateVersion puts version and shadow live together. Points stored
-    without their source (keep_sources false) can't be reindexed. Errors: NOT_FOUND,
-    FAILED_PRECONDITION/SOURCES_MISSING.
+    without their source (keep_sources false) can't be reindexed. A job that fails or is
+    cancelled leaves no shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+    FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
     """
 
 class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -166,8 +172,10 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.SearchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.SearchResponse, _abc.Awaitable[_search_pb2.SearchResponse]]:
-        """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter),
-        FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space).
+        """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold),
+        FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space),
+        RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer queries or hits), /TOO_MANY_ITEMS
+        (more texts and images than max_items_per_request).
         """
 
     @_abc_1.abstractmethod
@@ -178,8 +186,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Queues a job that builds the collection's vectors anew with a staged version into
         a shadow; ActivateVersion puts version and shadow live together. Points stored
-        without their source (keep_sources false) can't be reindexed. Errors: NOT_FOUND,
-        FAILED_PRECONDITION/SOURCES_MISSING.
+        without their source (keep_sources false) can't be reindexed. A job that fails or is
+        cancelled leaves no shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+        FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
         """
 
 def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
