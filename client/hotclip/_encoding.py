@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from hotclip._embeddings import Embeddings, unpack, wire_dtype
 from hotclip._inputs import is_single, item_of, may_block
 from hotclip._server import Limits
-from hotclip._status import item_errors
+from hotclip._status import item_errors, placed
 from hotclip.errors import (
     DataLoss,
     FailedPrecondition,
@@ -115,7 +115,7 @@ class Chunk:
         errors = list(self.failed)
         for error in item_errors(reply.errors):
             index = self.start + self.positions[error.index]
-            errors.append(ItemError(index, error.code, error.reason, error.message))
+            errors.append(placed(error, index))
         errors.sort(key=lambda e: e.index)
         if not self.failed:
             return got, errors

@@ -14,7 +14,7 @@ from hotclip._embeddings import Embeddings
 from hotclip._encoding import OnError, too_large
 from hotclip._inputs import Item, item_of
 from hotclip._server import Limits
-from hotclip._status import item_errors
+from hotclip._status import item_errors, placed
 from hotclip.errors import InvalidArgument, ItemError, ItemsFailed
 from hotclip_proto.v1 import search_pb2
 
@@ -133,7 +133,7 @@ class UpsertTally:
         self._errors += block.failed
         for error in item_errors(reply.errors):
             index = block.positions[error.index]
-            self._errors.append(ItemError(index, error.code, error.reason, error.message))
+            self._errors.append(placed(error, index))
 
     def result(self) -> Upserted:
         """What became of all points; with "raise" raises ItemsFailed if some were bad."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import grpc
@@ -74,6 +75,13 @@ def error_of(code: grpc.StatusCode, reason: str, message: str) -> HotclipError:
 def item_errors(errors: Iterable[types_pb2.ItemError], offset: int = 0) -> list[ItemError]:
     """Errors of single items, their positions moved by `offset`."""
     return [ItemError(e.index + offset, status_code(e.code), e.reason, e.message) for e in errors]
+
+
+def placed(error: ItemError, index: int) -> ItemError:
+    """The error at the caller's position, which its message may name as well."""
+    own = re.compile(rf"^(items|points)\[{error.index}\]")
+    message = own.sub(rf"\1[{index}]", error.message)
+    return ItemError(index, error.code, error.reason, message)
 
 
 def from_rpc(error: grpc.RpcError) -> HotclipError:

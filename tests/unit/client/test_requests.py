@@ -128,6 +128,14 @@ def test_points_are_cut_and_errors_keep_their_place(count: int, most: int) -> No
     assert found - {5} == {i for i in range(count) if i % 5 == 4}
 
 
+def test_messages_name_the_callers_position() -> None:
+    _, second = chunks(["a", "b", "c"], Limits(max_items_per_request=2))
+    reply = answer(encode_pb2.EncodeRequest(items=second.items))
+    reply.errors.add(index=0, code=3, reason="BAD", message="items[0].text: odd, not items[0]")
+    [error] = second.rows(reply)[1]
+    assert (error.index, error.message) == (2, "items[2].text: odd, not items[0]")
+
+
 def test_what_is_too_large_fails_alone() -> None:
     limits = Limits(max_message_bytes=1 << 20)
     large = [b"x" * (1 << 20), "x" * (9 << 10)]
