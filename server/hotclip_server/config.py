@@ -6,6 +6,7 @@ wins over the defaults.
 
 from __future__ import annotations
 
+import math
 import re
 import typing
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+LARGEST_INT32, LARGEST_UINT32 = (1 << 31) - 1, (1 << 32) - 1
+"""What gRPC takes as an option, and what GetServerInfo tells in 32 bits."""
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -31,7 +35,15 @@ Check = Callable[[Any], str]
 
 
 def _at_least(least: float) -> Check:
-    return lambda value: "" if value >= least else f"must be at least {least}, is {value}"
+    return lambda value: (
+        "" if least <= value < math.inf else f"must be finite and at least {least}, is {value}"
+    )
+
+
+def _within(least: int, most: int) -> Check:
+    return lambda value: (
+        "" if least <= value <= most else f"must be within {least} and {most}, is {value}"
+    )
 
 
 def _one_of(*choices: str) -> Check:
@@ -93,31 +105,31 @@ class ServerConfig:
     """Least severity that is logged: debug, info, warning or error."""
     log_format: Annotated[str, _one_of("text", "json")] = "text"
     """Log lines for people (text) or one JSON object a line (json)."""
-    max_message_bytes: Annotated[int, _at_least(64 * KIB)] = 16 * MIB
+    max_message_bytes: Annotated[int, _within(64 * KIB, LARGEST_INT32)] = 16 * MIB
     """Bytes of one gRPC message, either way."""
-    max_items_per_request: Annotated[int, _at_least(1)] = 1024
+    max_items_per_request: Annotated[int, _within(1, LARGEST_UINT32)] = 1024
     """Items of one Encode, Rank or Upsert."""
-    max_text_bytes: Annotated[int, _at_least(1)] = 8 * KIB
+    max_text_bytes: Annotated[int, _within(1, LARGEST_UINT32)] = 8 * KIB
     """UTF-8 bytes of one text."""
     max_image_bytes: Annotated[int, _at_least(1)] = 20 * MIB
     """Bytes of one encoded image."""
     max_image_pixels: Annotated[int, _at_least(1)] = 50_000_000
     """Pixels of one image; read from its header before decoding."""
-    max_queue_items: Annotated[int, _at_least(1)] = 20_000
+    max_queue_items: Annotated[int, _within(1, LARGEST_UINT32)] = 20_000
     """Items that may wait to be encoded; beyond, requests are refused with UNAVAILABLE."""
     max_queue_bytes: Annotated[int, _at_least(1 * MIB)] = 512 * MIB
     """Bytes that may wait to be encoded."""
-    max_stream_in_flight: Annotated[int, _at_least(1)] = 16
+    max_stream_in_flight: Annotated[int, _within(1, LARGEST_UINT32)] = 16
     """Requests of one EncodeStream that may be unanswered."""
-    max_concurrent_streams: Annotated[int, _at_least(1)] = 100
+    max_concurrent_streams: Annotated[int, _within(1, LARGEST_INT32)] = 100
     """Calls that may run at a time on one connection."""
     max_dataset_bytes: Annotated[int, _at_least(1)] = 10 * GIB
     """Bytes of one uploaded dataset."""
     min_free_disk_bytes: Annotated[int, _at_least(0)] = 256 * MIB
     """Uploads are refused when less than this would stay free on the disk."""
-    max_collections: Annotated[int, _at_least(1)] = 1000
+    max_collections: Annotated[int, _within(1, LARGEST_UINT32)] = 1000
     """Number of collections."""
-    max_payload_bytes: Annotated[int, _at_least(1)] = 64 * KIB
+    max_payload_bytes: Annotated[int, _within(1, LARGEST_UINT32)] = 64 * KIB
     """Bytes of one point's payload, as JSON."""
     resume_jobs: Annotated[str, _one_of("auto", "manual")] = "auto"
     """After a restart, jobs that were interrupted go on by themselves (auto) or when asked to

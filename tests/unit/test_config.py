@@ -67,6 +67,20 @@ def test_every_bad_field_is_named_with_its_reason(tmp_path: Path):
     assert "environment" in found["threads"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shutdown_grace_s", "inf"),
+        ("watchdog_s", "nan"),
+        ("max_message_bytes", "2GiB"),
+        ("max_items_per_request", str(1 << 32)),
+        ("max_concurrent_streams", str(1 << 31)),
+    ],
+)
+def test_numbers_that_nothing_can_hold_are_refused(name: str, value: str):
+    assert list(problems([f"--{name.replace('_', '-')}", value])) == [name]
+
+
 @pytest.mark.parametrize("content", [None, "port = ", "= 1"])
 def test_an_unreadable_file_is_named(tmp_path: Path, content: str | None):
     file = tmp_path / "server.toml"
