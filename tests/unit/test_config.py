@@ -40,7 +40,7 @@ def test_flags_win_over_the_environment_over_the_file_over_defaults(tmp_path: Pa
     [("64KiB", 65536), ("16 MiB", 16 << 20), ("1_048_576", 1 << 20), ("2gib", 2 << 30)],
 )
 def test_sizes(text: str, value: int):
-    assert read_config(["--max-message-bytes", text], {}).max_message_bytes == value
+    assert read_config(["--max-dataset-bytes", text], {}).max_dataset_bytes == value
 
 
 def test_booleans_paths_and_floats():
