@@ -22,6 +22,8 @@ from hotclip_proto.v1 import (
     encode_pb2_grpc,
     finetune_pb2,
     finetune_pb2_grpc,
+    search_pb2,
+    search_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
     types_pb2,
@@ -197,6 +199,17 @@ async def test_an_answer_over_the_message_limit_says_so(config):
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         info = details(refused.value, error_details_pb2.ErrorInfo)[0]
         assert info.reason == "ANSWER_TOO_LARGE"
+
+
+async def test_a_listing_goes_on_while_collections_are_deleted(channel):
+    stub = search_pb2_grpc.SearchServiceStub(channel)
+    for n in range(30):
+        await stub.CreateCollection(search_pb2.CreateCollectionRequest(name=f"c{n:02}"))
+    for n in range(29, 24, -1):
+        listing = stub.ListCollections(search_pb2.ListCollectionsRequest())
+        deletion = stub.DeleteCollection(search_pb2.DeleteCollectionRequest(name=f"c{n:02}"))
+        listed, _ = await asyncio.gather(listing, deletion)
+        assert len(listed.collections) in (n, n + 1)
 
 
 async def test_a_cancellation_from_within_does_not_hang_the_client(running, stub, monkeypatch):

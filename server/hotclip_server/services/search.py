@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+from contextlib import suppress
 from typing import Any
 
 import grpc
 
 from hotclip_proto.v1 import job_pb2, search_pb2, search_pb2_grpc
-from hotclip_server.errors import FieldViolation, InvalidArgument, ResourceExhausted
+from hotclip_server.errors import FieldViolation, InvalidArgument, NotFound, ResourceExhausted
 from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.search.collections import Collections
@@ -68,10 +69,11 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         """By name."""
         page = PageRequest.parse(request.page_size, request.page_token, listing="collections")
         rows, token = page.select(self._collections.catalogue.list(), key=lambda r: (r.name,))
-        counts = [await self._collections.count(row.name) for row in rows]
-        return search_pb2.ListCollectionsResponse(
-            collections=map(collection_to_proto, rows, counts), next_page_token=token
-        )
+        found = []
+        for row in rows:
+            with suppress(NotFound):  # Deleted meanwhile.
+                found.append(collection_to_proto(row, await self._collections.count(row.name)))
+        return search_pb2.ListCollectionsResponse(collections=found, next_page_token=token)
 
     async def DeleteCollection(  # noqa: N802 - named by the proto
         self, request: search_pb2.DeleteCollectionRequest, context: Context
