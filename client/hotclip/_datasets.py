@@ -120,6 +120,8 @@ class Upload:
                         yield dataset_pb2.UploadDatasetRequest(image=image)
                 block.pairs.add(image_key=key, text=pair.text, group=pair.group)
             yield dataset_pb2.UploadDatasetRequest(pairs=block)
+        close = dataset_pb2.DatasetClose(pairs=len(self._pairs), images=len(self._sent))
+        yield dataset_pb2.UploadDatasetRequest(close=close)
 
     def _check_size(self, pair: ImagePair, size: int) -> None:
         if size > self._largest:

@@ -58,7 +58,9 @@ class Stubs:
 def upload_messages(name: str, pairs: Sequence[tuple[bytes, str]]) -> Iterator[Upload]:
     """An upload: each image once, all pairs in one message."""
     yield Upload(open=dataset_pb2.DatasetOpen(name=name, description="drawn"))
-    for image in dict.fromkeys(image for image, _ in pairs):
+    images = dict.fromkeys(image for image, _ in pairs)
+    for image in images:
         yield Upload(image=dataset_pb2.DatasetImage(key=key_of(image), data=image))
     rows = [dataset_pb2.DatasetPair(image_key=key_of(i), text=text) for i, text in pairs]
     yield Upload(pairs=dataset_pb2.DatasetPairs(pairs=rows))
+    yield Upload(close=dataset_pb2.DatasetClose(pairs=len(rows), images=len(images)))

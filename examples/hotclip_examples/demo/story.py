@@ -29,8 +29,8 @@ class Recipe:
     """How much to do and how to train."""
 
     concepts: int = 1906
-    epochs: int = 10
-    learning_rate: float = 1.5e-3
+    epochs: int = 14
+    learning_rate: float = 1e-3
     batch_size: int = 128
     seed: int = 0
 

@@ -103,6 +103,7 @@ class UploadDatasetRequest(message.Message):
     IMAGE_FIELD_NUMBER: builtins.int
     PAIR_FIELD_NUMBER: builtins.int
     PAIRS_FIELD_NUMBER: builtins.int
+    CLOSE_FIELD_NUMBER: builtins.int
     @builtins.property
     def open(self) -> DatasetOpen: ...
     @builtins.property
@@ -113,6 +114,10 @@ class UploadDatasetRequest(message.Message):
     def pairs(self) -> DatasetPairs:
         """Many pairs in a message."""
 
+    @builtins.property
+    def close(self) -> DatasetClose:
+        """The last message."""
+
     def __init__(
         self,
         *,
@@ -120,12 +125,13 @@ class UploadDatasetRequest(message.Message):
         image: DatasetImage | None = ...,
         pair: DatasetPair | None = ...,
         pairs: DatasetPairs | None = ...,
+        close: DatasetClose | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["image", b"image", "open", b"open", "pair", b"pair", "pairs", b"pairs", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["close", b"close", "image", b"image", "open", b"open", "pair", b"pair", "pairs", b"pairs", "part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["image", b"image", "open", b"open", "pair", b"pair", "pairs", b"pairs", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["close", b"close", "image", b"image", "open", b"open", "pair", b"pair", "pairs", b"pairs", "part", b"part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = typing.Literal["open", "image", "pair", "pairs"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = typing.Literal["open", "image", "pair", "pairs", "close"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -144,6 +150,30 @@ class DatasetPairs(message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["pairs", b"pairs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DatasetClose(message.Message):
+    """Ends an upload: a stream that ends without it was cut and is not stored."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PAIRS_FIELD_NUMBER: builtins.int
+    IMAGES_FIELD_NUMBER: builtins.int
+    pairs: builtins.int
+    """Pairs sent, duplicates included."""
+    images: builtins.int
+    """Images sent."""
+    def __init__(
+        self,
+        *,
+        pairs: builtins.int = ...,
+        images: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["images", b"images", "pairs", b"pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -178,7 +208,7 @@ class Dataset(message.Message):
     groups: builtins.int
     """Number of different groups; 0 when none is given."""
     size_bytes: builtins.int
-    """Bytes on disk."""
+    """Bytes of images and pairs on disk."""
     duplicate_pairs: builtins.int
     """Pairs that were given more than once and are kept once."""
     @builtins.property

@@ -68,7 +68,7 @@ class DatasetServiceServicer(object):
 
     def UploadDataset(self, request_iterator, context):
         """First message: open; then pairs and images in any order, an image before or after
-        the pairs that name it. Nothing is kept if the stream breaks. Errors:
+        the pairs that name it; last message: close. Nothing is kept if the stream breaks. Errors:
         INVALID_ARGUMENT (row and field in the violation; image that cannot be read; name
         already taken by other content: ALREADY_EXISTS), RESOURCE_EXHAUSTED (bytes, disk),
         DATA_LOSS (checksum).

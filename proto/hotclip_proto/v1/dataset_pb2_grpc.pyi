@@ -35,7 +35,7 @@ class DatasetServiceStub:
     def __new__(cls, channel: _aio.Channel) -> DatasetServiceAsyncStub: ...
     UploadDataset: _grpc.StreamUnaryMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.Dataset]
     """First message: open; then pairs and images in any order, an image before or after
-    the pairs that name it. Nothing is kept if the stream breaks. Errors:
+    the pairs that name it; last message: close. Nothing is kept if the stream breaks. Errors:
     INVALID_ARGUMENT (row and field in the violation; image that cannot be read; name
     already taken by other content: ALREADY_EXISTS), RESOURCE_EXHAUSTED (bytes, disk),
     DATA_LOSS (checksum).
@@ -58,7 +58,7 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadDataset: _aio.StreamUnaryMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.Dataset]  # type: ignore[assignment]
     """First message: open; then pairs and images in any order, an image before or after
-    the pairs that name it. Nothing is kept if the stream breaks. Errors:
+    the pairs that name it; last message: close. Nothing is kept if the stream breaks. Errors:
     INVALID_ARGUMENT (row and field in the violation; image that cannot be read; name
     already taken by other content: ALREADY_EXISTS), RESOURCE_EXHAUSTED (bytes, disk),
     DATA_LOSS (checksum).
@@ -84,7 +84,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.Dataset, _abc.Awaitable[_dataset_pb2.Dataset]]:
         """First message: open; then pairs and images in any order, an image before or after
-        the pairs that name it. Nothing is kept if the stream breaks. Errors:
+        the pairs that name it; last message: close. Nothing is kept if the stream breaks. Errors:
         INVALID_ARGUMENT (row and field in the violation; image that cannot be read; name
         already taken by other content: ALREADY_EXISTS), RESOURCE_EXHAUSTED (bytes, disk),
         DATA_LOSS (checksum).

@@ -97,6 +97,20 @@ class DatasetUpload:
                     )
             self._spool.execute("COMMIT")
 
+    def check_complete(self, pairs: int, images: int) -> None:
+        """Raises InvalidArgument if the caller sent other numbers than came."""
+        sent = {
+            "close.pairs": (pairs, self._pairs_seen),
+            "close.images": (images, self._images_seen),
+        }
+        wrong = [
+            FieldViolation(field, f"says {said}, {came} came")
+            for field, (said, came) in sent.items()
+            if said != came
+        ]
+        if wrong:
+            raise InvalidArgument.fields(wrong, reason="UPLOAD_INCOMPLETE")
+
     def finish(self) -> Staged:
         """Checks what goes together and writes the files of the dataset.
 
@@ -214,7 +228,8 @@ class DatasetUpload:
             "SELECT count(DISTINCT grp) FROM pairs WHERE grp != ''"
         ).fetchone()[0]
         images = self._spool.execute("SELECT count(*) FROM images").fetchone()[0]
-        names = (IMAGES, IMAGE_INDEX, PAIRS)
+        # Not of the index: its offsets depend on the order of the upload.
+        names = (IMAGES, PAIRS)
         return DatasetCounts(
             pairs=pairs,
             images=images,

@@ -25,9 +25,6 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 LONGEST_DESCRIPTION = 4096
 LONGEST_REQUEST_ID = 128
 PAIRS_A_MESSAGE = 1024
-BROKEN_AFTER_S = 0.1
-"""gRPC ends the messages of a broken stream like those of a complete one, and cancels the call
-only a moment later. Until then nothing is stored."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -48,9 +45,17 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         _check_open(first.open)
         upload = await self._datasets.begin()
         try:
+            closed = False
             async for request in request_iterator:
+                if closed:
+                    raise InvalidArgument.field("close", "must be in the last message")
+                closed = request.WhichOneof("part") == "close"
                 await self._add(upload, request)
-            await asyncio.sleep(BROKEN_AFTER_S)
+            if not closed:
+                # gRPC ends the messages of a broken stream like those of a complete one.
+                raise InvalidArgument.field(
+                    "close", "the stream ended without it", reason="UPLOAD_INCOMPLETE"
+                )
             # The stream is complete: it is stored even if the caller leaves now.
             commit = self._datasets.commit(upload, first.open.name, first.open.description)
             record = await asyncio.shield(asyncio.create_task(commit))
@@ -100,6 +105,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
 
     async def _add(self, upload: DatasetUpload, request: dataset_pb2.UploadDatasetRequest) -> None:
         match request.WhichOneof("part"):
+            case "close":
+                upload.check_complete(request.close.pairs, request.close.images)
             case "image":
                 await self._datasets.run(upload.add_image, request.image.key, request.image.data)
             case "pair":

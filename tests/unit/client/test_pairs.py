@@ -104,8 +104,9 @@ def test_bad_pairs_are_named_by_position(bad: object) -> None:
 def test_an_upload_sends_each_image_once_and_its_name_is_its_content() -> None:
     pairs = [("a", b"1"), ("b", b"2"), Pair("c", b"1", "g")]
     messages = list(Upload("n", "d", pairs_of(pairs), Limits()).requests())
-    assert [m.WhichOneof("part") for m in messages] == ["open", "image", "image", "pairs"]
-    assert [p.text for p in messages[-1].pairs.pairs] == ["a", "b", "c"]
+    assert [m.WhichOneof("part") for m in messages] == ["open", "image", "image", "pairs", "close"]
+    assert [p.text for p in messages[-2].pairs.pairs] == ["a", "b", "c"]
+    assert messages[-1].close == dataset_pb2.DatasetClose(pairs=3, images=2)
     name = content_name(pairs_of(pairs))
     assert name == content_name(pairs_of(pairs[::-1]))
     assert name != content_name(pairs_of(pairs[:2]))
@@ -114,7 +115,7 @@ def test_an_upload_sends_each_image_once_and_its_name_is_its_content() -> None:
 def test_what_the_server_refuses_is_named_by_line(folder: Path) -> None:
     rows = "text,image\nx,a.png\ny,a.png\nz,b.png\n"
     upload = Upload("n", "", pairs_of(write(folder, "p.csv", rows)), Limits())
-    assert len(list(upload.requests())) == 4
+    assert len(list(upload.requests())) == 5
     told = ("images[1].data", "pairs[1].text", "pairs[9].text", "name")
     found = upload.located(InvalidArgument("bad", fields=[FieldViolation(f, "odd") for f in told]))
     assert [v.field for v in found.fields] == ["line 4.image", "line 3.text", *told[2:]]
@@ -139,7 +140,7 @@ def test_pixels_are_uploaded_as_a_file() -> None:
 def test_a_download_can_be_uploaded_again(tmp_path: Path) -> None:
     sent = list(Upload("n", "", pairs_of([("ä", b"1"), Pair("b", b"2", "g")]), Limits()).requests())
     writer = DatasetWriter(tmp_path / "new")
-    for message in sent:
+    for message in sent[:-1]:  # close: a download ends with its status
         part = {message.WhichOneof("part"): getattr(message, message.WhichOneof("part"))}
         writer.accept(dataset_pb2.DownloadDatasetResponse(**part))
     writer.close()

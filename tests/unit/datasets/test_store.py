@@ -57,8 +57,9 @@ async def test_what_is_stored_is_what_was_uploaded(store: DatasetStore, tmp_path
     stored.close()
     assert await store.get("shapes") == await store.get(record.id) == record
     assert [entry.name for entry in (tmp_path / "datasets").iterdir()] == [record.id]
-    size = sum(f.stat().st_size for f in (tmp_path / "datasets" / record.id).iterdir())
-    assert size - record.counts.size_bytes < 1024  # the manifest
+    folder = tmp_path / "datasets" / record.id
+    size = sum((folder / name).stat().st_size for name in ("images.bin", "pairs.jsonl"))
+    assert record.counts.size_bytes == size
 
 
 async def test_same_content_is_the_same_dataset_in_any_order(store: DatasetStore) -> None:
