@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -117,9 +118,20 @@ def test_a_stream_that_breaks_after_whole_rows_stores_nothing(stubs: Stubs) -> N
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+def settled(root: Path) -> list[str]:
+    """What lies in a folder once no broken upload is left: that is cleared up off the loop."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        names = sorted(entry.name for entry in root.iterdir())
+        if not any(name.startswith(".tmp-") for name in names):
+            return names
+        time.sleep(0.02)
+    raise AssertionError(f"temporary folders stay: {names}")
+
+
 def test_a_broken_stream_leaves_nothing(stubs: Stubs, server: ServerProcess) -> None:
     root = server.data_dir / "datasets"
-    before = sorted(root.iterdir())
+    before = settled(root)
 
     def breaks() -> Iterator[Upload]:
         messages = list(upload_messages("broken", drawn_pairs()))
@@ -134,7 +146,4 @@ def test_a_broken_stream_leaves_nothing(stubs: Stubs, server: ServerProcess) -> 
     with pytest.raises(grpc.RpcError) as unknown:
         stubs.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset="broken"))
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
-    deadline = time.monotonic() + 10
-    while sorted(root.iterdir()) != before and time.monotonic() < deadline:
-        time.sleep(0.02)  # it is cleared up off the loop
-    assert sorted(root.iterdir()) == before
+    assert settled(root) == before
