@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -70,7 +70,13 @@ class DatasetStore:
         Raises:
             ResourceExhausted: the disk is full.
         """
-        return await self.run(DatasetUpload, self._root, self._limits)
+        making = self._executor.submit(DatasetUpload, self._root, self._limits)
+        try:
+            return await asyncio.wrap_future(making)
+        except asyncio.CancelledError:
+            # A thread that has begun makes it all the same.
+            making.add_done_callback(_discard)
+            raise
 
     async def commit(self, upload: DatasetUpload, name: str, description: str) -> DatasetRecord:
         """Checks and stores an upload; the same content under the same name gives the same.
@@ -214,3 +220,8 @@ def _record(row: Row[Any]) -> DatasetRecord:
         ),
         create_time=job_store.aware(row.create_time),
     )
+
+
+def _discard(making: Future[DatasetUpload]) -> None:
+    if not making.cancelled() and making.exception() is None:
+        making.result().discard()

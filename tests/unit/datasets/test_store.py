@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 
@@ -181,3 +182,20 @@ async def test_what_a_crash_left_is_removed(store: DatasetStore, tmp_path: Path)
     store.open()
     assert [entry.name for entry in (tmp_path / "datasets").iterdir()] == [record.id]
     unfinished.discard()
+
+
+async def test_an_upload_whose_caller_leaves_at_once_leaves_nothing(
+    store: DatasetStore, tmp_path: Path
+) -> None:
+    for _ in range(50):
+        beginning = asyncio.create_task(store.begin())
+        await asyncio.sleep(0)
+        beginning.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await beginning
+    await store.run(lambda: None)
+    for _ in range(200):
+        if not list((tmp_path / "datasets").iterdir()):
+            break
+        await asyncio.sleep(0.02)
+    assert list((tmp_path / "datasets").iterdir()) == []
