@@ -228,9 +228,16 @@ class EdgeStore:
             await writer.drain()
             return await answer
         except ConnectionError as error:
+            self._disconnect(writer)
             raise _Gone from error
         finally:
             self._pending.pop(number, None)
+
+    def _disconnect(self, writer: asyncio.StreamWriter) -> None:
+        """Makes calls wait for the next process, if the one of `writer` is still the last."""
+        if self._writer is writer:
+            self._connected.clear()
+            self._writer = None
 
     async def _supervise(self) -> None:
         """Runs one process after the other, with growing pauses while they die young."""
@@ -275,6 +282,7 @@ class EdgeStore:
             while (frame := await wire.read(reader)) is not None:
                 self._settle(*frame)
         finally:
+            self._disconnect(writer)
             writer.close()
             await self._end(process)
             self._process = None
