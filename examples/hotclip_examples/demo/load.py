@@ -59,6 +59,7 @@ class Load:
     client: hotclip.Client
     pool: Pool
     collection: str
+    pause_s: float = PAUSE_S
     answers: list[Answer] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -83,7 +84,7 @@ class Load:
 
     def _work(self, seed: int, ask: _Ask) -> None:
         generator = random.Random(seed)
-        while not self._stop.wait(PAUSE_S):
+        while not self._stop.wait(self.pause_s):
             try:
                 answer = ask(generator)
             except Exception as error:  # noqa: BLE001 - a fault of the client counts as well

@@ -94,11 +94,14 @@ def tell(client: hotclip.Client, versions: Path, pictures: Path, recipe: Recipe)
     say(f"mRR in English {english.quality.mrr:.3f}, in German {before.quality.mrr:.3f}")
 
     pool = _pool(task, images, recipe.seed)
-    load = traffic.Load(client=client, pool=pool, collection=COLLECTION)
+    # Without a pause around the flip, so that requests are under way while it happens, and in
+    # the control window, so that the two can be compared.
+    load = traffic.Load(client=client, pool=pool, collection=COLLECTION, pause_s=0.0)
     began = time.monotonic()
     load.start()
     try:
         time.sleep(CONTROL_S)
+        load.pause_s = traffic.PAUSE_S
         train_began = time.monotonic()
         run = client.finetune(
             [hotclip.Pair(p.text, images[p.image_key], group=p.concept) for p in task.train],
@@ -113,11 +116,14 @@ def tell(client: hotclip.Client, versions: Path, pictures: Path, recipe: Recipe)
         train_ended = time.monotonic()
         say(f"trained version {tuned} in {train_ended - train_began:.0f} s while serving")
         client.reindex(COLLECTION, tuned, name="german-index").wait(progress=True)
+        load.pause_s = 0.0
         time.sleep(AROUND_FLIP_S)
         flip_began = time.monotonic()
         client.activate(tuned, collections=[COLLECTION])
         flip_ended = time.monotonic()
         say(f"weights and index flipped together in {(flip_ended - flip_began) * 1e3:.0f} ms")
+        time.sleep(AROUND_FLIP_S)
+        load.pause_s = traffic.PAUSE_S
         time.sleep(CONTROL_S)
     finally:
         load.stop()
