@@ -165,10 +165,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             # Cancelled from within: raised as it is, the client would hang (grpc#29248).
         elif not isinstance(error, Exception):
             raise error
-        if isinstance(error, NotImplementedError):
-            # What the generated base classes raise for RPCs that a servicer leaves out.
+        if isinstance(error, NotImplementedError) and context.code() in _UNIMPLEMENTED:
+            # The generated base classes set the code and raise for RPCs that a servicer leaves
+            # out. Without the code it is a fault, e.g. an operator that a device lacks.
             await abort(context, Unimplemented(f"{method} is not implemented by this server"))
         await abort(context, internal_error(method, error))
+
+
+# grpc.aio gives back the number of a code that was set.
+_UNIMPLEMENTED = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNIMPLEMENTED.value[0])
 
 
 def _unknown_method(method: str) -> Any:

@@ -244,6 +244,7 @@ def prepare_contents(
         except HotclipError as error:
             made.append(error)
         except Exception:
+            # A decoder's own fault is this item's answer; the others of the request go on.
             log.exception("preparing one item (%s) failed", type(content).__name__)
             made.append(EncodeFailed("preparing this item failed", reason="PREPARE_FAILED"))
     return made, time.perf_counter() - started
