@@ -11,7 +11,6 @@ VOCABULARY = 6000
 
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
-    # A ResNet: on few images convolutions generalise to a new drawing style where a ViT does not.
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64},
     "text_cfg": {
         "context_length": CONTEXT,
