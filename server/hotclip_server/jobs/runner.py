@@ -14,7 +14,13 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from hotclip_proto.v1 import job_pb2
-from hotclip_server.errors import NotFound, OutOfRange, Unavailable, Unimplemented
+from hotclip_server.errors import (
+    FailedPrecondition,
+    NotFound,
+    OutOfRange,
+    Unavailable,
+    Unimplemented,
+)
 from hotclip_server.jobs import store
 from hotclip_server.jobs.context import (
     Cancelled,
@@ -252,26 +258,42 @@ class JobRunner:
             self._cancels[job_id] = threading.Event()
             try:
                 self._run_one(job_id)
-            except OperationalError:
-                logger.exception("job %s could not be begun", job_id)
-                with self._queued:
-                    self._queue.appendleft(job_id)
-                self._stop.wait(RETRY_S)
-            except Exception:
-                # The job keeps the state that it has; the thread must serve the next one.
+            except Exception as error:
+                # A fault of the runner itself; the thread must serve the next job.
                 logger.exception("job %s broke the runner. This is a bug.", job_id)
+                self._give_up(job_id, job_error(error))
             finally:
                 del self._cancels[job_id]
 
-    def _run_one(self, job_id: str) -> None:
-        with self._database.transaction() as connection:
+    def _begin(self, job_id: str) -> JobRecord | None:
+        """Takes the job out of the queue; none if there is nothing to run."""
+        while True:
             try:
-                record = store.get(connection, job_id)
+                with self._database.transaction() as connection:
+                    record = store.get(connection, job_id)
+                    if record.state is not JobState.QUEUED:
+                        return None  # cancelled while it waited
+                    store.set_state(connection, job_id, JobState.PREPARING)
+                    return record
             except NotFound:
-                return
-            if record.state is not JobState.QUEUED:
-                return  # cancelled while it waited
-            store.set_state(connection, job_id, JobState.PREPARING)
+                return None  # cancelled and deleted
+            except OperationalError:
+                logger.exception("job %s could not be begun", job_id)
+                if self._stop.wait(RETRY_S):
+                    return None
+
+    def _give_up(self, job_id: str, error: JobError) -> None:
+        try:
+            self._end(job_id, JobState.FAILED, error.message, JobResult(), error)
+        except (NotFound, FailedPrecondition):
+            logger.info("job %s had ended before", job_id)
+        except Exception:
+            logger.exception("job %s keeps its state until the next start", job_id)
+
+    def _run_one(self, job_id: str) -> None:
+        record = self._begin(job_id)
+        if record is None:
+            return
         self._changed(job_id)
         context = JobContext(
             self._database,

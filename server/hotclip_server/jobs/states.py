@@ -33,7 +33,7 @@ ACTIVE = frozenset(JobState) - _ENDED
 WORKING = ACTIVE - {JobState.QUEUED}
 
 _NEXT: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.PREPARING, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.PREPARING, JobState.CANCELLED, JobState.FAILED}),
     JobState.PREPARING: frozenset(
         {
             JobState.RUNNING,
