@@ -80,21 +80,21 @@ class FakeEncoder:
     def prepare_text(self, text: str) -> Prepared:
         """The code points are the tokens."""
         tokens = np.array([ord(char) for char in text], np.int64)[: self._spec.context_length]
-        return Prepared(Tower.TEXT, tokens, max(1, len(tokens)) / self._spec.context_length)
+        return Prepared(Tower.TEXT, tokens)
 
     def prepare_image(self, data: bytes) -> Prepared:
         """The hash of the bytes are the pixels."""
         if not data.startswith(IMAGE_MAGIC):
             raise InvalidArgument("not a JPEG, PNG or WebP image", reason="IMAGE_UNREADABLE")
         side = self._spec.image_size
-        return Prepared(Tower.VISION, _noise(data, side * side * 3).reshape(side, side, 3), 1.0)
+        return Prepared(Tower.VISION, _noise(data, side * side * 3).reshape(side, side, 3))
 
     def prepare_tensor(self, data: bytes, height: int, width: int) -> Prepared:
         """Takes pixels as they are."""
         side = self._spec.image_size
         if (height, width) != (side, side) or len(data) != side * side * 3:
             raise InvalidArgument(f"must be {side}x{side} RGB pixels", reason="TENSOR_SIZE")
-        return Prepared(Tower.VISION, np.frombuffer(data, np.uint8).reshape(side, side, 3), 1.0)
+        return Prepared(Tower.VISION, np.frombuffer(data, np.uint8).reshape(side, side, 3))
 
     def encode(self, tower: Tower, batch: Sequence[Prepared]) -> NDArray[np.float32]:
         """Unit rows, after the faults."""

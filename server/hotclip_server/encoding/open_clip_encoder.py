@@ -79,15 +79,15 @@ class OpenClipEncoder:
     def prepare_text(self, text: str) -> Prepared:
         """int64 (length,), without the padding that the tower does not look at."""
         ids = self._text.shorten(self.tokenizer.ids(text))
-        return Prepared(Tower.TEXT, ids, len(ids) / self.tokenizer.context_length)
+        return Prepared(Tower.TEXT, ids)
 
     def prepare_image(self, data: bytes) -> Prepared:
         """uint8 RGB (height, width, 3); see `ImagePreparer.prepare` for the errors."""
-        return Prepared(Tower.VISION, self._images.prepare(data), 1.0)
+        return Prepared(Tower.VISION, self._images.prepare(data))
 
     def prepare_tensor(self, data: bytes, height: int, width: int) -> Prepared:
         """uint8 RGB (height, width, 3); see `ImagePreparer.from_tensor` for the errors."""
-        return Prepared(Tower.VISION, self._images.from_tensor(data, height, width), 1.0)
+        return Prepared(Tower.VISION, self._images.from_tensor(data, height, width))
 
     def encode(self, tower: Tower, batch: Sequence[Prepared]) -> NDArray[np.float32]:
         """float32 (len(batch), dim), rows of unit length; blocks."""

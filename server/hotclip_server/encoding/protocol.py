@@ -6,8 +6,9 @@ batch of one tower of one version).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
@@ -49,12 +50,23 @@ class Prepared:
 
     array: int64 token ids of shape (length,) without padding for clip-text, or uint8 RGB
         (height, width, 3) of the model's input size for clip-vision.
-    cost: Predicted work relative to one full-length item of its tower, in (0, 1].
+    key: Names what the tower sees: items of one version with the same key have the same vector.
+        16 bytes, made here because items are prepared off the event loop (0.1 ms an image).
     """
 
     tower: Tower
     array: NDArray[Any]
-    cost: float
+    key: bytes = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.blake2b(self.tower.value.encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.array))
+        object.__setattr__(self, "key", digest.digest())
+
+    @property
+    def length(self) -> int:
+        """Tokens of a text; 1 for an image."""
+        return len(self.array) if self.tower is Tower.TEXT else 1
 
     @property
     def nbytes(self) -> int:

@@ -28,7 +28,7 @@ def version(name: str) -> Version:
 
 
 def item(number: int, tower: Tower = Tower.TEXT, length: int = 1) -> Prepared:
-    return Prepared(tower, np.full(length, number, np.int64), 1.0)
+    return Prepared(tower, np.full(length, number, np.int64))
 
 
 def number_of(prepared: Prepared) -> int:

@@ -66,13 +66,13 @@ def test_lower_precision_stays_close(precision: str, tmp_path: Path) -> None:
 def test_prepared_text_is_short(encoder: OpenClipEncoder) -> None:
     item = encoder.prepare_text("a photo")
     assert item.array.dtype == np.int64
-    assert (len(item.array), item.cost) == (4, 4 / 16)
+    assert (len(item.array), item.length) == (4, 4)
     assert len(encoder.prepare_text("word " * 100).array) == 16
 
 
 def test_prepared_images_and_tensors_agree(encoder: OpenClipEncoder) -> None:
     item = encoder.prepare_image(encoded(photograph(1)))
-    assert (item.array.shape, item.array.dtype, item.cost) == ((32, 32, 3), np.uint8, 1.0)
+    assert (item.array.shape, item.array.dtype, item.length) == ((32, 32, 3), np.uint8, 1)
     again = encoder.prepare_tensor(item.array.tobytes(), 32, 32)
     assert np.array_equal(
         encoder.encode(Tower.VISION, [again]), encoder.encode(Tower.VISION, [item])
