@@ -73,6 +73,8 @@ class EngineFigures:
     best_batch: int
     """Fewest items with at least 95 % of the best throughput."""
     seconds: tuple[tuple[int, int, float], ...]
+    padded: bool = True
+    """Whether every item of a batch costs as much as its longest; False: lengths add up."""
 
     @property
     def items_per_s(self) -> float:
