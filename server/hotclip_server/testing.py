@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hotclip_server.app import build
 from hotclip_server.config import ServerConfig
-from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower
+from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower, Truncate
 from hotclip_server.errors import InvalidArgument, NotFound
 from hotclip_server.lifecycle import App
 from hotclip_server.models.protocol import VersionManifest
@@ -77,9 +77,14 @@ class FakeEncoder:
         """As in a trained CLIP."""
         return 100.0
 
-    def prepare_text(self, text: str) -> Prepared:
+    def prepare_text(self, text: str, truncate: Truncate = Truncate.END) -> Prepared:
         """The code points are the tokens."""
-        tokens = np.array([ord(char) for char in text], np.int64)[: self._spec.context_length]
+        tokens = np.array([ord(char) for char in text], np.int64)
+        most = self._spec.context_length
+        if len(tokens) > most and truncate is Truncate.NONE:
+            problem = f"has {len(tokens)} tokens, the model takes {most}"
+            raise InvalidArgument.field("text", problem, reason="TEXT_TOO_LONG")
+        tokens = tokens[-most:] if truncate is Truncate.START else tokens[:most]
         return Prepared(Tower.TEXT, tokens)
 
     def prepare_image(self, data: bytes) -> Prepared:

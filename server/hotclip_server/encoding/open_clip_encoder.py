@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hotclip_server.encoding.image import ImageLimits, ImagePreparer
-from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower
+from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower, Truncate
 from hotclip_server.encoding.text_tower import TextTower
 from hotclip_server.encoding.tokenizer import TextTokenizer
 from hotclip_server.errors import InvalidArgument
@@ -76,9 +75,9 @@ class OpenClipEncoder:
         """Factor of the cosine in the softmax of `Rank`."""
         return self._logit_scale
 
-    def prepare_text(self, text: str) -> Prepared:
+    def prepare_text(self, text: str, truncate: Truncate = Truncate.END) -> Prepared:
         """int64 (length,), without the padding that the tower does not look at."""
-        ids = self._text.shorten(self.tokenizer.ids(text))
+        ids = self._text.shorten(self.tokenizer.ids(text, truncate))
         return Prepared(Tower.TEXT, ids)
 
     def prepare_image(self, data: bytes) -> Prepared:

@@ -23,6 +23,17 @@ class Tower(Enum):
     VISION = "clip-vision"
 
 
+class Truncate(Enum):
+    """Which tokens of a text that is longer than the context are kept."""
+
+    END = "end"
+    """The first ones, as open_clip does."""
+    START = "start"
+    """The last ones; tokens that mark start and end keep their places."""
+    NONE = "none"
+    """All or nothing: a longer text is refused."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
     """What a version is, apart from its weights.
@@ -85,8 +96,13 @@ class Encoder(Protocol):
     def logit_scale(self) -> float:
         """Factor of the cosine in the softmax of `Rank` (exp of the learnt parameter)."""
 
-    def prepare_text(self, text: str) -> Prepared:
-        """Tokenises; longer than the context is cut as open_clip cuts. Thread-safe."""
+    def prepare_text(self, text: str, truncate: Truncate = Truncate.END) -> Prepared:
+        """Tokenises. Thread-safe.
+
+        Raises:
+            InvalidArgument: longer than the context where `truncate` is NONE, reason
+                TEXT_TOO_LONG; a tokenizer that can't do `truncate`, reason TRUNCATE_UNSUPPORTED.
+        """
 
     def prepare_image(self, data: bytes) -> Prepared:
         """Decodes, resizes, crops as open_clip does. Thread-safe.

@@ -17,15 +17,18 @@ from typing import Any, Protocol
 import numpy as np
 import open_clip
 import tokenizers
-import torch
 from numpy.typing import NDArray
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
+from open_clip.tokenizer import HFTokenizer, get_clean_fn
 from torch import Tensor
 
 from hotclip_server.encoding.architecture import OpenClipConfig
+from hotclip_server.encoding.byte_pairs import BytePairTokenizer
+from hotclip_server.encoding.cleaning import quick_clean
+from hotclip_server.encoding.protocol import Truncate
+from hotclip_server.encoding.token_ids import padded, stacked, too_long
+from hotclip_server.errors import InvalidArgument
 
 SETTINGS_FILE = "hotclip_tokenizer.json"
-_CACHED_WORDS = 100_000
 
 PROBES = (
     "",
@@ -50,8 +53,12 @@ class TextTokenizer(Protocol):
     def context_length(self) -> int:
         """Tokens of a padded text."""
 
-    def ids(self, text: str) -> NDArray[np.int64]:
-        """int64 (context_length,), cut and padded as open_clip does. Thread-safe."""
+    def ids(self, text: str, truncate: Truncate = Truncate.END) -> NDArray[np.int64]:
+        """int64 (context_length,), cut and padded as open_clip does. Thread-safe.
+
+        Raises:
+            InvalidArgument: reasons TEXT_TOO_LONG, TRUNCATE_UNSUPPORTED.
+        """
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """int64 [n, context_length] of several texts."""
@@ -78,58 +85,51 @@ class FastTokenizer:
         options = config.text.get("tokenizer_kwargs") or {}
         self.context_length = config.context_length
         self._backend = backend
-        self._clean = get_clean_fn(options.get("clean", "whitespace"))
+        self._settings = settings
+        self._clean = quick_clean(get_clean_fn(options.get("clean", "whitespace")))
         self._strip = settings.sep_id if options.get("strip_sep_token") else None
-        backend.enable_truncation(self.context_length, direction=settings.truncation_side)
-        backend.enable_padding(
-            direction=settings.padding_side,
-            pad_id=settings.pad_id,
-            pad_type_id=settings.pad_type_id,
-            pad_token=settings.pad_token,
-            length=self.context_length,
-        )
+        backend.no_truncation()
+        backend.no_padding()
 
-    def ids(self, text: str) -> NDArray[np.int64]:
-        ids = np.array(self._backend.encode(self._clean(text)).ids, np.int64)
+    def ids(self, text: str, truncate: Truncate = Truncate.END) -> NDArray[np.int64]:
+        ids = self._fitting_ids(self._clean(text), truncate)
+        left = self._settings.padding_side == "left"
+        row = padded(ids, self.context_length, self._settings.pad_id, left=left)
         if self._strip is not None:
-            ids[ids == self._strip] = 0
-        return ids
+            row[row == self._strip] = 0
+        return row
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        return _stack(self, texts)
+        return stacked(self.ids, texts, self.context_length)
 
-
-class BytePairTokenizer:
-    """open_clip's own `SimpleTokenizer`, without the tensor in between."""
-
-    def __init__(self, tokenizer: SimpleTokenizer) -> None:
-        self.context_length = int(tokenizer.context_length)
-        self._tokenizer = tokenizer
-
-    def ids(self, text: str) -> NDArray[np.int64]:
-        own = self._tokenizer
-        if len(own.cache) > _CACHED_WORDS:  # it would grow with every new word
-            own.cache = {name: name for name in ("<start_of_text>", "<end_of_text>")}
-        tokens = [own.sot_token_id, *own.encode(text), own.eot_token_id][: self.context_length]
-        if len(tokens) == self.context_length:
-            tokens[-1] = own.eot_token_id
-        padded = np.zeros(self.context_length, np.int64)
-        padded[: len(tokens)] = tokens
-        return padded
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        return _stack(self, texts)
+    def _fitting_ids(self, text: str, truncate: Truncate) -> list[int]:
+        ids = self._backend.encode(text).ids
+        if len(ids) <= self.context_length:
+            return ids
+        if truncate is Truncate.NONE:
+            raise too_long(len(ids), self.context_length)
+        side = "left" if truncate is Truncate.START else self._settings.truncation_side
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        room = self.context_length - self._backend.num_special_tokens_to_add(False)
+        encoding.truncate(room, direction=side)
+        return self._backend.post_process(encoding).ids
 
 
 class LockedTokenizer:
-    """Any other open_clip tokenizer, one call at a time."""
+    """Any other open_clip tokenizer, one call at a time; cuts as that one does."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.context_length = int(tokenizer.context_length)
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
 
-    def ids(self, text: str) -> NDArray[np.int64]:
+    def ids(self, text: str, truncate: Truncate = Truncate.END) -> NDArray[np.int64]:
+        if truncate is not Truncate.END:
+            raise InvalidArgument.field(
+                "truncate",
+                f"{truncate.name} is not possible with the tokenizer of this model",
+                reason="TRUNCATE_UNSUPPORTED",
+            )
         ids: NDArray[np.int64] = self([text])[0].numpy()
         return ids
 
@@ -147,7 +147,7 @@ def load_tokenizer(config: OpenClipConfig, folder: Path) -> TextTokenizer:
         backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         return FastTokenizer(backend, settings, config)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    if type(tokenizer) is SimpleTokenizer and tokenizer.reduction_fn is None:
+    if BytePairTokenizer.can_stand_for(tokenizer):
         return BytePairTokenizer(tokenizer)
     return LockedTokenizer(tokenizer)
 
@@ -202,9 +202,3 @@ def _settings_if_equal(
         np.array_equal(fast.ids(text), row) for text, row in zip(PROBES, expected, strict=True)
     )
     return settings if equal else None
-
-
-def _stack(tokenizer: TextTokenizer, texts: Sequence[str]) -> Tensor:
-    if not texts:
-        return torch.zeros(0, tokenizer.context_length, dtype=torch.int64)
-    return torch.from_numpy(np.stack([tokenizer.ids(text) for text in texts]))

@@ -120,6 +120,8 @@ def test_words_do_not_pile_up() -> None:
     own = SimpleTokenizer(context_length=20)
     tokenizer = BytePairTokenizer(own)
     before = tokenizer.ids("a photo of <end_of_text>")
-    own.cache |= {str(number): str(number) for number in range(100_001)}
+    tokenizer._words |= {str(number): () for number in range(50_001)}
+    tokenizer.ids("new " + "long" * 100)
     assert np.array_equal(tokenizer.ids("a photo of <end_of_text>"), before)
     assert len(own.cache) < 10
+    assert len(tokenizer._words) < 10
