@@ -20,7 +20,8 @@ from hotclip_proto.v1.types_pb2 import EncodeItem, ImageTensor
 from hotclip_server.batching.batcher import Batcher
 from hotclip_server.batching.isolate import EncodeFailed
 from hotclip_server.batching.ticket import Priority, Row, Ticket
-from hotclip_server.encoding.protocol import Encoder, Prepared
+from hotclip_server.encoding.features import unit_rows
+from hotclip_server.encoding.protocol import Encoder, Prepared, Truncate
 from hotclip_server.errors import FieldViolation, HotclipError, InvalidArgument, ResourceExhausted
 from hotclip_server.models.residents import Pin
 
@@ -46,14 +47,19 @@ class ItemLimits:
 class Encoded:
     """What came of a request.
 
-    vectors: float32 of shape (items, dim), unit rows; rows of failed items are zero.
+    vectors: float32 of shape (items, dim), unit rows unless raw features were asked for; rows of
+        failed items are zero.
     errors: Failed items by position.
     preprocess_us: Decoding, resizing, tokenising: microseconds summed over items.
+    queue_us: The longest that an item waited for its batch to begin: microseconds.
+    compute_us: Of the batches that its items ran in, each counted once: microseconds.
     """
 
     vectors: NDArray[np.float32]
     errors: dict[int, HotclipError]
     preprocess_us: int
+    queue_us: int = 0
+    compute_us: int = 0
 
 
 class EncodePipeline:
@@ -88,6 +94,8 @@ class EncodePipeline:
         *,
         deadline: float | None = None,
         priority: Priority = Priority.INTERACTIVE,
+        truncate: Truncate = Truncate.END,
+        normalize: bool = True,
         field: str = "items",
     ) -> Encoded:
         """Encodes texts and images with one version.
@@ -97,6 +105,8 @@ class EncodePipeline:
             pin: Held by the caller until the answer.
             deadline: On time.monotonic; None: none.
             priority: Class of every item.
+            truncate: Of texts that are longer than the context.
+            normalize: Divides each vector by its norm; else features as the tower gives them.
             field: Path of the list in the request, for errors of the request as a whole.
 
         Raises:
@@ -119,19 +129,22 @@ class EncodePipeline:
                 if at in problems:
                     self._batcher.settle(ticket, at - part.start, problems[at])
             good = [at for at in part if at not in problems]
-            spent[0] += await self._prepare(ticket, encoder, contents, good, part.start)
+            spent[0] += await self._prepare(ticket, encoder, truncate, contents, good, part.start)
 
         sizes = [_size(content, encoder) for content in contents]
         rows = await self._batcher.run(
             pin.resident, sizes, feed, deadline=deadline, priority=priority
         )
         vectors, errors = _assemble(rows, encoder.spec.dim)
+        if normalize:
+            vectors = unit_rows(vectors)
         return Encoded(vectors, errors, round(1e6 * spent[0]))
 
     async def _prepare(
         self,
         ticket: Ticket,
         encoder: Encoder,
+        truncate: Truncate,
         contents: Sequence[Content],
         positions: Sequence[int],
         start: int,
@@ -147,7 +160,9 @@ class EncodePipeline:
                 if ticket.done:
                     return
                 made, seconds = await self._run(
-                    lambda task=task: prepare_contents(encoder, [contents[at] for at in task])  # type: ignore[misc]
+                    lambda task=task: prepare_contents(  # type: ignore[misc]
+                        encoder, [contents[at] for at in task], truncate
+                    )
                 )
                 spent += seconds
                 good = []
@@ -229,7 +244,7 @@ def content_of(item: EncodeItem) -> Content | None:
 
 
 def prepare_contents(
-    encoder: Encoder, contents: Sequence[Content]
+    encoder: Encoder, contents: Sequence[Content], truncate: Truncate = Truncate.END
 ) -> tuple[list[Prepared | HotclipError], float]:
     """Decodes and tokenises on the calling thread; a bad item fails alone.
 
@@ -240,7 +255,7 @@ def prepare_contents(
     made: list[Prepared | HotclipError] = []
     for content in contents:
         try:
-            made.append(_prepare_content(encoder, content))
+            made.append(_prepare_content(encoder, content, truncate))
         except HotclipError as error:
             made.append(error)
         except Exception:
@@ -250,9 +265,9 @@ def prepare_contents(
     return made, time.perf_counter() - started
 
 
-def _prepare_content(encoder: Encoder, content: Content) -> Prepared:
+def _prepare_content(encoder: Encoder, content: Content, truncate: Truncate) -> Prepared:
     if isinstance(content, str):
-        return encoder.prepare_text(content)
+        return encoder.prepare_text(content, truncate)
     if isinstance(content, bytes):
         return encoder.prepare_image(content)
     return encoder.prepare_tensor(content.data, content.height, content.width)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hotclip_proto.v1.types_pb2 import EncodeItem
+from hotclip_server.batching.ticket import Priority
+from hotclip_server.encoding.protocol import Truncate
 from hotclip_server.errors import FieldViolation, InvalidArgument, ResourceExhausted
 from hotclip_server.models.residents import Pin
-from hotclip_server.pipeline import EncodePipeline, content_of
+from hotclip_server.pipeline import Encoded, EncodePipeline, content_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +25,25 @@ class Score:
     probability: float
 
 
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Scores, best first, and what encoding the query and the candidates took."""
+
+    scores: list[Score]
+    encoded: tuple[Encoded, Encoded]
+
+
 async def rank(
     pipeline: EncodePipeline,
     pin: Pin,
     query: EncodeItem,
     candidates: Sequence[EncodeItem],
-    deadline: float | None,
-) -> list[Score]:
-    """Scores candidates, best first.
+    *,
+    deadline: float | None = None,
+    priority: Priority = Priority.INTERACTIVE,
+    truncate: Truncate = Truncate.END,
+) -> Ranked:
+    """Scores candidates; the query is encoded along with them.
 
     `probability` is softmax(logit_scale * cosine) over the candidates, as in CLIP (Radford et
     al. 2021, arXiv:2103.00020, figure 3).
@@ -47,8 +61,19 @@ async def rank(
             f"candidates: {len(candidates)} items, at most {pipeline.limits.max_items} are allowed",
             reason="TOO_MANY_ITEMS",
         )
-    encoded_query = await pipeline.encode_items([query], pin, deadline=deadline, field="query")
-    encoded = await pipeline.encode_items(candidates, pin, deadline=deadline, field="candidates")
+
+    async def encode(items: Sequence[EncodeItem], field: str) -> Encoded:
+        return await pipeline.encode_items(
+            items, pin, deadline=deadline, priority=priority, truncate=truncate, field=field
+        )
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(encode([query], "query"))
+            others = group.create_task(encode(candidates, "candidates"))
+    except BaseExceptionGroup as failed:  # one of the two; the other was cancelled with it
+        raise failed.exceptions[0] from failed
+    encoded_query, encoded = first.result(), others.result()
     bad = [FieldViolation("query", e.message) for e in encoded_query.errors.values()]
     bad += [FieldViolation(f"candidates[{i}]", e.message) for i, e in encoded.errors.items()]
     if bad:
@@ -57,7 +82,8 @@ async def rank(
     logits = pin.resident.encoder.logit_scale * cosines
     weights = np.exp(logits - logits.max())
     probabilities = weights / weights.sum()
-    return [
+    scores = [
         Score(int(index), float(cosines[index]), float(probabilities[index]))
         for index in np.argsort(-cosines, kind="stable")
     ]
+    return Ranked(scores, (encoded_query, encoded))

@@ -24,23 +24,27 @@ def assert_parity(
     random weights different images reach a cosine of .99, so the cosine alone proves little.
 
     Args:
-        ours: float32 (n, dim).
+        ours: float32 (n, dim), of any length.
         reference: float32 (64, dim), of 64 different inputs.
         numbers: Which of the inputs each row of `ours` is.
         tolerance: 0.01 in fp32, 0.1 in bf16.
     """
     assert reference.shape == (INPUTS, ours.shape[1])
     assert ours.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
-    exact = reference.astype(np.float64)
-    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    exact, unit = _unit(reference), _unit(ours)
     between = np.linalg.norm(exact[:, None] - exact[None], axis=2)
     median = np.median(between[np.triu_indices(INPUTS, 1)])
     assert median > 1e-4, "the inputs are not different"
-    cosine = (ours.astype(np.float64) * exact[list(numbers)]).sum(1)
-    distances = np.linalg.norm(ours.astype(np.float64)[:, None] - exact[None], axis=2)
+    cosine = (unit * exact[list(numbers)]).sum(1)
+    distances = np.linalg.norm(unit[:, None] - exact[None], axis=2)
     own = distances[np.arange(len(ours)), list(numbers)]
     if tolerance <= 0.01:
         assert cosine.min() >= 0.99999, cosine.min()
     assert own.max() <= tolerance * median, (own.max(), median)
     assert distances.argmin(1).tolist() == list(numbers)
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    exact = rows.astype(np.float64)
+    unit: NDArray[np.float64] = exact / np.linalg.norm(exact, axis=1, keepdims=True)
+    return unit

@@ -32,7 +32,7 @@ class FakeLoader:
     """Versions by id; a source "fake:<seed>" makes version "v-<seed>"."""
 
     defects: dict[str, str] = field(default_factory=dict)
-    """By version id: "nan", "norm", "dim", "raise", "corrupt", "random", "reference"."""
+    """By version id: "nan", "zero", "dim", "raise", "corrupt", "random", "reference"."""
     stored: dict[str, VersionManifest] = field(default_factory=dict)
     loaded: list[CountedEncoder] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
@@ -97,7 +97,14 @@ class NanEncoder(CountedEncoder):
         return super().vector(item) * np.float32(np.nan)
 
 
+class ZeroEncoder(CountedEncoder):
+    def vector(self, item: Prepared) -> NDArray[np.float32]:
+        return np.zeros(self.spec.dim, np.float32)
+
+
 class LongEncoder(CountedEncoder):
+    """Fit: features need not have unit length."""
+
     def vector(self, item: Prepared) -> NDArray[np.float32]:
         return super().vector(item) * np.float32(1.5)
 
@@ -119,7 +126,8 @@ class RandomEncoder(CountedEncoder):
 
 _DEFECTIVE: dict[str, type[CountedEncoder]] = {
     "nan": NanEncoder,
-    "norm": LongEncoder,
+    "zero": ZeroEncoder,
+    "long": LongEncoder,
     "dim": WideEncoder,
     "random": RandomEncoder,
 }

@@ -31,18 +31,34 @@ class EncodeRequest(message.Message):
     EXPECTED_SPACE_ID_FIELD_NUMBER: builtins.int
     DTYPE_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    RAW_FEATURES_FIELD_NUMBER: builtins.int
+    DIMENSIONS_FIELD_NUMBER: builtins.int
+    TRUNCATE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Model name; empty: "default"."""
     version: builtins.str
     """Pins a resident version by id; empty: the live version when admitted."""
     expected_space_id: builtins.str
-    """If set, the answer must be of this space. Served by a resident version of that
-    space, also when another is live; else FAILED_PRECONDITION/SPACE_MISMATCH.
+    """If set, the answer must be of this space, after dimensions. Served by a resident
+    version of that space, also when another is live; else
+    FAILED_PRECONDITION/SPACE_MISMATCH.
     """
     dtype: types_pb2.DType.ValueType
     """Element type of the answer; default float32."""
     priority: types_pb2.Priority.ValueType
     """Urgency; default interactive."""
+    raw_features: builtins.bool
+    """False: rows have unit length. True: rows are what the tower gives, with the length
+    that it gives; float16 of an element beyond 65,504 is INVALID_ARGUMENT. Both are of
+    the same space.
+    """
+    dimensions: builtins.int
+    """Keeps the first so many elements of each row, 1 to the model's dim, and gives them
+    unit length again (not if raw_features). 0: all. Fewer than all are of a space of
+    their own: see EncodeResponse.space_id.
+    """
+    truncate: types_pb2.Truncation.ValueType
+    """Of texts longer than the model's context; default end."""
     @builtins.property
     def items(self) -> containers.RepeatedCompositeFieldContainer[types_pb2.EncodeItem]:
         """1 to max_items_per_request (1,024 by default) items."""
@@ -56,10 +72,13 @@ class EncodeRequest(message.Message):
         expected_space_id: builtins.str = ...,
         dtype: types_pb2.DType.ValueType = ...,
         priority: types_pb2.Priority.ValueType = ...,
+        raw_features: builtins.bool = ...,
+        dimensions: builtins.int = ...,
+        truncate: types_pb2.Truncation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["dtype", b"dtype", "expected_space_id", b"expected_space_id", "items", b"items", "model", b"model", "priority", b"priority", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["dimensions", b"dimensions", "dtype", b"dtype", "expected_space_id", b"expected_space_id", "items", b"items", "model", b"model", "priority", b"priority", "raw_features", b"raw_features", "truncate", b"truncate", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -71,19 +90,29 @@ class Timings(message.Message):
 
     PREPROCESS_US_FIELD_NUMBER: builtins.int
     TOTAL_US_FIELD_NUMBER: builtins.int
+    QUEUE_US_FIELD_NUMBER: builtins.int
+    COMPUTE_US_FIELD_NUMBER: builtins.int
     preprocess_us: builtins.int
-    """Decoding, resizing, tokenising: sum over items."""
+    """Decoding, resizing, tokenising: sum over items; several are prepared at once."""
     total_us: builtins.int
     """From admission of the request to its answer."""
+    queue_us: builtins.int
+    """The longest that an item waited for its batch to begin, after it was prepared."""
+    compute_us: builtins.int
+    """Of the batches that its items ran in, each counted once; they hold items of other
+    requests too.
+    """
     def __init__(
         self,
         *,
         preprocess_us: builtins.int = ...,
         total_us: builtins.int = ...,
+        queue_us: builtins.int = ...,
+        compute_us: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["preprocess_us", b"preprocess_us", "total_us", b"total_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["compute_us", b"compute_us", "preprocess_us", b"preprocess_us", "queue_us", b"queue_us", "total_us", b"total_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -104,11 +133,14 @@ class EncodeResponse(message.Message):
     version: builtins.str
     """Id of the version that made every row."""
     space_id: builtins.str
-    """The space of the rows."""
+    """The space of the rows. With dimensions less than the model's dim it is that of two
+    encoders of so many elements: each id is the first 32 hex digits of
+    sha256("<encoder_id>:<dimensions>"), the space's of sha256("<text>:<vision>").
+    """
     @builtins.property
     def vectors(self) -> types_pb2.VectorBlock:
-        """One row an item, in the request's order, unit length. Rows of failed items are
-        zero.
+        """One row an item, in the request's order, of unit length unless raw_features. Rows
+        of failed items are zero.
         """
 
     @builtins.property
@@ -283,10 +315,19 @@ class RankRequest(message.Message):
     CANDIDATES_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    EXPECTED_SPACE_ID_FIELD_NUMBER: builtins.int
+    TRUNCATE_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Model name; empty: "default"."""
     version: builtins.str
     """Pins a resident version; empty: the live one."""
+    expected_space_id: builtins.str
+    """If set, the version must be of this space; as in EncodeRequest."""
+    truncate: types_pb2.Truncation.ValueType
+    """Of texts longer than the model's context; default end."""
+    priority: types_pb2.Priority.ValueType
+    """Urgency; default interactive."""
     @builtins.property
     def query(self) -> types_pb2.EncodeItem:
         """What to compare with."""
@@ -302,10 +343,13 @@ class RankRequest(message.Message):
         candidates: abc.Iterable[types_pb2.EncodeItem] | None = ...,
         model: builtins.str = ...,
         version: builtins.str = ...,
+        expected_space_id: builtins.str = ...,
+        truncate: types_pb2.Truncation.ValueType = ...,
+        priority: types_pb2.Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["query", b"query"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["candidates", b"candidates", "model", b"model", "query", b"query", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["candidates", b"candidates", "expected_space_id", b"expected_space_id", "model", b"model", "priority", b"priority", "query", b"query", "truncate", b"truncate", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,7 +367,9 @@ class RankScore(message.Message):
     cosine: builtins.float
     """Cosine similarity in [-1, 1]."""
     probability: builtins.float
-    """Softmax of cosine * logit scale over the candidates; sums to 1."""
+    """Softmax of cosine * logit scale over the candidates; sums to 1. Of texts against an
+    image it is CLIP's zero-shot classification.
+    """
     def __init__(
         self,
         *,
@@ -346,6 +392,7 @@ class RankResponse(message.Message):
     SCORES_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     SPACE_ID_FIELD_NUMBER: builtins.int
+    TIMINGS_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Id of the version that scored."""
     space_id: builtins.str
@@ -354,15 +401,20 @@ class RankResponse(message.Message):
     def scores(self) -> containers.RepeatedCompositeFieldContainer[RankScore]:
         """One a candidate, by falling cosine."""
 
+    @builtins.property
+    def timings(self) -> Timings:
+        """Where the time went; of query and candidates together."""
+
     def __init__(
         self,
         *,
         scores: abc.Iterable[RankScore] | None = ...,
         version: builtins.str = ...,
         space_id: builtins.str = ...,
+        timings: Timings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["scores", b"scores", "space_id", b"space_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["scores", b"scores", "space_id", b"space_id", "timings", b"timings", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -60,8 +60,8 @@ class EncodeServiceServicer(object):
 
     def Encode(self, request, context):
         """Encodes a mixed list of texts and images, in order.
-        Errors: INVALID_ARGUMENT (empty list, empty item, bad pin), NOT_FOUND (model or
-        version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
+        Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions or
+        truncate), NOT_FOUND (model or version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
         RESOURCE_EXHAUSTED (more items than max_items_per_request), UNAVAILABLE with
         RetryInfo (queue full, not ready), DEADLINE_EXCEEDED.
         A bad item does not fail the request: it is listed in EncodeResponse.errors.
@@ -81,7 +81,8 @@ class EncodeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Rank(self, request, context):
-        """Scores texts against an image, or images against a text.
+        """Scores texts against an image, images against a text, or like against like, in full
+        precision.
         Errors: as Encode; a bad query or candidate is INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -37,8 +37,8 @@ class EncodeServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EncodeServiceAsyncStub: ...
     Encode: _grpc.UnaryUnaryMultiCallable[_encode_pb2.EncodeRequest, _encode_pb2.EncodeResponse]
     """Encodes a mixed list of texts and images, in order.
-    Errors: INVALID_ARGUMENT (empty list, empty item, bad pin), NOT_FOUND (model or
-    version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
+    Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions or
+    truncate), NOT_FOUND (model or version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
     RESOURCE_EXHAUSTED (more items than max_items_per_request), UNAVAILABLE with
     RetryInfo (queue full, not ready), DEADLINE_EXCEEDED.
     A bad item does not fail the request: it is listed in EncodeResponse.errors.
@@ -50,7 +50,8 @@ class EncodeServiceStub:
     Each answer pins its version on its own, so a stream lives through a swap.
     """
     Rank: _grpc.UnaryUnaryMultiCallable[_encode_pb2.RankRequest, _encode_pb2.RankResponse]
-    """Scores texts against an image, or images against a text.
+    """Scores texts against an image, images against a text, or like against like, in full
+    precision.
     Errors: as Encode; a bad query or candidate is INVALID_ARGUMENT.
     """
 
@@ -63,8 +64,8 @@ class EncodeServiceAsyncStub(EncodeServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_encode_pb2.EncodeRequest, _encode_pb2.EncodeResponse]  # type: ignore[assignment]
     """Encodes a mixed list of texts and images, in order.
-    Errors: INVALID_ARGUMENT (empty list, empty item, bad pin), NOT_FOUND (model or
-    version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
+    Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions or
+    truncate), NOT_FOUND (model or version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
     RESOURCE_EXHAUSTED (more items than max_items_per_request), UNAVAILABLE with
     RetryInfo (queue full, not ready), DEADLINE_EXCEEDED.
     A bad item does not fail the request: it is listed in EncodeResponse.errors.
@@ -76,7 +77,8 @@ class EncodeServiceAsyncStub(EncodeServiceStub):
     Each answer pins its version on its own, so a stream lives through a swap.
     """
     Rank: _aio.UnaryUnaryMultiCallable[_encode_pb2.RankRequest, _encode_pb2.RankResponse]  # type: ignore[assignment]
-    """Scores texts against an image, or images against a text.
+    """Scores texts against an image, images against a text, or like against like, in full
+    precision.
     Errors: as Encode; a bad query or candidate is INVALID_ARGUMENT.
     """
 
@@ -92,8 +94,8 @@ class EncodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_encode_pb2.EncodeResponse, _abc.Awaitable[_encode_pb2.EncodeResponse]]:
         """Encodes a mixed list of texts and images, in order.
-        Errors: INVALID_ARGUMENT (empty list, empty item, bad pin), NOT_FOUND (model or
-        version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
+        Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions or
+        truncate), NOT_FOUND (model or version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
         RESOURCE_EXHAUSTED (more items than max_items_per_request), UNAVAILABLE with
         RetryInfo (queue full, not ready), DEADLINE_EXCEEDED.
         A bad item does not fail the request: it is listed in EncodeResponse.errors.
@@ -117,7 +119,8 @@ class EncodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _encode_pb2.RankRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_encode_pb2.RankResponse, _abc.Awaitable[_encode_pb2.RankResponse]]:
-        """Scores texts against an image, or images against a text.
+        """Scores texts against an image, images against a text, or like against like, in full
+        precision.
         Errors: as Encode; a bad query or candidate is INVALID_ARGUMENT.
         """
 

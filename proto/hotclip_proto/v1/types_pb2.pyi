@@ -56,6 +56,15 @@ class _DTypeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_DType.ValueType]
     """IEEE 754 binary32, 4 bytes an element."""
     D_TYPE_FLOAT16: _DType.ValueType  # 2
     """IEEE 754 binary16, 2 bytes an element."""
+    D_TYPE_INT8: _DType.ValueType  # 3
+    """Signed integers from -127 to 127, 1 byte an element, with one scale a row: an
+    element stands for its integer times the row's scale. Off by at most half a scale.
+    """
+    D_TYPE_BINARY: _DType.ValueType  # 4
+    """Signs, 1 bit an element: 1 if it is greater than zero. The first element is the
+    highest bit of the first byte; a row ends with zero bits up to a whole byte. Equal
+    to numpy.packbits(rows > 0, axis=1).
+    """
 
 class DType(_DType, metaclass=_DTypeEnumTypeWrapper):
     """Element type of packed vectors. All are little-endian."""
@@ -66,6 +75,44 @@ D_TYPE_FLOAT32: DType.ValueType  # 1
 """IEEE 754 binary32, 4 bytes an element."""
 D_TYPE_FLOAT16: DType.ValueType  # 2
 """IEEE 754 binary16, 2 bytes an element."""
+D_TYPE_INT8: DType.ValueType  # 3
+"""Signed integers from -127 to 127, 1 byte an element, with one scale a row: an
+element stands for its integer times the row's scale. Off by at most half a scale.
+"""
+D_TYPE_BINARY: DType.ValueType  # 4
+"""Signs, 1 bit an element: 1 if it is greater than zero. The first element is the
+highest bit of the first byte; a row ends with zero bits up to a whole byte. Equal
+to numpy.packbits(rows > 0, axis=1).
+"""
+
+class _Truncation:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TruncationEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Truncation.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    TRUNCATION_UNSPECIFIED: _Truncation.ValueType  # 0
+    """The server's default: end."""
+    TRUNCATION_END: _Truncation.ValueType  # 1
+    """Its end is cut off, as open_clip does."""
+    TRUNCATION_START: _Truncation.ValueType  # 2
+    """Its start is cut off."""
+    TRUNCATION_NONE: _Truncation.ValueType  # 3
+    """It fails alone: INVALID_ARGUMENT/TEXT_TOO_LONG, with its number of tokens."""
+
+class Truncation(_Truncation, metaclass=_TruncationEnumTypeWrapper):
+    """What becomes of a text with more tokens than the model's context. The tokens that
+    mark start and end stay in their places.
+    """
+
+TRUNCATION_UNSPECIFIED: Truncation.ValueType  # 0
+"""The server's default: end."""
+TRUNCATION_END: Truncation.ValueType  # 1
+"""Its end is cut off, as open_clip does."""
+TRUNCATION_START: Truncation.ValueType  # 2
+"""Its start is cut off."""
+TRUNCATION_NONE: Truncation.ValueType  # 3
+"""It fails alone: INVALID_ARGUMENT/TEXT_TOO_LONG, with its number of tokens."""
 
 class _Priority:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -92,7 +139,9 @@ PRIORITY_BULK: Priority.ValueType  # 2
 
 @typing.final
 class VectorBlock(message.Message):
-    """Vectors packed row after row. len(data) == count * dim * size of dtype."""
+    """Vectors packed row after row. len(data) == count * dim * size of dtype; of binary,
+    count * ceil(dim / 8).
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -100,6 +149,7 @@ class VectorBlock(message.Message):
     DTYPE_FIELD_NUMBER: builtins.int
     DIM_FIELD_NUMBER: builtins.int
     COUNT_FIELD_NUMBER: builtins.int
+    SCALES_FIELD_NUMBER: builtins.int
     data: builtins.bytes
     """Row-major, little-endian elements."""
     dtype: DType.ValueType
@@ -108,6 +158,10 @@ class VectorBlock(message.Message):
     """Elements in a row."""
     count: builtins.int
     """Number of rows."""
+    scales: builtins.bytes
+    """Of int8 only, else empty: count little-endian float32, the largest absolute value of
+    each row / 127; 0 for a row of zeros.
+    """
     def __init__(
         self,
         *,
@@ -115,10 +169,51 @@ class VectorBlock(message.Message):
         dtype: DType.ValueType = ...,
         dim: builtins.int = ...,
         count: builtins.int = ...,
+        scales: builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["count", b"count", "data", b"data", "dim", b"dim", "dtype", b"dtype"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["count", b"count", "data", b"data", "dim", b"dim", "dtype", b"dtype", "scales", b"scales"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ImagePreprocessing(message.Message):
+    """How an encoded image becomes the model's input, before it is normalised. Who does the
+    same may send ImageTensor instead.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: builtins.int
+    WIDTH_FIELD_NUMBER: builtins.int
+    RESIZE_MODE_FIELD_NUMBER: builtins.int
+    INTERPOLATION_FIELD_NUMBER: builtins.int
+    FILL_COLOR_FIELD_NUMBER: builtins.int
+    height: builtins.int
+    """Pixels of the input."""
+    width: builtins.int
+    """Pixels of the input."""
+    resize_mode: builtins.str
+    """"shortest": the whole input is covered and the middle is cut out; "longest": all of
+    the image is shown, its sides are padded; "squash": the aspect ratio is not kept.
+    """
+    interpolation: builtins.str
+    """"bicubic" or "bilinear", both antialiased as in Pillow."""
+    fill_color: builtins.int
+    """Every channel of what "longest" pads, 0 to 255."""
+    def __init__(
+        self,
+        *,
+        height: builtins.int = ...,
+        width: builtins.int = ...,
+        resize_mode: builtins.str = ...,
+        interpolation: builtins.str = ...,
+        fill_color: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["fill_color", b"fill_color", "height", b"height", "interpolation", b"interpolation", "resize_mode", b"resize_mode", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -162,8 +257,8 @@ class EncodeItem(message.Message):
     IMAGE_FIELD_NUMBER: builtins.int
     TENSOR_FIELD_NUMBER: builtins.int
     text: builtins.str
-    """UTF-8 text, at most 8 KiB by default. Longer than the model's context: cut,
-    as the model's tokenizer does.
+    """UTF-8 text, at most 8 KiB by default. Longer than the model's context: see
+    Truncation.
     """
     image: builtins.bytes
     """An encoded JPEG, PNG or WebP (first frame), at most 20 MiB and 50 megapixels

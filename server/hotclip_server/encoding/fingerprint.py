@@ -56,8 +56,3 @@ def encoder_id(
         values = tensor.detach().to("cpu", torch.float32).contiguous()
         digest.update(values.reshape(-1).numpy().data)
     return digest.hexdigest()[:32]
-
-
-def space_id(text_encoder_id: str, vision_encoder_id: str) -> str:
-    """sha256, 32 hex digits, of the two encoders whose vectors may be compared."""
-    return hashlib.sha256(f"{text_encoder_id}:{vision_encoder_id}".encode()).hexdigest()[:32]

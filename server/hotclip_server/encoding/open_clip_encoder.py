@@ -89,7 +89,7 @@ class OpenClipEncoder:
         return Prepared(Tower.VISION, self._images.from_tensor(data, height, width))
 
     def encode(self, tower: Tower, batch: Sequence[Prepared]) -> NDArray[np.float32]:
-        """float32 (len(batch), dim), rows of unit length; blocks."""
+        """Features, float32 (len(batch), dim), not normalised; blocks."""
         if not batch:
             return np.empty((0, self._spec.dim), np.float32)
         arrays = [item.array for item in batch]
@@ -101,9 +101,8 @@ class OpenClipEncoder:
                 features = self._text.run(self._to_device(self._text.pad(arrays)))
             else:
                 features = self.model.encode_image(self._normalise(np.stack(arrays)))  # type: ignore[operator]  # nn.Module attribute
-            unit = functional.normalize(features.float(), dim=-1)
-        vectors: NDArray[np.float32] = unit.cpu().numpy()
-        return vectors
+        raw: NDArray[np.float32] = features.float().cpu().numpy()
+        return raw
 
     def close(self) -> None:
         """Frees the weights; no call may follow."""

@@ -123,7 +123,7 @@ class Encoder(Protocol):
         """Runs one batch; blocks; device thread only.
 
         Returns:
-            float32 of shape (len(batch), dim), rows of unit length.
+            float32 of shape (len(batch), dim): features as the tower gives them, not normalised.
         """
 
     def close(self) -> None:

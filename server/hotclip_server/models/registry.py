@@ -87,7 +87,13 @@ class ModelRegistry:
         await self._background.settle()
         await asyncio.to_thread(self._stager.stop)
 
-    def pin(self, model: str = "", version: str = "", expected_space_id: str = "") -> Pin:
+    def pin(
+        self,
+        model: str = "",
+        version: str = "",
+        expected_space_id: str = "",
+        dimensions: int = 0,
+    ) -> Pin:
         """Admits a request: the version that answers it stays until the pin is released.
 
         Args:
@@ -95,8 +101,10 @@ class ModelRegistry:
             version: Any resident version instead of the live one.
             expected_space_id: The answer must be of this space: the live version if it is,
                 else any resident version of the model that is.
+            dimensions: Of that space; 0: as many as the version gives.
 
         Raises:
+            InvalidArgument: more dimensions than the version gives.
             NotFound: no such model or version.
             FailedPrecondition: reasons VERSION_NOT_RESIDENT, SPACE_MISMATCH, NO_LIVE_VERSION.
             Unavailable: the server is starting; reason MODEL_NOT_READY.
@@ -104,20 +112,8 @@ class ModelRegistry:
         if version and not model:
             model = self._catalog.version(version).model
         resident = self._slots.select(model or naming.DEFAULT_MODEL, version)
-        if expected_space_id and resident.spec.space_id != expected_space_id:
-            other = None if version else self._slots.in_space(resident.model, expected_space_id)
-            if other is None:
-                raise FailedPrecondition(
-                    f"version {resident.version_id} is of space {resident.spec.space_id}, the "
-                    f"request expects {expected_space_id}",
-                    reason="SPACE_MISMATCH",
-                    metadata={
-                        "space_id": resident.spec.space_id,
-                        "version": resident.version_id,
-                        "expected_space_id": expected_space_id,
-                    },
-                )
-            resident = other
+        if expected_space_id:
+            resident = self._slots.of_space(resident, expected_space_id, dimensions, bool(version))
         return Pin(self._slots.residents, resident)
 
     async def load_version(self, model: str, source: str, request_id: str = "") -> VersionRecord:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from secrets import token_hex
 
+from hotclip_server.encoding.spaces import truncated
 from hotclip_server.errors import Aborted, FailedPrecondition, Unavailable
 from hotclip_server.models.catalog import Catalog
 from hotclip_server.models.flip import FlipParticipant
@@ -68,16 +69,33 @@ class Slots:
             f"version {version} is not in memory", reason="VERSION_NOT_RESIDENT"
         )
 
-    def in_space(self, model: str, space_id: str) -> Resident | None:
-        """A resident version of a space: the live one, else the previous, else any."""
-        previous = self._catalog.model(model).previous
-        found = [
-            resident
-            for resident in self.residents
-            if resident.model == model and resident.spec.space_id == space_id
-        ]
-        found.sort(key=lambda r: (r is not self.live.get(model), r.version_id != previous))
-        return found[0] if found else None
+    def of_space(self, chosen: Resident, space_id: str, dimensions: int, alone: bool) -> Resident:
+        """A resident version of a space: the chosen one, else the previous, else any.
+
+        Args:
+            dimensions: Elements of a vector of the space; 0: all.
+            alone: No other version may take the place of the chosen one.
+
+        Raises:
+            InvalidArgument: there is none, and the chosen one gives fewer elements.
+            FailedPrecondition: there is none; reason SPACE_MISMATCH.
+        """
+        others = [] if alone else [r for r in self.residents if r.model == chosen.model]
+        previous = self._catalog.model(chosen.model).previous
+        for resident in [chosen, *sorted(others, key=lambda r: r.version_id != previous)]:
+            enough = resident.spec.dim >= dimensions
+            if enough and truncated(resident.spec, dimensions).space_id == space_id:
+                return resident
+        space = truncated(chosen.spec, dimensions).space_id
+        raise FailedPrecondition(
+            f"version {chosen.version_id} is of space {space}, the request expects {space_id}",
+            reason="SPACE_MISMATCH",
+            metadata={
+                "space_id": space,
+                "version": chosen.version_id,
+                "expected_space_id": space_id,
+            },
+        )
 
     def version_state(self, record: VersionRecord) -> VersionState:
         """Where a version is."""

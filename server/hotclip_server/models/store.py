@@ -20,10 +20,11 @@ from pathlib import Path
 from torch import nn
 
 from hotclip_server.encoding.architecture import CONFIG_FILE, OpenClipConfig, build_model
-from hotclip_server.encoding.fingerprint import encoder_id, space_id
+from hotclip_server.encoding.fingerprint import encoder_id
 from hotclip_server.encoding.image import ImageLimits
 from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
 from hotclip_server.encoding.protocol import EncoderSpec, Tower
+from hotclip_server.encoding.spaces import space_id
 from hotclip_server.encoding.tokenizer import load_tokenizer, tokenizer_inputs
 from hotclip_server.encoding.weights import master_weights, read_weights, write_weights
 from hotclip_server.errors import DataLoss, FailedPrecondition, NotFound

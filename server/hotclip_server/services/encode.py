@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -12,23 +12,39 @@ import grpc
 from hotclip_proto.v1 import encode_pb2, encode_pb2_grpc, types_pb2
 from hotclip_server.batching.ticket import Priority
 from hotclip_server.drain import Drain
-from hotclip_server.errors import HotclipError
+from hotclip_server.encoding.features import unit_rows
+from hotclip_server.encoding.protocol import Truncate
+from hotclip_server.encoding.spaces import truncated
+from hotclip_server.errors import HotclipError, InvalidArgument
 from hotclip_server.interceptors import grpc_code, internal_error
 from hotclip_server.models.residents import Pin
-from hotclip_server.pipeline import EncodePipeline
+from hotclip_server.pipeline import Encoded, EncodePipeline
 from hotclip_server.ranking import rank
 from hotclip_server.services.ordered import answer_in_order
-from hotclip_server.services.vectors import check_dtype, item_errors, pack
+from hotclip_server.services.vectors import check_dtype, item_errors, pack_into
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 STREAM_METHOD = "/hotclip.v1.EncodeService/EncodeStream"
 
+_TRUNCATIONS = {
+    types_pb2.TRUNCATION_UNSPECIFIED: Truncate.END,
+    types_pb2.TRUNCATION_END: Truncate.END,
+    types_pb2.TRUNCATION_START: Truncate.START,
+    types_pb2.TRUNCATION_NONE: Truncate.NONE,
+}
+
 
 class Versions(Protocol):
     """Where a request gets its version; `ModelRegistry` is one."""
 
-    def pin(self, model: str = "", version: str = "", expected_space_id: str = "") -> Pin:
+    def pin(
+        self,
+        model: str = "",
+        version: str = "",
+        expected_space_id: str = "",
+        dimensions: int = 0,
+    ) -> Pin:
         """Holds the version that answers."""
 
 
@@ -54,7 +70,9 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
         self, request: encode_pb2.EncodeRequest, context: Context
     ) -> encode_pb2.EncodeResponse:
         """Encodes one list."""
-        return await self._encode(request, deadline_of(context))
+        response = encode_pb2.EncodeResponse()
+        await self._encode_into(response, request, deadline_of(context))
+        return response
 
     async def EncodeStream(  # noqa: N802 - named by the proto
         self,
@@ -66,15 +84,17 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
         yield encode_pb2.EncodeStreamResponse(limits=limits)
         deadline = deadline_of(context)
 
-        async def answer(request: encode_pb2.EncodeStreamRequest) -> encode_pb2.StreamAnswer:
+        async def answer(
+            request: encode_pb2.EncodeStreamRequest,
+        ) -> encode_pb2.EncodeStreamResponse:
             return await self._answer(request, deadline)
 
         answers = answer_in_order(
             request_iterator, answer, self._max_in_flight, self._drain.draining
         )
         async with aclosing(answers):
-            async for item in answers:
-                yield encode_pb2.EncodeStreamResponse(answer=item)
+            async for message in answers:
+                yield message
         if self._drain.draining.is_set():
             raise self._drain.error()
 
@@ -82,51 +102,74 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
         self, request: encode_pb2.RankRequest, context: Context
     ) -> encode_pb2.RankResponse:
         """Scores candidates against a query."""
-        with self._versions.pin(request.model, request.version) as pin:
-            scores = await rank(
-                self._pipeline, pin, request.query, request.candidates, deadline_of(context)
+        started = time.perf_counter()
+        truncate = truncate_of(request.truncate)
+        with self._versions.pin(request.model, request.version, request.expected_space_id) as pin:
+            ranked = await rank(
+                self._pipeline,
+                pin,
+                request.query,
+                request.candidates,
+                deadline=deadline_of(context),
+                priority=priority_of(request.priority),
+                truncate=truncate,
             )
             return encode_pb2.RankResponse(
                 scores=[
                     encode_pb2.RankScore(index=s.index, cosine=s.cosine, probability=s.probability)
-                    for s in scores
+                    for s in ranked.scores
                 ],
                 version=pin.resident.version_id,
                 space_id=pin.resident.spec.space_id,
+                timings=timings_to_proto(ranked.encoded, started),
             )
 
     async def _answer(
         self, request: encode_pb2.EncodeStreamRequest, deadline: float | None
-    ) -> encode_pb2.StreamAnswer:
+    ) -> encode_pb2.EncodeStreamResponse:
+        message = encode_pb2.EncodeStreamResponse()
+        message.answer.id = request.id
         try:
-            response = await self._encode(request.request, deadline)
+            await self._encode_into(message.answer.response, request.request, deadline)
         except HotclipError as error:
-            return _stream_error(request.id, error)
+            _fail(message.answer, error)
         except Exception as error:  # noqa: BLE001
             # One request of a stream fails alone; the log has the traceback.
-            return _stream_error(request.id, internal_error(STREAM_METHOD, error))
-        return encode_pb2.StreamAnswer(id=request.id, response=response)
+            _fail(message.answer, internal_error(STREAM_METHOD, error))
+        return message
 
-    async def _encode(
-        self, request: encode_pb2.EncodeRequest, deadline: float | None
-    ) -> encode_pb2.EncodeResponse:
+    async def _encode_into(
+        self,
+        response: encode_pb2.EncodeResponse,
+        request: encode_pb2.EncodeRequest,
+        deadline: float | None,
+    ) -> None:
+        # Written in place: protobuf copies a message that is put into another one.
         started = time.perf_counter()
-        check_dtype(request.dtype)
-        with self._versions.pin(request.model, request.version, request.expected_space_id) as pin:
+        dtype = check_dtype(request.dtype)
+        truncate = truncate_of(request.truncate)
+        with self._versions.pin(
+            request.model, request.version, request.expected_space_id, request.dimensions
+        ) as pin:
+            resident = pin.resident
+            spec = truncated(resident.spec, request.dimensions)
             encoded = await self._pipeline.encode_items(
-                request.items, pin, deadline=deadline, priority=priority_of(request.priority)
+                request.items,
+                pin,
+                deadline=deadline,
+                priority=priority_of(request.priority),
+                truncate=truncate,
+                normalize=not request.raw_features,
             )
-            return encode_pb2.EncodeResponse(
-                vectors=pack(encoded.vectors, request.dtype),
-                errors=item_errors(encoded.errors),
-                model=pin.resident.model,
-                version=pin.resident.version_id,
-                space_id=pin.resident.spec.space_id,
-                timings=encode_pb2.Timings(
-                    preprocess_us=encoded.preprocess_us,
-                    total_us=round(1e6 * (time.perf_counter() - started)),
-                ),
-            )
+        rows = encoded.vectors
+        if spec.dim < rows.shape[1]:
+            rows = rows[:, : spec.dim]
+            rows = rows if request.raw_features else unit_rows(rows)
+        pack_into(response.vectors, rows, dtype)
+        response.errors.extend(item_errors(encoded.errors))
+        response.model, response.version = resident.model, resident.version_id
+        response.space_id = spec.space_id
+        response.timings.CopyFrom(timings_to_proto([encoded], started))
 
 
 def deadline_of(context: Context) -> float | None:
@@ -140,10 +183,27 @@ def priority_of(priority: types_pb2.Priority.ValueType) -> Priority:
     return Priority.BULK if priority == types_pb2.PRIORITY_BULK else Priority.INTERACTIVE
 
 
-def _stream_error(request_id: int, error: HotclipError) -> encode_pb2.StreamAnswer:
-    return encode_pb2.StreamAnswer(
-        id=request_id,
-        error=encode_pb2.StreamError(
-            code=grpc_code(error), reason=error.reason, message=error.message
-        ),
+def truncate_of(truncate: types_pb2.Truncation.ValueType) -> Truncate:
+    """What becomes of long texts; their end is cut unless the request says otherwise.
+
+    Raises:
+        InvalidArgument: no such mode.
+    """
+    if truncate not in _TRUNCATIONS:
+        raise InvalidArgument.field("truncate", f"unknown mode {truncate}")
+    return _TRUNCATIONS[truncate]
+
+
+def timings_to_proto(parts: Sequence[Encoded], started: float) -> encode_pb2.Timings:
+    """Of the parts of a request that began at `started` on time.perf_counter."""
+    return encode_pb2.Timings(
+        preprocess_us=sum(part.preprocess_us for part in parts),
+        total_us=round(1e6 * (time.perf_counter() - started)),
+        queue_us=max(part.queue_us for part in parts),
+        compute_us=sum(part.compute_us for part in parts),
     )
+
+
+def _fail(answer: encode_pb2.StreamAnswer, error: HotclipError) -> None:
+    answer.error.code = grpc_code(error)  # takes the place of the response
+    answer.error.reason, answer.error.message = error.reason, error.message

@@ -9,8 +9,9 @@ from support.small_models import model_cfg, random_model
 from torch import Tensor
 
 from hotclip_server.encoding.architecture import OpenClipConfig
-from hotclip_server.encoding.fingerprint import encoder_id, space_id
+from hotclip_server.encoding.fingerprint import encoder_id
 from hotclip_server.encoding.protocol import Tower
+from hotclip_server.encoding.spaces import space_id
 
 State = dict[str, Tensor]
 

@@ -8,10 +8,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from numpy.typing import NDArray
 from support.parity import INPUTS, assert_parity
 from support.pictures import encoded, photograph
 from support.small_models import write_model
 
+from hotclip_server.encoding.features import unit_rows
 from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
 from hotclip_server.encoding.protocol import Encoder, Tower
 from hotclip_server.errors import InvalidArgument
@@ -24,6 +26,14 @@ def encoder_of(folder: Path, kind: str, precision: str = "fp32") -> OpenClipEnco
     write_model(folder / "models" / kind, kind)
     store = VersionStore(folder / "versions", models_dir=folder / "models")
     return store.load(store.import_source(f"local:{kind}").id, precision=precision)
+
+
+def assert_same(ours: NDArray[np.float32], theirs: NDArray[np.float32], numbers: list[int]) -> None:
+    """Features, not normalised: the same direction and the same length."""
+    assert_parity(ours, theirs, numbers)
+    lengths = np.linalg.norm(theirs, axis=1)
+    assert np.abs(lengths - 1).max() > 0.01
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), lengths, rtol=5e-3)
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +50,14 @@ def test_equal_to_open_clip(kind: str, tmp_path: Path) -> None:
     images = [photograph(i, 60 + i, 50) for i in range(INPUTS)]
     with torch.no_grad():
         tokens = open_clip.get_tokenizer(name)(texts)
-        text_vectors = model.eval().encode_text(tokens, normalize=True).numpy()
+        text_features = model.eval().encode_text(tokens).numpy()
         pixels = torch.stack([transform(image) for image in images])
-        image_vectors = model.encode_image(pixels, normalize=True).numpy()
+        image_features = model.encode_image(pixels).numpy()
     numbers = list(range(INPUTS))
     prepared = [encoder.prepare_text(text) for text in texts]
-    assert_parity(encoder.encode(Tower.TEXT, prepared), text_vectors, numbers)
+    assert_same(encoder.encode(Tower.TEXT, prepared), text_features, numbers)
     prepared = [encoder.prepare_image(encoded(image)) for image in images]
-    assert_parity(encoder.encode(Tower.VISION, prepared), image_vectors, numbers)
+    assert_same(encoder.encode(Tower.VISION, prepared), image_features, numbers)
     assert encoder.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()))
 
 
@@ -58,9 +68,10 @@ def test_lower_precision_stays_close(precision: str, tmp_path: Path) -> None:
         (Tower.TEXT, [exact.prepare_text(f"number {i}") for i in range(INPUTS)]),
         (Tower.VISION, [exact.prepare_image(encoded(photograph(i))) for i in range(INPUTS)]),
     ):
-        vectors = fast.encode(tower, items)
-        assert vectors.dtype == np.float32
-        np.testing.assert_allclose(vectors, exact.encode(tower, items), atol=0.02)
+        features = fast.encode(tower, items)
+        assert features.dtype == np.float32
+        expected = unit_rows(exact.encode(tower, items))
+        np.testing.assert_allclose(unit_rows(features), expected, atol=0.02)
 
 
 def test_prepared_text_is_short(encoder: OpenClipEncoder) -> None:

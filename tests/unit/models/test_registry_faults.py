@@ -47,7 +47,7 @@ async def test_before_the_start_a_request_is_told_to_wait(
     ("defect", "problem"),
     [
         ("nan", "NaN"),
-        ("norm", "length"),
+        ("zero", "length"),
         ("dim", "float32"),
         ("raise", "RuntimeError"),
         ("random", "golden probes"),
@@ -68,6 +68,11 @@ async def test_an_unfit_version_leaves_everything_as_it_was(
     with pytest.raises(NotFound):
         registry.get_version("v-x")
     assert loader.open_encoders == 2
+
+
+async def test_features_need_no_unit_length(registry: ModelRegistry, loader: FakeLoader) -> None:
+    loader.defects["v-x"] = "long"
+    assert await load(registry, "x") == "v-x"
 
 
 async def test_a_corrupt_version_says_so(registry: ModelRegistry, loader: FakeLoader) -> None:
