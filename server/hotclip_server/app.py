@@ -198,7 +198,8 @@ def make_merger(store: VersionStore | None) -> Callable[[str, str, float], Versi
 def batch_limits(config: ServerConfig, device: str) -> BatchLimits:
     """Sizes for the batcher."""
     return BatchLimits(
-        max_batch=config.max_batch or (32 if device == "cpu" else 128),
+        max_batch=config.max_batch,
+        unmeasured_batch=32 if device == "cpu" else 128,
         budget=Budget(items=config.max_queue_items, nbytes=config.max_queue_bytes),
     )
 

@@ -100,7 +100,7 @@ class ServerConfig:
     prepare_threads: Annotated[int, _at_least(0)] = 0
     """Threads that decode images and tokenise texts; 0: one a core."""
     max_batch: Annotated[int, _at_least(0)] = 0
-    """Items that run together on the device; 0: 32 on a CPU, 128 on CUDA."""
+    """Items that run together on the device at most; 0: as many as the engine does best."""
     log_level: Annotated[str, _one_of("debug", "info", "warning", "error")] = "info"
     """Least severity that is logged: debug, info, warning or error."""
     log_format: Annotated[str, _one_of("text", "json")] = "text"

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from hotclip_proto.v1.types_pb2 import EncodeItem, ImageTensor
 from hotclip_server.batching.batcher import Batcher
 from hotclip_server.batching.isolate import EncodeFailed
-from hotclip_server.batching.ticket import Priority, Row, Ticket
+from hotclip_server.batching.ticket import Demand, Priority, Row, Ticket
 from hotclip_server.encoding.features import unit_rows
-from hotclip_server.encoding.protocol import Encoder, Prepared, Truncate
+from hotclip_server.encoding.protocol import Encoder, Prepared, Tower, Truncate
 from hotclip_server.errors import FieldViolation, HotclipError, InvalidArgument, ResourceExhausted
 from hotclip_server.models.residents import Pin
 
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 Content = str | bytes | ImageTensor
 """A text, an encoded image, or pixels."""
 
+BYTES_PER_TOKEN = 4
+"""Of a text, about: English has 4 to 5, Chinese 3."""
 TEXTS_PER_TASK = 32
 """Texts that one pool task tokenises: about a millisecond of work. Images go one by one."""
 
@@ -51,15 +53,15 @@ class Encoded:
         failed items are zero.
     errors: Failed items by position.
     preprocess_us: Decoding, resizing, tokenising: microseconds summed over items.
-    queue_us: The longest that an item waited for its batch to begin: microseconds.
-    compute_us: Of the batches that its items ran in, each counted once: microseconds.
+    queue_us: The longest that an item waited for its batch to begin, after it was prepared.
+    compute_us: Of the batches that its items ran in, each counted once.
     """
 
     vectors: NDArray[np.float32]
     errors: dict[int, HotclipError]
     preprocess_us: int
-    queue_us: int = 0
-    compute_us: int = 0
+    queue_us: int
+    compute_us: int
 
 
 class EncodePipeline:
@@ -131,14 +133,20 @@ class EncodePipeline:
             good = [at for at in part if at not in problems]
             spent[0] += await self._prepare(ticket, encoder, truncate, contents, good, part.start)
 
-        sizes = [_size(content, encoder) for content in contents]
-        rows = await self._batcher.run(
-            pin.resident, sizes, feed, deadline=deadline, priority=priority
+        demands = [demand_of(content, encoder) for content in contents]
+        answer = await self._batcher.run(
+            pin.resident, demands, feed, deadline=deadline, priority=priority
         )
-        vectors, errors = _assemble(rows, encoder.spec.dim)
+        vectors, errors = _assemble(answer.rows, encoder.spec.dim)
         if normalize:
             vectors = unit_rows(vectors)
-        return Encoded(vectors, errors, round(1e6 * spent[0]))
+        return Encoded(
+            vectors,
+            errors,
+            preprocess_us=round(1e6 * spent[0]),
+            queue_us=round(1e6 * answer.queue_s),
+            compute_us=round(1e6 * answer.compute_s),
+        )
 
     async def _prepare(
         self,
@@ -273,13 +281,17 @@ def _prepare_content(encoder: Encoder, content: Content, truncate: Truncate) -> 
     return encoder.prepare_tensor(content.data, content.height, content.width)
 
 
-def _size(content: Content, encoder: Encoder) -> int:
-    """Bytes that an item holds while it waits: as it came, and prepared."""
+def demand_of(content: Content, encoder: Encoder) -> Demand:
+    """What an item will take: bytes as it came and prepared, and its length, which of a text is
+    a guess."""
     if isinstance(content, str):
-        return len(content) + 8 * encoder.spec.context_length
+        context = encoder.spec.context_length
+        length = min(context, 2 + len(content.encode()) // BYTES_PER_TOKEN)
+        return Demand(Tower.TEXT, length, len(content) + 8 * context)
     pixels = 3 * encoder.spec.image_size**2
     # A tensor that is not of this size is refused when it is prepared.
-    return pixels + (len(content) if isinstance(content, bytes) else pixels)
+    held = len(content) if isinstance(content, bytes) else pixels
+    return Demand(Tower.VISION, 1, pixels + held)
 
 
 def _tasks(contents: Sequence[Content], positions: Sequence[int]) -> Iterator[list[int]]:

@@ -20,9 +20,13 @@ class DeviceThread:
     """Runs calls one after the other on one thread; `start` starts it.
 
     A daemon thread: an encoder that hangs must not keep the process from ending.
+
+    Args:
+        depth: Batches that it takes at a time; more than one waits here for its turn.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 1) -> None:
+        self.depth = depth
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 

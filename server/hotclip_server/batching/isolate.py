@@ -23,7 +23,11 @@ class EncodeFailed(HotclipError):
 
 
 class Device(Protocol):
-    """Where batches run, one at a time."""
+    """Where batches run, one after the other."""
+
+    @property
+    def depth(self) -> int:
+        """Batches that it takes at a time: 1, or 2 where copying one overlaps with another."""
 
     async def run(
         self, encoder: Encoder, tower: Tower, batch: Sequence[Prepared]
@@ -55,6 +59,8 @@ async def run_isolated(
         log.warning("a batch of %d %s items failed (%s); halving", len(batch), tower.value, error)
         first = await run_isolated(device, encoder, tower, batch[:half])
         return first + await run_isolated(device, encoder, tower, batch[half:])
+    if np.isfinite(vectors).all():
+        return list(vectors)
     return [
         row
         if np.isfinite(row).all()

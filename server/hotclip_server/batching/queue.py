@@ -1,95 +1,139 @@
-"""Which items run next: a queue a version and tower, oldest head first."""
+"""Which batch runs next.
+
+Order: class, then round, then due time. The items of a request are in rounds of one full
+batch's worth each, so a query waits for one batch's worth of every other request and not for
+a long one's rest. A request is due at its deadline, at the latest `HORIZON_S` after it came.
+
+Nothing starves: when the item that waits longest has waited `AGED_S`, every `AGED_EVERY`th
+batch begins with it, whatever its class, round, tower and version. Its place in that order
+never gets worse, so an item with k older ones before it runs at the latest in batch
+`AGED_EVERY` * (k + 1) after it has waited `AGED_S`.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
-from hotclip_server.batching.ticket import Entry, Priority, Resident
-from hotclip_server.encoding.protocol import Tower
-from hotclip_server.errors import DeadlineExceeded
+from hotclip_server.batching.cost import CostModel
+from hotclip_server.batching.entry import Entry
+from hotclip_server.batching.filling import Batch, fill
+from hotclip_server.batching.lane import Lane
+from hotclip_server.batching.ticket import Priority, Ticket
+from hotclip_server.encoding.protocol import Prepared, Tower
 
-BULK_WAITS_S = 1.0
-"""A bulk item counts as this much younger than it is, so it runs behind interactive items
-that came at the same time and never starves: it ages like every other."""
-
-
-class TowerQueue:
-    """Items of one tower of one version, in two classes."""
-
-    def __init__(self, resident: Resident, tower: Tower) -> None:
-        self.resident = resident
-        self.tower = tower
-        self._classes: dict[Priority, deque[Entry]] = {p: deque() for p in Priority}
-
-    def put(self, entry: Entry) -> None:
-        """Appends an item to its class."""
-        self._classes[entry.ticket.priority].append(entry)
-
-    def drop_dead(self, now: float) -> None:
-        """Removes cancelled and expired items from the heads."""
-        for entries in self._classes.values():
-            while entries and _is_dead(entries[0], now):
-                entries.popleft()
-
-    def head(self) -> tuple[float, Priority] | None:
-        """Effective arrival and class of the item that is next; None: empty."""
-        heads = [
-            (entries[0].arrival + (BULK_WAITS_S if priority is Priority.BULK else 0.0), priority)
-            for priority, entries in self._classes.items()
-            if entries
-        ]
-        return min(heads, key=lambda head: head[0], default=None)
-
-    def take(self, most: int, now: float) -> list[Entry]:
-        """Removes up to `most` live items, in order."""
-        batch: list[Entry] = []
-        while len(batch) < most:
-            self.drop_dead(now)
-            head = self.head()
-            if head is None:
-                break
-            batch.append(self._classes[head[1]].popleft())
-        return batch
+HORIZON_S = 2.0
+"""A request without a deadline, or with one further away, is due this long after it came."""
+AGED_S = 1.0
+AGED_EVERY = 8
 
 
 class QueueSet:
-    """All queues of a server. No torch, no clock of its own."""
+    """All queues of a server. No torch, no clock of its own.
 
-    def __init__(self) -> None:
-        self._queues: dict[tuple[str, int, Tower], TowerQueue] = {}
+    Args:
+        costs: Predicts what batches take.
+    """
 
-    def put(self, entry: Entry, tower: Tower) -> None:
-        """Queues one item."""
-        resident = entry.ticket.resident
-        # The same version loaded a second time is another encoder: a batch runs on one.
-        key = (resident.version_id, id(resident.encoder), tower)
-        queue = self._queues.get(key)
-        if queue is None:
-            queue = self._queues[key] = TowerQueue(resident, tower)
-        queue.put(entry)
+    def __init__(self, costs: CostModel) -> None:
+        self.rounds = [0 for _ in Priority]
+        """The round of each class that is being served; new requests begin in it."""
+        self._costs = costs
+        self._lanes: dict[tuple[str, int, Tower], Lane] = {}
+        self._oldest: deque[Entry] = deque()
+        self._batches = 0
+        self._since_aged = 0
 
-    def take(self, most: int, now: float) -> tuple[TowerQueue, list[Entry]] | None:
-        """Closes the next batch: the queue whose head is oldest, up to `most` items of it.
+    def put(self, ticket: Ticket, items: Iterable[tuple[int, Prepared]], now: float) -> int:
+        """Queues items of a ticket.
 
         Returns:
-            The queue and its items, all of one version and tower; None: nothing waits.
+            How many joined others that wait or run already.
         """
-        best: tuple[float, TowerQueue] | None = None
-        for key, queue in list(self._queues.items()):
-            queue.drop_dead(now)
-            head = queue.head()
-            if head is None:
-                # An empty queue would keep its version's weights alive.
-                del self._queues[key]
-            elif best is None or head[0] < best[0]:
-                best = (head[0], queue)
+        joined = 0
+        place = ticket.place
+        lanes: dict[Tower, Lane] = {}
+        for index, prepared in items:
+            lane = lanes.get(prepared.tower)
+            if lane is None:
+                lane = lanes[prepared.tower] = self._lane(ticket, prepared.tower)
+            round_ = max(place.round_of(index), self.rounds[place.priority])
+            rank = (place.priority, round_, place.due)
+            entry = lane.put(ticket, index, prepared, rank, now)
+            if entry is None:
+                joined += 1
+            else:
+                self._oldest.append(entry)
+        return joined
+
+    def take(self, now: float) -> Batch | None:
+        """Closes the next batch; None: nothing waits."""
+        best: tuple[Entry, Lane] | None = None
+        for key, lane in list(self._lanes.items()):
+            head = lane.head(now)
+            if head is not None:
+                if best is None or head.rank < best[0].rank:
+                    best = (head, lane)
+            elif not lane.shared:
+                # An empty lane would keep its version's weights alive.
+                del self._lanes[key]
         if best is None:
+            self._oldest.clear()
             return None
-        return best[1], best[1].take(most, now)
+        self._batches += 1
+        self._since_aged += 1
+        batch = self._aged(now)
+        if batch is None:
+            head, lane = best
+            self.rounds[head.rank[0]] = max(self.rounds[head.rank[0]], head.rank[1])
+            batch = Batch(lane, self._batches)
+            fill(batch, head, now)
+        return batch
+
+    def forget(self, batch: Batch) -> None:
+        """A batch is done with: nobody can join its items any more."""
+        lane = batch.lane
+        for entry in batch.entries:
+            lane.forget(entry)
+        if not lane.shared:
+            self._lanes.pop(_key(lane), None)
+
+    def _aged(self, now: float) -> Batch | None:
+        """A batch that begins with what has waited longest, if its turn has come."""
+        head = self._longest_waiting(now)
+        if head is None or self._since_aged < AGED_EVERY or now - head.at < AGED_S:
+            return None
+        self._since_aged = 0
+        lane = head.lane
+        if lane is None:
+            raise RuntimeError("an item that waits is nowhere; this is a bug")
+        batch = Batch(lane, self._batches)
+        entry: Entry | None = head
+        while entry is not None and entry.lane is lane and batch.fits(entry.length):
+            if entry.prepared is not None:
+                batch.add(entry, entry.prepared)
+            entry = self._longest_waiting(now)
+        fill(batch, head, now)
+        return batch
+
+    def _longest_waiting(self, now: float) -> Entry | None:
+        oldest = self._oldest
+        while oldest:
+            if oldest[0].wanted(now):
+                return oldest[0]
+            oldest.popleft()
+        return None
+
+    def _lane(self, ticket: Ticket, tower: Tower) -> Lane:
+        resident = ticket.resident
+        # The same version loaded a second time is another encoder: a batch runs on one.
+        key = (resident.version_id, id(resident.encoder), tower)
+        lane = self._lanes.get(key)
+        if lane is None:
+            cost = self._costs.of(resident.encoder, tower)
+            lane = self._lanes[key] = Lane(resident, tower, cost)
+        return lane
 
 
-def _is_dead(entry: Entry, now: float) -> bool:
-    ticket = entry.ticket
-    if ticket.deadline is not None and now >= ticket.deadline:
-        ticket.fail(DeadlineExceeded("the deadline passed while the request waited"))
-    return entry.prepared is None
+def _key(lane: Lane) -> tuple[str, int, Tower]:
+    return (lane.resident.version_id, id(lane.resident.encoder), lane.tower)

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from enum import Enum
-from typing import Protocol
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hotclip_server.batching.backlog import Backlog, Place
 from hotclip_server.batching.budget import Ledger
-from hotclip_server.encoding.protocol import Encoder, Prepared
+from hotclip_server.encoding.protocol import Encoder, Tower
 from hotclip_server.errors import HotclipError
+
+if TYPE_CHECKING:
+    from hotclip_server.batching.entry import Entry
 
 Row = NDArray[np.float32] | HotclipError
 """float32 of shape (dim,), or why there is none."""
 
 
-class Priority(Enum):
-    """How urgent a request is."""
+class Priority(IntEnum):
+    """How urgent a request is; a smaller number goes first."""
 
-    INTERACTIVE = 1
-    BULK = 2
+    INTERACTIVE = 0
+    BULK = 1
 
 
 class Resident(Protocol):
@@ -37,27 +42,38 @@ class Resident(Protocol):
         """Its towers."""
 
 
-class Entry:
-    """One item in a queue. `prepared` is None once nobody waits for it."""
+class Demand(NamedTuple):
+    """What an item will take, known or estimated before it is prepared."""
 
-    __slots__ = ("arrival", "index", "prepared", "ticket")
+    tower: Tower
+    length: int
+    """Tokens of a text; 1 for an image."""
+    nbytes: int
+    """Held while it waits."""
 
-    def __init__(self, ticket: Ticket, index: int, prepared: Prepared, arrival: float) -> None:
-        self.ticket = ticket
-        self.index = index
-        self.prepared: Prepared | None = prepared
-        self.arrival = arrival
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came of a request."""
+
+    rows: list[Row]
+    """One an item, in order."""
+    queue_s: float
+    """The longest that an item waited for its batch to begin, after it was prepared."""
+    compute_s: float
+    """Of the batches that its items ran in, each counted once."""
 
 
 class Ticket:
-    """Made by `Batcher.admit`; items are put as they are prepared. Event loop only.
+    """Items are put as they are prepared. Event loop only.
 
     Args:
         resident: The version that answers every item.
         sizes: Bytes booked for each item.
         deadline: On the batcher's clock; None: never expires.
-        priority: Class of every item.
+        place: Where its items stand.
         ledger: Where the items are booked.
+        backlog: Where their predicted work is booked.
     """
 
     def __init__(
@@ -65,18 +81,25 @@ class Ticket:
         resident: Resident,
         sizes: Sequence[int],
         deadline: float | None,
-        priority: Priority,
+        place: Place,
         ledger: Ledger,
+        backlog: Backlog,
     ) -> None:
         self.resident = resident
         self.deadline = deadline
-        self.priority = priority
+        self.place = place
         self.entries: list[Entry] = []
         self._ledger = ledger
+        self._backlog = backlog
         self._sizes = list(sizes)
         self._rows: list[Row | None] = [None] * len(self._sizes)
+        self._begun = bytearray(len(self._sizes))
         self._remaining = len(self._sizes)
+        self._queue_s = 0.0
+        self._compute_s = 0.0
+        self._batch = 0
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        backlog.add(place, len(self._sizes))
         if not self._remaining:
             self._answer.set_result(None)
 
@@ -85,8 +108,8 @@ class Ticket:
         """Nobody waits any more: answered, failed or cancelled."""
         return self._answer.done()
 
-    async def answer(self) -> list[Row]:
-        """Waits for every item; rows in the order of the request.
+    async def answer(self) -> Answer:
+        """Waits for every item.
 
         Raises:
             HotclipError: the request as a whole failed, e.g. its deadline passed.
@@ -95,7 +118,21 @@ class Ticket:
         rows = [row for row in self._rows if row is not None]
         if len(rows) != len(self._sizes):
             raise RuntimeError("a request was answered with items missing; this is a bug")
-        return rows
+        return Answer(rows=rows, queue_s=self._queue_s, compute_s=self._compute_s)
+
+    def begin(self, index: int) -> None:
+        """An item runs, or shares what runs: it is no work ahead of others any more."""
+        if not self._begun[index] and not self.done:
+            self._begun[index] = 1
+            self._backlog.remove(self.place, index)
+
+    def ran(self, batch: int, waited_s: float, seconds: float) -> None:
+        """An item waited and then ran in a batch, by its number from 1 on."""
+        if waited_s > self._queue_s:
+            self._queue_s = waited_s
+        if batch != self._batch:
+            self._batch = batch
+            self._compute_s += seconds
 
     def settle(self, index: int, row: Row) -> None:
         """Says what came of one item; ignored once nobody waits."""
@@ -103,6 +140,7 @@ class Ticket:
             return
         if self._rows[index] is not None:
             raise RuntimeError("an item was answered twice; this is a bug")
+        self.begin(index)
         self._rows[index] = row
         self._remaining -= 1
         self._ledger.give_back(1, self._sizes[index])
@@ -113,21 +151,25 @@ class Ticket:
     def fail(self, error: HotclipError) -> None:
         """Fails the request as a whole and frees what it holds."""
         if not self.done:
+            self._release()
             self._answer.set_exception(error)
             # A caller that went away never looks at it.
             self._answer.exception()
-            self._release()
 
     def cancel(self) -> None:
         """The caller went away: drops every item that is not answered. Safe to repeat."""
+        # Whoever cancels the waiting task has cancelled the answer already.
         if self._remaining:
-            self._answer.cancel()
             self._release()
+            self._answer.cancel()
 
     def _release(self) -> None:
         left = [size for size, row in zip(self._sizes, self._rows, strict=True) if row is None]
         self._remaining = 0
         for entry in self.entries:
-            entry.prepared = None
+            entry.drop()
         self.entries.clear()
+        for index, begun in enumerate(self._begun):
+            if not begun:
+                self._backlog.remove(self.place, index)
         self._ledger.give_back(len(left), sum(left))

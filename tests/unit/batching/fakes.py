@@ -61,6 +61,7 @@ class ManualDevice:
     fails: Callable[[Prepared], bool] = lambda _: False
     gate: asyncio.Semaphore | None = None
     running: int = 0
+    depth: int = 1
 
     async def run(
         self, encoder: Encoder, tower: Tower, batch: Sequence[Prepared]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hotclip_server.batching.isolate import EncodeFailed
-from hotclip_server.batching.queue import BULK_WAITS_S
+from hotclip_server.batching.queue import AGED_EVERY, AGED_S
 from hotclip_server.batching.ticket import Priority
 from hotclip_server.encoding.protocol import Tower
 from hotclip_server.errors import DeadlineExceeded, ResourceExhausted, Unavailable
@@ -81,20 +81,25 @@ async def test_interactive_goes_first_and_bulk_ages():
     live = version("a")
     tasks = [asyncio.create_task(batcher.encode(live, [item(0)], deadline=None))]
     await settle()
-    tasks.append(
-        asyncio.create_task(batcher.encode(live, [item(1)], deadline=None, priority=Priority.BULK))
-    )
+    tasks += [
+        asyncio.create_task(
+            batcher.encode(live, [item(number)], deadline=None, priority=Priority.BULK)
+        )
+        for number in (100, 101)
+    ]
     await settle()
-    clock.now += BULK_WAITS_S / 2
-    tasks.append(asyncio.create_task(batcher.encode(live, [item(2)], deadline=None)))
-    await settle()
-    clock.now += BULK_WAITS_S
-    tasks.append(asyncio.create_task(batcher.encode(live, [item(3)], deadline=None)))
+    clock.now += AGED_S
+    tasks += [
+        asyncio.create_task(batcher.encode(live, [item(number)], deadline=None))
+        for number in range(1, 2 * AGED_EVERY)
+    ]
     await settle()
     for _ in tasks:
         device.gate.release()
     await asyncio.gather(*tasks)
-    assert [batch.numbers for batch in device.batches] == [[0], [2], [1], [3]]
+    order = [batch.numbers[0] for batch in device.batches]
+    assert [order.index(number) for number in (100, 101)] == [AGED_EVERY - 1, 2 * AGED_EVERY - 1]
+    assert [number for number in order if number < 100] == list(range(2 * AGED_EVERY))
 
 
 async def test_the_oldest_head_of_all_queues_is_next():
@@ -105,7 +110,7 @@ async def test_the_oldest_head_of_all_queues_is_next():
     for who, number in ((a, 0), (b, 1), (a, 2), (b, 3), (a, 4)):
         tasks.append(asyncio.create_task(batcher.encode(who, [item(number)], deadline=None)))
         await settle()
-        clock.now += 1
+        clock.now += 0.01
     for _ in tasks:
         device.gate.release()
     await asyncio.gather(*tasks)
@@ -262,4 +267,4 @@ async def test_an_emptied_queue_keeps_no_version_alive():
     batcher, _, _ = make_batcher()
     await batcher.encode(version("a"), [item(0)], deadline=None)
     await settle()
-    assert batcher._queues._queues == {}
+    assert batcher._queues._lanes == {}

@@ -1,0 +1,192 @@
+"""Predicts how long a batch takes: measured points give the shape, actual times the scale.
+
+A batch of n items takes launch + sum of (item + token * length) seconds. An engine that pads
+runs every item at the length of the longest. No torch, no clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import combinations
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from hotclip_server.encoding.engines.protocol import EngineFigures
+from hotclip_server.encoding.protocol import Encoder, Tower
+
+Point = tuple[int, float, float]
+"""Items, length, seconds."""
+
+LONGEST_BATCH_S = 0.5
+"""No batch of several items is meant to take longer, whatever its throughput: it is what a
+query waits that finds the device busy."""
+FOLLOW = 0.12
+"""Weight of one batch in the exponential average of actual to predicted seconds."""
+CLIP = math.log(2.0)
+"""A batch moves that average as if it took at most twice or half of what is predicted, so one
+outlier moves it by 9 %, and a lasting change is followed within some twenty batches."""
+REFIT_EVERY = 8
+"""Batches between two fits to what was observed, where nothing was measured."""
+
+
+def fit(points: Iterable[Point]) -> tuple[float, float, float]:
+    """Least squares of relative errors with no negative part; fewer parts if they do as well.
+
+    Returns:
+        Seconds of a launch, of an item, of a token of an item.
+    """
+    table = np.array([(1.0, n, n * length, seconds) for n, length, seconds in points])
+    seconds = table[:, 3]
+    scaled = table[:, :3] / seconds[:, None]
+    best, best_error = (0.0, 0.0, float((seconds / table[:, 2]).mean())), math.inf
+    for size in (1, 2, 3):
+        for parts in sorted(combinations((0, 1, 2), size), reverse=True):
+            columns = list(parts)
+            found, _, rank, _ = np.linalg.lstsq(scaled[:, columns], np.ones(len(scaled)))
+            if rank < size or (found < 0).any():
+                continue
+            error = float(np.square(scaled[:, columns] @ found - 1).mean())
+            # A thousandth squared: what a further part must explain to be believed.
+            if error < 0.9 * best_error - 1e-6:
+                best_error = error
+                full = [0.0, 0.0, 0.0]
+                for part, value in zip(parts, found, strict=True):
+                    full[part] = float(value)
+                best = (full[0], full[1], full[2])
+    return best
+
+
+class TowerCost:
+    """Seconds of batches of one tower of one encoder.
+
+    Args:
+        most_items: Items of a batch as long as nothing was measured.
+        most_ever: Items of a batch at most, however short they are; 0: four times the best.
+    """
+
+    def __init__(self, most_items: int, most_ever: int = 0) -> None:
+        self.launch_s = 0.0
+        """Of a batch, however small."""
+        self.full_s = math.inf
+        """Of a full batch: as long as the best one takes, and not over `LONGEST_BATCH_S`."""
+        self.most = min(most_items, most_ever or most_items)
+        """Items of a batch, however little they cost."""
+        self.padded = True
+        """Whether every item costs as much as the longest."""
+        self._item_s = 0.0
+        self._token_s = 0.0
+        self._shape = (0.0, 0.0, 0.0)
+        self._log_factor = 0.0
+        self._figures: EngineFigures | None = None
+        self._most_ever = most_ever
+        self._best: tuple[int, int] | None = None  # items, length
+        self._cells: dict[tuple[int, int], Point] = {}
+        self._observed = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured or observed."""
+        return self._shape != (0.0, 0.0, 0.0)
+
+    def calibrate(self, figures: EngineFigures | None) -> None:
+        """Takes what was measured of the engine that serves now; cheap to repeat."""
+        if figures is None or figures is self._figures or not figures.seconds:
+            return
+        self._figures = figures
+        self.padded = figures.padded
+        self._best = (max(1, figures.best_batch), figures.seconds[0][1])
+        self._log_factor = 0.0
+        self._set(fit(figures.seconds))
+
+    def predict(self, items: int, length: float) -> float:
+        """Seconds of a batch of `items` of `length` tokens each; 0.0 as long as not known."""
+        return self.launch_s + items * (self._item_s + self._token_s * length)
+
+    def item_s(self, length: float) -> float:
+        """What one more item of this length adds to a batch."""
+        return self._item_s + self._token_s * length
+
+    def share_s(self, length: float) -> float:
+        """What an item costs in a full batch."""
+        return self.item_s(length) + self.launch_s / self.most_items(length)
+
+    def most_items(self, length: float) -> int:
+        """Items of a full batch."""
+        item_s = self.item_s(length)
+        if item_s * self.most <= self.full_s - self.launch_s:
+            return self.most
+        return max(1, int((self.full_s - self.launch_s) / item_s))
+
+    def counted(self, items: int, longest: int, tokens: int) -> float:
+        """The length that each item of a batch counts as."""
+        return longest if self.padded else tokens / items
+
+    def observe(self, items: int, length: float, seconds: float) -> None:
+        """Learns from a batch that ran, whose items counted as `length` each."""
+        if seconds <= 0:
+            return
+        self._observed += 1
+        if self._figures is None:
+            self._remember(items, length, seconds)
+            if self._observed <= REFIT_EVERY or self._observed % REFIT_EVERY == 0:
+                self._log_factor = 0.0
+                self._set(fit(self._cells.values()))
+                return
+        off = math.log(seconds / self.predict(items, length))
+        self._log_factor += FOLLOW * max(-CLIP, min(CLIP, off))
+        self._set(self._shape)
+
+    def _remember(self, items: int, length: float, seconds: float) -> None:
+        cell = (items.bit_length(), bucket_of(length))
+        known = self._cells.get(cell)
+        if known is not None:
+            old = known[2] * (items * length) / (known[0] * known[1])
+            # A first batch is often slow: less counts at once.
+            seconds = old + 0.3 * (min(max(seconds, old / 4), 2 * old) - old)
+        self._cells[cell] = (items, length, seconds)
+
+    def _set(self, shape: tuple[float, float, float]) -> None:
+        self._shape = shape
+        factor = math.exp(self._log_factor)
+        self.launch_s, self._item_s, self._token_s = (factor * part for part in shape)
+        self.full_s = LONGEST_BATCH_S
+        if self._best is not None:
+            best, length = self._best
+            # Rounding must not make the best batch one item smaller.
+            self.full_s = min(LONGEST_BATCH_S, (1 + 1e-9) * self.predict(best, length))
+            self.most = self._most_ever or 4 * best
+
+
+class CostModel:
+    """The costs of every tower that runs; forgets an encoder with the encoder.
+
+    Args:
+        most_items: See `TowerCost`.
+        most_ever: See `TowerCost`.
+    """
+
+    def __init__(self, most_items: int, most_ever: int = 0) -> None:
+        self._most = (most_items, most_ever)
+        self._towers: WeakKeyDictionary[Encoder, dict[Tower, TowerCost]] = WeakKeyDictionary()
+
+    def of(self, encoder: Encoder, tower: Tower) -> TowerCost:
+        """The cost of a tower, up to date with what was measured of its engine."""
+        towers = self._towers.get(encoder)
+        if towers is None:
+            towers = self._towers[encoder] = {}
+        cost = towers.get(tower)
+        if cost is None:
+            cost = towers[tower] = TowerCost(*self._most)
+        return cost
+
+
+EDGES = (1, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
+"""Longest item of each length bucket: within one, at most a third is padding beyond 8 tokens."""
+_BUCKETS = [next(b for b, edge in enumerate(EDGES) if edge >= n) for n in range(EDGES[-1] + 1)]
+
+
+def bucket_of(length: float) -> int:
+    """The bucket of a length."""
+    return _BUCKETS[int(length)] if length < len(_BUCKETS) else len(EDGES)
