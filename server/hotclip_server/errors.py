@@ -12,6 +12,7 @@ that escapes a servicer becomes INTERNAL with a request id.
     ├── Aborted              etag mismatch
     ├── ResourceExhausted    a limit or a quota
     ├── Unavailable          overload or not ready; says when to try again
+    │   └── DeviceLost
     ├── DeadlineExceeded
     ├── Unimplemented
     └── DataLoss             stored data is damaged
@@ -131,6 +132,15 @@ class Unavailable(HotclipError):
     def __init__(self, message: str, *, retry_after_s: float = 0.1, reason: str = "") -> None:
         super().__init__(message, reason=reason)
         self.retry_after_s = retry_after_s
+
+
+class DeviceLost(Unavailable):
+    """The device fails every call since an error that only a new process gets over."""
+
+    default_reason = "DEVICE_LOST"
+
+    def __init__(self, message: str = "the device has failed and needs a restart") -> None:
+        super().__init__(message, retry_after_s=5.0, reason="DEVICE_LOST")
 
 
 class DeadlineExceeded(HotclipError):
