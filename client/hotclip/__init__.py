@@ -13,7 +13,7 @@ from hotclip._aio.client import AsyncClient
 from hotclip._aio.jobs import AsyncRun
 from hotclip._collections import Collection
 from hotclip._datasets import Dataset
-from hotclip._embeddings import Embeddings
+from hotclip._embeddings import Embeddings, Timings
 from hotclip._filters import Between, Filter, Match
 from hotclip._inputs import Image, Text
 from hotclip._jobs import (
@@ -75,6 +75,7 @@ __all__ = [
     "ServerInfo",
     "StateChange",
     "Text",
+    "Timings",
     "Upserted",
     "Vector",
     "Version",

@@ -2,38 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from hotclip.errors import DataLoss, InvalidArgument, ItemError
-from hotclip_proto.v1 import types_pb2
+from hotclip._vectors import Rows
+from hotclip.errors import FailedPrecondition, ItemError
+from hotclip_proto.v1 import encode_pb2
 
-_WIRE: dict[types_pb2.DType.ValueType, np.dtype[Any]] = {
-    types_pb2.D_TYPE_FLOAT32: np.dtype("<f4"),
-    types_pb2.D_TYPE_FLOAT16: np.dtype("<f2"),
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Where the time of a call went on the server, in seconds.
+
+    Of a call that was split into several requests, the sum over them.
+    """
+
+    preprocess_s: float = 0.0
+    """Decoding, resizing, tokenising, summed over items."""
+    queue_s: float = 0.0
+    """The longest that an item waited for the device."""
+    compute_s: float = 0.0
+    """Of the batches that the items ran in; they hold items of other callers too."""
+    total_s: float = 0.0
+    """From admission to the answer."""
+
+    def plus(self, told: encode_pb2.Timings) -> Timings:
+        """With those of one more request."""
+        return Timings(
+            preprocess_s=self.preprocess_s + told.preprocess_us / 1e6,
+            queue_s=self.queue_s + told.queue_us / 1e6,
+            compute_s=self.compute_s + told.compute_us / 1e6,
+            total_s=self.total_s + told.total_us / 1e6,
+        )
 
 
 class Embeddings(np.ndarray[Any, np.dtype[Any]]):
-    """Unit-length vectors, wholly of one version: (n, dim), or (dim,) for a single item.
+    """Vectors, wholly of one version: (n, dim), or (dim,) for a single item.
 
-    An ordinary numpy array (float32 or float16) with more attributes. Slices and copies
-    keep them; results of arithmetic are plain arrays, for they are of no version.
+    An ordinary numpy array with more attributes. Slices and copies keep them; results of
+    arithmetic are plain arrays, for they are of no version.
+
+    Of floats (float32, float16) the elements are the vectors'. Of int8 they are integers,
+    of "binary" (uint8) eight signs a byte as numpy.packbits gives them: compare such arrays
+    only after `dequantize`.
 
     Attributes:
         version: Id of the version that made every row.
         space_id: Space of the rows; only vectors of one space may be compared.
         model: Name of the model.
+        scales: Of int8 and "binary": float32 (n,), what an integer or a sign stands for;
+            0 for a failed item. Rows that are taken (`e[3]`, `e[2:5]`, `e[mask]`) keep
+            theirs, other views lose them. None for floats.
         errors: Failed items of the call that made the array (their rows are zero);
             empty on slices.
+        timings: Of the call that made the array; None on slices.
     """
 
     version: str
     space_id: str
     model: str
+    scales: NDArray[np.float32] | None
     errors: tuple[ItemError, ...]
+    timings: Timings | None
 
     def __new__(
         cls,
@@ -42,18 +75,92 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
         version: str,
         space_id: str,
         model: str = "",
+        dim: int | None = None,
+        scales: NDArray[np.float32] | None = None,
         errors: tuple[ItemError, ...] = (),
+        timings: Timings | None = None,
     ) -> Embeddings:
         array = np.asarray(values).view(cls)
         array.version, array.space_id, array.model = version, space_id, model
-        array.errors = errors
+        array._bits = 8 * array.shape[-1] if dim is None else dim
+        array.scales, array.errors, array.timings = scales, errors, timings
         return array
+
+    @classmethod
+    def of_rows(cls, rows: Rows, *, version: str, space_id: str, model: str = "") -> Embeddings:
+        """Of an answer's rows."""
+        return cls(
+            rows.values,
+            version=version,
+            space_id=space_id,
+            model=model,
+            dim=rows.dim,
+            scales=rows.scales,
+        )
+
+    @property
+    def dim(self) -> int:
+        """Elements of a vector; of "binary", signs."""
+        return self._bits if self.kind == "binary" else int(self.shape[-1])
+
+    @property
+    def kind(self) -> Literal["float", "int8", "binary"]:
+        """What the elements are."""
+        if self.dtype == np.int8:
+            return "int8"
+        return "binary" if self.dtype == np.uint8 else "float"
+
+    def dequantize(self) -> Embeddings:
+        """The vectors that the elements stand for, float32 (n, dim) or (dim,).
+
+        Of int8 each element is off by at most half of its row's scale. Of "binary" every
+        element is plus or minus 1 / sqrt(dim), so that rows have unit length and a dot
+        product is 1 - 2 * (differing signs) / dim.
+
+        Raises:
+            FailedPrecondition: The scales were lost, e.g. by taking columns.
+        """
+        plain = np.asarray(self)
+        if self.kind == "float":
+            values = plain.astype(np.float32)
+        elif self.scales is None:
+            raise FailedPrecondition("only whole rows can be dequantized", reason="SCALES_LOST")
+        elif self.kind == "int8":
+            values = plain * self.scales[..., None]
+        else:
+            signs = np.unpackbits(plain, axis=-1, count=self.dim).astype(np.float32)
+            values = (2 * signs - 1) * self.scales[..., None]
+        return Embeddings(
+            values,
+            version=self.version,
+            space_id=self.space_id,
+            model=self.model,
+            errors=self.errors,
+            timings=self.timings,
+        )
+
+    def copy(self, order: Any = "C") -> Embeddings:
+        """A copy of all."""
+        made = super().copy(order).view(Embeddings)
+        made.scales = None if self.scales is None else self.scales.copy()
+        return made
+
+    def __getitem__(self, key: Any) -> Any:
+        taken = super().__getitem__(key)
+        if self.scales is not None and isinstance(taken, Embeddings):
+            whole = taken.ndim > 0 and taken.shape[-1] == self.shape[-1]
+            if whole and self.ndim > 1 and not isinstance(key, tuple) and np.ndim(key) < 2:
+                taken.scales = np.asarray(self.scales[key])
+        return taken
 
     def __array_finalize__(self, source: NDArray[Any] | None) -> None:
         self.version = getattr(source, "version", "")
         self.space_id = getattr(source, "space_id", "")
         self.model = getattr(source, "model", "")
+        self._bits: int = getattr(source, "_bits", 0)
+        self.scales = None
         self.errors = ()
+        self.timings = None
 
     def __reduce__(self) -> tuple[Any, ...]:  # pickled for another process it stays known
         made: tuple[Any, ...] = super().__reduce__()  # type: ignore[assignment]  # not a str here
@@ -72,29 +179,3 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
     ) -> Any:
         plain = np.asarray(array)
         return plain[()] if return_scalar or plain.ndim == 0 else plain
-
-
-def wire_dtype(dtype: DTypeLike) -> types_pb2.DType.ValueType:
-    """The wire's name of float32 or float16."""
-    wanted = np.dtype(dtype).newbyteorder("<")
-    for name, known in _WIRE.items():
-        if wanted == known:
-            return name
-    raise InvalidArgument.field("dtype", f"{np.dtype(dtype)} is neither float32 nor float16")
-
-
-def unpack(block: types_pb2.VectorBlock) -> NDArray[Any]:
-    """Rows of a block, (count, dim), in native byte order; a copy, so it can be written.
-
-    Raises:
-        DataLoss: The block's length is not what its shape says.
-    """
-    dtype = _WIRE.get(block.dtype, _WIRE[types_pb2.D_TYPE_FLOAT32])
-    if len(block.data) != block.count * block.dim * dtype.itemsize:
-        raise DataLoss(
-            f"{len(block.data)} bytes are not {block.count} x {block.dim} of {dtype.name}",
-            reason="VECTOR_BLOCK_LENGTH",
-        )
-    rows = np.frombuffer(block.data, dtype=dtype).reshape(block.count, block.dim)
-    native: NDArray[Any] = rows.astype(dtype.newbyteorder("="))
-    return native

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from hotclip._embeddings import Embeddings, unpack, wire_dtype
+from hotclip._embeddings import Embeddings, Timings
 from hotclip._inputs import is_single, item_of, may_block
 from hotclip._server import Limits
 from hotclip._status import item_errors, placed
+from hotclip._vectors import Rows, assembled, unpack, wire_dtype
 from hotclip.errors import (
     DataLoss,
     FailedPrecondition,
@@ -32,6 +32,7 @@ from hotclip_proto.v1 import encode_pb2, types_pb2
 
 OnError: TypeAlias = Literal["raise", "return"]
 PriorityName: TypeAlias = Literal["interactive", "bulk"]
+TruncateName: TypeAlias = Literal["end", "start", "none"]
 
 MAX_RESTARTS = 5
 # Left of a message for everything but the items themselves.
@@ -42,6 +43,11 @@ _ITEM_MARGIN = 32
 _PRIORITIES = {
     "interactive": types_pb2.PRIORITY_INTERACTIVE,
     "bulk": types_pb2.PRIORITY_BULK,
+}
+_TRUNCATIONS = {
+    "end": types_pb2.TRUNCATION_END,
+    "start": types_pb2.TRUNCATION_START,
+    "none": types_pb2.TRUNCATION_NONE,
 }
 
 
@@ -55,6 +61,9 @@ class Options:
     dtype: types_pb2.DType.ValueType
     priority: types_pb2.Priority.ValueType
     on_error: OnError
+    raw_features: bool
+    dimensions: int
+    truncate: types_pb2.Truncation.ValueType
 
 
 def options(
@@ -63,31 +72,58 @@ def options(
     version: str,
     expected_space_id: str,
     dtype: DTypeLike,
+    dimensions: int | None,
+    normalize: bool,
+    truncate: TruncateName,
     priority: PriorityName,
     on_error: OnError,
 ) -> Options:
     """Checks and packs the keywords of encode and encode_stream."""
-    if priority not in _PRIORITIES:
-        raise InvalidArgument.field("priority", f"{priority!r} is no interactive or bulk")
     if on_error not in ("raise", "return"):
         raise InvalidArgument.field("on_error", f"{on_error!r} is no raise or return")
+    if dimensions is not None and dimensions < 1:
+        raise InvalidArgument.field("dimensions", f"{dimensions} is less than 1")
     return Options(
-        model, version, expected_space_id, wire_dtype(dtype), _PRIORITIES[priority], on_error
+        model,
+        version,
+        expected_space_id,
+        wire_dtype(dtype),
+        priority_of(priority),
+        on_error,
+        not normalize,
+        dimensions or 0,
+        truncation_of(truncate),
     )
 
 
-def request(
-    items: Sequence[types_pb2.EncodeItem], told: Options, pin: str = ""
+def priority_of(priority: PriorityName) -> types_pb2.Priority.ValueType:
+    """The wire's name."""
+    if priority not in _PRIORITIES:
+        raise InvalidArgument.field("priority", f"{priority!r} is no interactive or bulk")
+    return _PRIORITIES[priority]
+
+
+def truncation_of(truncate: TruncateName) -> types_pb2.Truncation.ValueType:
+    """The wire's name."""
+    if truncate not in _TRUNCATIONS:
+        raise InvalidArgument.field("truncate", f"{truncate!r} is no end, start or none")
+    return _TRUNCATIONS[truncate]
+
+
+def write_request(
+    request: encode_pb2.EncodeRequest,
+    items: Sequence[types_pb2.EncodeItem],
+    told: Options,
+    pin: str = "",
 ) -> encode_pb2.EncodeRequest:
-    """One Encode request; `pin` is used if the caller pins no version."""
-    return encode_pb2.EncodeRequest(
-        items=items,
-        model=told.model,
-        version=told.version or pin,
-        expected_space_id=told.expected_space_id,
-        dtype=told.dtype,
-        priority=told.priority,
-    )
+    """Fills one Encode request; `pin` is used if the caller pins no version."""
+    request.items.extend(items)
+    request.model, request.version = told.model, told.version or pin
+    request.expected_space_id = told.expected_space_id
+    request.dtype, request.priority = told.dtype, told.priority
+    request.raw_features, request.dimensions = told.raw_features, told.dimensions
+    request.truncate = told.truncate
+    return request
 
 
 @dataclass
@@ -107,21 +143,19 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.positions) + len(self.failed)
 
-    def rows(self, reply: encode_pb2.EncodeResponse) -> tuple[NDArray[Any], list[ItemError]]:
-        """Vectors (len(self), dim) and errors of an answer; rows of failed items are zero."""
+    def rows(self, reply: encode_pb2.EncodeResponse) -> tuple[Rows, list[ItemError]]:
+        """len(self) vectors and errors of an answer; rows of failed items are zero."""
         got = unpack(reply.vectors)
         if len(got) != len(self.items):
             raise DataLoss(f"{len(got)} vectors for {len(self.items)} items", reason="VECTOR_COUNT")
         errors = list(self.failed)
-        for error in item_errors(reply.errors):
+        bad = item_errors(reply.errors)
+        for error in bad:
             index = self.start + self.positions[error.index]
             errors.append(placed(error, index))
         errors.sort(key=lambda e: e.index)
-        if not self.failed:
-            return got, errors
-        rows = np.zeros((len(self), got.shape[1]), dtype=got.dtype)
-        rows[self.positions] = got
-        return rows, errors
+        got = got.without(error.index for error in bad)
+        return (got.placed(self.positions, len(self)) if self.failed else got), errors
 
 
 def chunks(values: Iterable[object], limits: Limits, *, start: int = 0) -> Iterator[Chunk]:
@@ -188,7 +222,8 @@ class EncodePlan:
 
     def _begin(self) -> None:
         self._pin = self._space = self._model = ""
-        self._rows: list[tuple[int, NDArray[Any]]] = []
+        self._timings = Timings()
+        self._rows: list[tuple[slice, Rows]] = []
         self._errors: list[ItemError] = []
 
     @property
@@ -206,7 +241,7 @@ class EncodePlan:
 
     def request(self, chunk: Chunk) -> encode_pb2.EncodeRequest:
         """The chunk's request, pinned to the version of the first answer."""
-        return request(chunk.items, self._told, self._pin)
+        return write_request(encode_pb2.EncodeRequest(), chunk.items, self._told, self._pin)
 
     def add(self, chunk: Chunk, reply: encode_pb2.EncodeResponse) -> None:
         """Takes the answer to a chunk."""
@@ -216,7 +251,8 @@ class EncodePlan:
             )
         rows, errors = chunk.rows(reply)
         self._pin, self._space, self._model = reply.version, reply.space_id, reply.model
-        self._rows.append((chunk.start, rows))
+        self._timings = self._timings.plus(reply.timings)
+        self._rows.append((slice(chunk.start, chunk.start + len(rows)), rows))
         self._errors += errors
 
     def restart(self, error: HotclipError) -> None:
@@ -243,16 +279,11 @@ class EncodePlan:
         total = len(self._values)
         if not self._rows or (errors and self._told.on_error == "raise"):
             raise ItemsFailed(errors, total)
-        first = self._rows[0][1]
-        whole = first
-        if len(first) != total:  # (total, dim): failed chunks leave zero rows
-            whole = np.zeros((total, first.shape[1]), dtype=first.dtype)
-            for start, rows in self._rows:
-                whole[start : start + len(rows)] = rows
-        return Embeddings(
-            whole[0] if self.single else whole,
-            version=self._pin,
-            space_id=self._space,
-            model=self._model,
-            errors=tuple(errors),
+        whole = assembled(self._rows, total)  # chunks of which nothing was sent stay zero
+        vectors = Embeddings.of_rows(
+            whole, version=self._pin, space_id=self._space, model=self._model
         )
+        if self.single:
+            vectors = vectors[0]
+        vectors.errors, vectors.timings = tuple(errors), self._timings
+        return vectors

@@ -146,7 +146,7 @@ class UpsertTally:
 
 
 def vector_of(value: Vector | Embeddings, where: str) -> search_pb2.Vector:
-    values = value.values if isinstance(value, Vector) else value
+    values = value.values if isinstance(value, Vector) else value.dequantize()
     array = np.asarray(values, dtype="<f4")
     if array.ndim != 1 or not array.size:
         raise InvalidArgument.field(where, f"shape {array.shape} is not (dim,)")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hotclip._embeddings import Timings
+from hotclip._encoding import PriorityName, TruncateName, priority_of, truncation_of
 from hotclip._inputs import item_of
 from hotclip.errors import InvalidArgument
 from hotclip_proto.v1 import encode_pb2
@@ -25,15 +27,23 @@ class RankScore:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Scores, best first, and the version that gave them."""
+    """Scores, best first, the version that gave them, and where the time went."""
 
     scores: tuple[RankScore, ...]
     version: str
     space_id: str
+    timings: Timings
 
 
 def rank_request(
-    query: object, candidates: Sequence[object], *, model: str, version: str
+    query: object,
+    candidates: Sequence[object],
+    *,
+    model: str,
+    version: str,
+    expected_space_id: str,
+    truncate: TruncateName,
+    priority: PriorityName,
 ) -> encode_pb2.RankRequest:
     """Packs a query and its candidates; reads images."""
     if not candidates:
@@ -43,6 +53,9 @@ def rank_request(
         candidates=[item_of(c, f"candidates[{i}]") for i, c in enumerate(candidates)],
         model=model,
         version=version,
+        expected_space_id=expected_space_id,
+        truncate=truncation_of(truncate),
+        priority=priority_of(priority),
     )
 
 
@@ -52,4 +65,5 @@ def ranking(reply: encode_pb2.RankResponse) -> Ranking:
         tuple(RankScore(s.index, s.cosine, s.probability) for s in reply.scores),
         reply.version,
         reply.space_id,
+        Timings().plus(reply.timings),
     )

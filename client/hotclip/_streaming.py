@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hotclip._encoding import Chunk, Options, chunks, request
+from hotclip._embeddings import Embeddings
+from hotclip._encoding import Chunk, Options, chunks, write_request
 from hotclip._inputs import may_block
 from hotclip._server import Limits
 from hotclip._status import error_of, status_code
+from hotclip._vectors import assembled
 from hotclip.errors import DataLoss, InvalidArgument, ItemError, ItemsFailed
 from hotclip_proto.v1 import encode_pb2
 
@@ -31,12 +31,12 @@ _GROUP_BYTES = 8 << 20
 class Encoded:
     """One item of a stream, in order.
 
-    `vector` is (dim,), unit length, all zero if `error` is set (and empty if the item could
-    not even be sent). Neighbours may be of different versions when a swap happens.
+    `vector` is (dim,), all zero if `error` is set (and empty if the item could not even be
+    sent). Neighbours may be of different versions when a swap happens.
     """
 
     index: int
-    vector: NDArray[Any]
+    vector: Embeddings
     version: str
     space_id: str
     error: ItemError | None = None
@@ -86,9 +86,9 @@ class Window:
         return [self._request(p) for p in self._pending if p.sent]
 
     def _request(self, pending: _Pending) -> encode_pb2.EncodeStreamRequest:
-        return encode_pb2.EncodeStreamRequest(
-            id=pending.id, request=request(pending.chunk.items, self._told)
-        )
+        message = encode_pb2.EncodeStreamRequest(id=pending.id)
+        write_request(message.request, pending.chunk.items, self._told)
+        return message
 
     def accept(self, reply: encode_pb2.EncodeStreamResponse) -> Iterator[Encoded]:
         """Takes a message of the server; gives the items that it answers, in order.
@@ -112,9 +112,13 @@ class Window:
         yield from self.ready()
         self._pending.popleft()
         self._bytes -= head.chunk.size
-        yield from self._hand_out(
-            head.chunk, rows, errors, answer.response.version, answer.response.space_id
+        vectors = Embeddings.of_rows(
+            assembled([(slice(None), rows)], len(rows)),  # a copy, so it can be written
+            version=answer.response.version,
+            space_id=answer.response.space_id,
+            model=answer.response.model,
         )
+        yield from self._hand_out(head.chunk, vectors, errors)
         yield from self.ready()
 
     def ready(self) -> Iterator[Encoded]:
@@ -122,21 +126,18 @@ class Window:
         while self._pending and not self._pending[0].sent:
             chunk = self._pending.popleft().chunk
             nothing = np.zeros((len(chunk), 0), dtype=np.float32)
-            yield from self._hand_out(chunk, nothing, chunk.failed, "", "")
+            yield from self._hand_out(
+                chunk, Embeddings(nothing, version="", space_id=""), chunk.failed
+            )
 
     def _hand_out(
-        self,
-        chunk: Chunk,
-        rows: NDArray[Any],
-        errors: Sequence[ItemError],
-        version: str,
-        space_id: str,
+        self, chunk: Chunk, vectors: Embeddings, errors: Sequence[ItemError]
     ) -> Iterator[Encoded]:
         if errors and self._told.on_error == "raise":
             raise ItemsFailed(errors, len(chunk))
         bad = {error.index: error for error in errors}
-        for index, row in enumerate(rows, chunk.start):
-            yield Encoded(index, row, version, space_id, bad.get(index))
+        for index, row in enumerate(vectors, chunk.start):
+            yield Encoded(index, row, vectors.version, vectors.space_id, bad.get(index))
 
 
 class Group:

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 from hotclip import _encoding as plan
 from hotclip._aio.connection import Connection
 from hotclip._embeddings import Embeddings
-from hotclip._encoding import Chunk, EncodePlan, OnError, PriorityName
+from hotclip._encoding import Chunk, EncodePlan, OnError, PriorityName, TruncateName
 from hotclip._inputs import Item
 from hotclip._ranking import Ranking, rank_request, ranking
 from hotclip._reconnect import Attempts
@@ -32,6 +32,9 @@ async def encode(
     version: str = "",
     expected_space_id: str = "",
     dtype: DTypeLike = np.float32,
+    dimensions: int | None = None,
+    normalize: bool = True,
+    truncate: TruncateName = "end",
     priority: PriorityName = "interactive",
     on_error: OnError = "raise",
     timeout: float | None = None,
@@ -45,8 +48,14 @@ async def encode(
             version.
         model: Name of a model; empty: "default".
         version: Id of a resident version; empty: the live one.
-        expected_space_id: If set, the vectors must be of this space.
-        dtype: float32 or float16, on the wire and in the array.
+        expected_space_id: If set, the vectors must be of this space, after `dimensions`.
+        dtype: float32, float16, int8 or "binary" (signs), on the wire and in the array; see
+            Embeddings.
+        dimensions: Keeps the first so many elements of each vector, at unit length again.
+            Such vectors are of a space of their own, which `.space_id` names. None: all.
+        normalize: False: vectors as the tower gives them, of any length.
+        truncate: What becomes of texts longer than the model's context: "end" or "start" is
+            cut off; with "none" they are bad items.
         priority: "bulk" is served behind "interactive".
         on_error: "raise" raises ItemsFailed if any item is bad; "return" gives it a zero
             row and lists it in `.errors`.
@@ -54,11 +63,11 @@ async def encode(
 
     Returns:
         Unit-length rows, (n, dim) for a list and (dim,) for one input, with `.version`,
-        `.space_id` and `.errors`.
+        `.space_id`, `.errors` and `.timings`.
 
     Raises:
         ItemsFailed: Bad items, each named; with "return" only if none could be sent.
-        InvalidArgument: Empty list, wrong type, bad pin.
+        InvalidArgument: Empty list, wrong type, bad pin, more dimensions than there are.
         SpaceMismatch: expected_space_id is not resident.
         NotFound: No such model or version.
         Unavailable: Overload or no connection.
@@ -69,6 +78,9 @@ async def encode(
         version=version,
         expected_space_id=expected_space_id,
         dtype=dtype,
+        dimensions=dimensions,
+        normalize=normalize,
+        truncate=truncate,
         priority=priority,
         on_error=on_error,
     )
@@ -94,6 +106,9 @@ def encode_stream(
     version: str = "",
     expected_space_id: str = "",
     dtype: DTypeLike = np.float32,
+    dimensions: int | None = None,
+    normalize: bool = True,
+    truncate: TruncateName = "end",
     priority: PriorityName = "bulk",
     on_error: OnError = "raise",
     batch_size: int = DEFAULT_BATCH,
@@ -109,7 +124,10 @@ def encode_stream(
         model: Name of a model; empty: "default".
         version: Id of a resident version; empty: the live one, for each request anew.
         expected_space_id: If set, every vector must be of this space.
-        dtype: float32 or float16.
+        dtype: As in encode, as are dimensions, normalize and truncate.
+        dimensions: Elements that are kept; None: all.
+        normalize: Whether vectors have unit length.
+        truncate: Of long texts.
         priority: "bulk" is served behind "interactive".
         on_error: "raise" raises ItemsFailed at the first bad item; "return" yields it with
             `.error` set.
@@ -126,6 +144,9 @@ def encode_stream(
         version=version,
         expected_space_id=expected_space_id,
         dtype=dtype,
+        dimensions=dimensions,
+        normalize=normalize,
+        truncate=truncate,
         priority=priority,
         on_error=on_error,
     )
@@ -193,6 +214,9 @@ async def rank(
     *,
     model: str = "",
     version: str = "",
+    expected_space_id: str = "",
+    truncate: TruncateName = "end",
+    priority: PriorityName = "interactive",
     timeout: float | None = None,
 ) -> Ranking:
     """Scores texts against an image, images against a text, or like against like.
@@ -202,6 +226,9 @@ async def rank(
         candidates: At most as many as one request may hold (1,024 by default).
         model: Name of a model; empty: "default".
         version: Id of a resident version; empty: the live one.
+        expected_space_id: If set, the version must be of this space.
+        truncate: Of texts longer than the model's context; as in encode.
+        priority: "bulk" is served behind "interactive".
         timeout: Seconds; None: the client's default.
 
     Returns:
@@ -215,6 +242,15 @@ async def rank(
     connection = self._connection
     deadline = connection.deadline(timeout)
     request = await connection.run(
-        partial(rank_request, query, candidates, model=model, version=version)
+        partial(
+            rank_request,
+            query,
+            candidates,
+            model=model,
+            version=version,
+            expected_space_id=expected_space_id,
+            truncate=truncate,
+            priority=priority,
+        )
     )
     return ranking(await connection.call(connection.stubs().encode.Rank, request, deadline))

@@ -36,6 +36,9 @@ def told(on_error: str = "return", version: str = ""):
         version=version,
         expected_space_id="",
         dtype=np.float32,
+        dimensions=None,
+        normalize=True,
+        truncate="end",
         priority="bulk",
         on_error=on_error,
     )
@@ -107,11 +110,29 @@ def test_answers_of_another_version_or_length_are_refused() -> None:
         plan.add(second, answer(encode_pb2.EncodeRequest(items=[]), "v1"))
 
 
-@pytest.mark.parametrize("bad", [{"on_error": "ignore"}, {"priority": "low"}, {"dtype": "int8"}])
-def test_bad_keywords_are_named(bad: dict[str, str]) -> None:
-    good = {"on_error": "raise", "priority": "bulk", "dtype": "float32"}
+GOOD = {
+    "on_error": "raise",
+    "priority": "bulk",
+    "dtype": "float32",
+    "truncate": "end",
+    "dimensions": 1,
+    "normalize": False,
+}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"on_error": "ignore"},
+        {"priority": "low"},
+        {"dtype": "int16"},
+        {"truncate": "middle"},
+        {"dimensions": 0},
+    ],
+)
+def test_bad_keywords_are_named(bad: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        options(model="", version="", expected_space_id="", **(good | bad))
+        options(model="", version="", expected_space_id="", **(GOOD | bad))  # type: ignore[arg-type]  # what is tested
     assert caught.value.fields[0].field == next(iter(bad))
 
 
