@@ -199,6 +199,7 @@ def test_bad_requests_name_every_field(stubs: Stubs) -> None:
         warmup=1.0,
         weight_decay=-1.0,
         clip_norm=0.0,
+        ema=1.5,
         lock_image=True,
         lock_text=True,
         scheduler=77,
@@ -209,7 +210,7 @@ def test_bad_requests_name_every_field(stubs: Stubs) -> None:
     bad = error_details_pb2.BadRequest()
     assert any(detail.Unpack(bad) for detail in rpc_status.from_call(refused.value).details)
     assert sorted(violation.field for violation in bad.field_violations) == [
-        *("batch_size", "clip_norm", "description", "epochs", "learning_rate", "lock_text"),
+        *("batch_size", "clip_norm", "description", "ema", "epochs", "learning_rate", "lock_text"),
         *("name", "scheduler", "train_dataset", "val_split", "warmup", "weight_decay"),
     ]
 

@@ -41,6 +41,7 @@ def finetune(
     scheduler: SchedulerName = "cosine",
     weight_decay: float | None = None,
     clip_norm: float | None = None,
+    ema: float | None = None,
     loss: str = "InfoNCE",
     lock_image: bool = False,
     lock_text: bool = False,
@@ -71,6 +72,8 @@ def finetune(
         scheduler: How it falls afterwards: "cosine", "linear" or "constant".
         weight_decay: AdamW's decay of matrices, >= 0.
         clip_norm: Largest gradient norm, > 0.
+        ema: Horizon of the moving average of the weights, which is kept, as a share of all
+            steps, in [0, 1]; 0 is off.
         loss: "InfoNCE" or an alias such as "CLIPLoss".
         lock_image: clip-vision stays as it is: stored image vectors stay valid.
         lock_text: clip-text stays as it is.
@@ -100,6 +103,7 @@ def finetune(
         scheduler=scheduler_of(scheduler),
         weight_decay=weight_decay,
         clip_norm=clip_norm,
+        ema=ema,
         loss=loss_of(loss),
         lock_image=lock_image,
         lock_text=lock_text,

@@ -124,6 +124,7 @@ class FineTuneRequest(message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     INDEX_DATASET_FIELD_NUMBER: builtins.int
     AUGMENT_FIELD_NUMBER: builtins.int
+    EMA_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     base_version: builtins.str
@@ -176,6 +177,10 @@ class FineTuneRequest(message.Message):
     """
     augment: builtins.bool
     """Random-resized crops of (0.9, 1) of the image; default true."""
+    ema: builtins.float
+    """Horizon of the moving average of the weights, which is what is measured and kept, as a
+    share of all steps, in [0, 1]; 0 is off; default 0.1.
+    """
     def __init__(
         self,
         *,
@@ -203,10 +208,11 @@ class FineTuneRequest(message.Message):
         validate_only: builtins.bool = ...,
         index_dataset: builtins.str = ...,
         augment: builtins.bool | None = ...,
+        ema: builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_clip_norm", b"_clip_norm", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "augment", b"augment", "batch_size", b"batch_size", "clip_norm", b"clip_norm", "epochs", b"epochs", "learning_rate", b"learning_rate", "max_steps", b"max_steps", "val_split", b"val_split", "warmup", b"warmup", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "augment", b"augment", "batch_size", b"batch_size", "clip_norm", b"clip_norm", "ema", b"ema", "epochs", b"epochs", "learning_rate", b"learning_rate", "max_steps", b"max_steps", "val_split", b"val_split", "warmup", b"warmup", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_clip_norm", b"_clip_norm", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "activation", b"activation", "augment", b"augment", "base_version", b"base_version", "batch_size", b"batch_size", "clip_norm", b"clip_norm", "description", b"description", "epochs", b"epochs", "eval_dataset", b"eval_dataset", "index_dataset", b"index_dataset", "learning_rate", b"learning_rate", "lock_image", b"lock_image", "lock_text", b"lock_text", "loss", b"loss", "max_steps", b"max_steps", "model", b"model", "name", b"name", "request_id", b"request_id", "scheduler", b"scheduler", "seed", b"seed", "train_dataset", b"train_dataset", "val_split", b"val_split", "validate_only", b"validate_only", "warmup", b"warmup", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "activation", b"activation", "augment", b"augment", "base_version", b"base_version", "batch_size", b"batch_size", "clip_norm", b"clip_norm", "description", b"description", "ema", b"ema", "epochs", b"epochs", "eval_dataset", b"eval_dataset", "index_dataset", b"index_dataset", "learning_rate", b"learning_rate", "lock_image", b"lock_image", "lock_text", b"lock_text", "loss", b"loss", "max_steps", b"max_steps", "model", b"model", "name", b"name", "request_id", b"request_id", "scheduler", b"scheduler", "seed", b"seed", "train_dataset", b"train_dataset", "val_split", b"val_split", "validate_only", b"validate_only", "warmup", b"warmup", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__augment: _TypeAlias = typing.Literal["augment"]  # noqa: Y015
     _WhichOneofArgType__augment: _TypeAlias = typing.Literal["_augment", b"_augment"]  # noqa: Y015
@@ -214,6 +220,8 @@ class FineTuneRequest(message.Message):
     _WhichOneofArgType__batch_size: _TypeAlias = typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
     _WhichOneofReturnType__clip_norm: _TypeAlias = typing.Literal["clip_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_norm: _TypeAlias = typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
+    _WhichOneofReturnType__ema: _TypeAlias = typing.Literal["ema"]  # noqa: Y015
+    _WhichOneofArgType__ema: _TypeAlias = typing.Literal["_ema", b"_ema"]  # noqa: Y015
     _WhichOneofReturnType__epochs: _TypeAlias = typing.Literal["epochs"]  # noqa: Y015
     _WhichOneofArgType__epochs: _TypeAlias = typing.Literal["_epochs", b"_epochs"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = typing.Literal["learning_rate"]  # noqa: Y015
@@ -232,6 +240,8 @@ class FineTuneRequest(message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ema) -> _WhichOneofReturnType__ema | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epochs) -> _WhichOneofReturnType__epochs | None: ...
     @typing.overload

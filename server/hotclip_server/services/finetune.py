@@ -49,7 +49,7 @@ _ACTIVATIONS = {
 _LOSSES = (finetune_pb2.LOSS_UNSPECIFIED, finetune_pb2.LOSS_INFO_NCE)
 _OPTIONAL = (
     *("epochs", "max_steps", "batch_size", "learning_rate", "warmup"),
-    *("weight_decay", "clip_norm"),
+    *("weight_decay", "clip_norm", "ema"),
 )
 # Narrower than the trainer's own.
 _RANGES = {"epochs": (1, 1000), "batch_size": (2, 65_536)}

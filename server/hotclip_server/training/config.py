@@ -64,7 +64,7 @@ class TrainConfig:
     """Leave the vision tower exactly as it is: stored image vectors stay valid."""
     lock_text: bool = False
     """Leave the text tower exactly as it is."""
-    ema: float = 0.0
+    ema: float = 0.1
     """Horizon of the moving average of the weights as a share of all steps; 0 is off."""
     train_batch_norm: bool = False
     """Learn BatchNorm statistics (training from scratch); else they stay as they are."""

@@ -34,9 +34,10 @@ from hotclip_server.training.split import split_pairs
 from hotclip_server.training.trainer import train
 
 ACTIVATION_ATTEMPTS = 5
-MEMORY_FACTOR = 6
-"""Bytes that training takes at least, a byte of the weights file: weights, gradients, two moments
-of AdamW, the best weights so far, and one more while loading. Activations come on top."""
+MEMORY_FACTOR = 7
+"""Bytes that training takes at least, a byte of the weights file: weights, their average,
+gradients, two moments of AdamW, the best weights so far, and one more while loading. Activations
+come on top."""
 
 
 class FineTuneHandler:
