@@ -7,6 +7,7 @@ from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
 from google.protobuf.internal import containers as containers
+from hotclip_proto.v1 import types_pb2 as types_pb2
 import builtins as builtins
 import sys
 import typing as typing
@@ -103,6 +104,7 @@ class VersionInfo(message.Message):
     DIM_FIELD_NUMBER: builtins.int
     IMAGE_SIZE_FIELD_NUMBER: builtins.int
     LIVE_FIELD_NUMBER: builtins.int
+    IMAGE_PREPROCESSING_FIELD_NUMBER: builtins.int
     model: builtins.str
     version: builtins.str
     space_id: builtins.str
@@ -111,6 +113,10 @@ class VersionInfo(message.Message):
     image_size: builtins.int
     """Pixels."""
     live: builtins.bool
+    @builtins.property
+    def image_preprocessing(self) -> types_pb2.ImagePreprocessing:
+        """How it makes its input of an image."""
+
     def __init__(
         self,
         *,
@@ -120,10 +126,11 @@ class VersionInfo(message.Message):
         dim: builtins.int = ...,
         image_size: builtins.int = ...,
         live: builtins.bool = ...,
+        image_preprocessing: types_pb2.ImagePreprocessing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["image_preprocessing", b"image_preprocessing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["dim", b"dim", "image_size", b"image_size", "live", b"live", "model", b"model", "space_id", b"space_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["dim", b"dim", "image_preprocessing", b"image_preprocessing", "image_size", b"image_size", "live", b"live", "model", b"model", "space_id", b"space_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

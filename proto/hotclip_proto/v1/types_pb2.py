@@ -24,31 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chotclip_proto/v1/types.proto\x12\nhotclip.v1\"i\n\x0bVectorBlock\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12 \n\x05\x64type\x18\x02 \x01(\x0e\x32\x11.hotclip.v1.DType\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\x0e\n\x06scales\x18\x05 \x01(\x0c\"s\n\x12ImagePreprocessing\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x13\n\x0bresize_mode\x18\x03 \x01(\t\x12\x15\n\rinterpolation\x18\x04 \x01(\t\x12\x12\n\nfill_color\x18\x05 \x01(\r\":\n\x0bImageTensor\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"c\n\nEncodeItem\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12)\n\x06tensor\x18\x03 \x01(\x0b\x32\x17.hotclip.v1.ImageTensorH\x00\x42\t\n\x07\x63ontent\"I\n\tItemError\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"%\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01*@\n\x05Tower\x12\x15\n\x11TOWER_UNSPECIFIED\x10\x00\x12\x0e\n\nTOWER_TEXT\x10\x01\x12\x10\n\x0cTOWER_VISION\x10\x02*k\n\x05\x44Type\x12\x16\n\x12\x44_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44_TYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44_TYPE_FLOAT16\x10\x02\x12\x0f\n\x0b\x44_TYPE_INT8\x10\x03\x12\x11\n\rD_TYPE_BINARY\x10\x04*g\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eTRUNCATION_END\x10\x01\x12\x14\n\x10TRUNCATION_START\x10\x02\x12\x13\n\x0fTRUNCATION_NONE\x10\x03*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chotclip_proto/v1/types.proto\x12\nhotclip.v1\"i\n\x0bVectorBlock\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12 \n\x05\x64type\x18\x02 \x01(\x0e\x32\x11.hotclip.v1.DType\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\x0e\n\x06scales\x18\x05 \x01(\x0c\"\x7f\n\x12ImagePreprocessing\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x13\n\x0bresize_mode\x18\x03 \x01(\t\x12\x15\n\rinterpolation\x18\x04 \x01(\t\x12\x12\n\nfill_color\x18\x05 \x01(\r\x12\n\n\x02id\x18\x06 \x01(\t\"T\n\x0bImageTensor\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x18\n\x10preprocessing_id\x18\x04 \x01(\t\"c\n\nEncodeItem\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12)\n\x06tensor\x18\x03 \x01(\x0b\x32\x17.hotclip.v1.ImageTensorH\x00\x42\t\n\x07\x63ontent\"I\n\tItemError\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"%\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01*@\n\x05Tower\x12\x15\n\x11TOWER_UNSPECIFIED\x10\x00\x12\x0e\n\nTOWER_TEXT\x10\x01\x12\x10\n\x0cTOWER_VISION\x10\x02*k\n\x05\x44Type\x12\x16\n\x12\x44_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44_TYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44_TYPE_FLOAT16\x10\x02\x12\x0f\n\x0b\x44_TYPE_INT8\x10\x03\x12\x11\n\rD_TYPE_BINARY\x10\x04*g\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eTRUNCATION_END\x10\x01\x12\x14\n\x10TRUNCATION_START\x10\x02\x12\x13\n\x0fTRUNCATION_NONE\x10\x03*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hotclip_proto.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOWER']._serialized_start=543
-  _globals['_TOWER']._serialized_end=607
-  _globals['_DTYPE']._serialized_start=609
-  _globals['_DTYPE']._serialized_end=716
-  _globals['_TRUNCATION']._serialized_start=718
-  _globals['_TRUNCATION']._serialized_end=821
-  _globals['_PRIORITY']._serialized_start=823
-  _globals['_PRIORITY']._serialized_end=904
+  _globals['_TOWER']._serialized_start=581
+  _globals['_TOWER']._serialized_end=645
+  _globals['_DTYPE']._serialized_start=647
+  _globals['_DTYPE']._serialized_end=754
+  _globals['_TRUNCATION']._serialized_start=756
+  _globals['_TRUNCATION']._serialized_end=859
+  _globals['_PRIORITY']._serialized_start=861
+  _globals['_PRIORITY']._serialized_end=942
   _globals['_VECTORBLOCK']._serialized_start=44
   _globals['_VECTORBLOCK']._serialized_end=149
   _globals['_IMAGEPREPROCESSING']._serialized_start=151
-  _globals['_IMAGEPREPROCESSING']._serialized_end=266
-  _globals['_IMAGETENSOR']._serialized_start=268
-  _globals['_IMAGETENSOR']._serialized_end=326
-  _globals['_ENCODEITEM']._serialized_start=328
-  _globals['_ENCODEITEM']._serialized_end=427
-  _globals['_ITEMERROR']._serialized_start=429
-  _globals['_ITEMERROR']._serialized_end=502
-  _globals['_METRIC']._serialized_start=504
-  _globals['_METRIC']._serialized_end=541
+  _globals['_IMAGEPREPROCESSING']._serialized_end=278
+  _globals['_IMAGETENSOR']._serialized_start=280
+  _globals['_IMAGETENSOR']._serialized_end=364
+  _globals['_ENCODEITEM']._serialized_start=366
+  _globals['_ENCODEITEM']._serialized_end=465
+  _globals['_ITEMERROR']._serialized_start=467
+  _globals['_ITEMERROR']._serialized_end=540
+  _globals['_METRIC']._serialized_start=542
+  _globals['_METRIC']._serialized_end=579
 # @@protoc_insertion_point(module_scope)

@@ -180,7 +180,7 @@ class VectorBlock(message.Message):
 @typing.final
 class ImagePreprocessing(message.Message):
     """How an encoded image becomes the model's input, before it is normalised. Who does the
-    same may send ImageTensor instead.
+    same, within one level, may send ImageTensor instead.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -190,6 +190,7 @@ class ImagePreprocessing(message.Message):
     RESIZE_MODE_FIELD_NUMBER: builtins.int
     INTERPOLATION_FIELD_NUMBER: builtins.int
     FILL_COLOR_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
     height: builtins.int
     """Pixels of the input."""
     width: builtins.int
@@ -202,6 +203,8 @@ class ImagePreprocessing(message.Message):
     """"bicubic" or "bilinear", both antialiased as in Pillow."""
     fill_color: builtins.int
     """Every channel of what "longest" pads, 0 to 255."""
+    id: builtins.str
+    """Names all of the above: equal ids mean equal preprocessing."""
     def __init__(
         self,
         *,
@@ -210,10 +213,11 @@ class ImagePreprocessing(message.Message):
         resize_mode: builtins.str = ...,
         interpolation: builtins.str = ...,
         fill_color: builtins.int = ...,
+        id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["fill_color", b"fill_color", "height", b"height", "interpolation", b"interpolation", "resize_mode", b"resize_mode", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["fill_color", b"fill_color", "height", b"height", "id", b"id", "interpolation", b"interpolation", "resize_mode", b"resize_mode", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -226,24 +230,30 @@ class ImageTensor(message.Message):
     DATA_FIELD_NUMBER: builtins.int
     HEIGHT_FIELD_NUMBER: builtins.int
     WIDTH_FIELD_NUMBER: builtins.int
+    PREPROCESSING_ID_FIELD_NUMBER: builtins.int
     data: builtins.bytes
     """uint8 RGB, row-major (height, width, 3): height * width * 3 bytes, already of
-    the model's input size (GetServerInfo, VersionInfo.image_size).
+    the model's input size (GetServerInfo, VersionInfo.image_preprocessing).
     """
     height: builtins.int
     """Pixels."""
     width: builtins.int
     """Pixels."""
+    preprocessing_id: builtins.str
+    """If set, the ImagePreprocessing that made it; of a version with another one it fails
+    alone: FAILED_PRECONDITION/PREPROCESSING_CHANGED.
+    """
     def __init__(
         self,
         *,
         data: builtins.bytes = ...,
         height: builtins.int = ...,
         width: builtins.int = ...,
+        preprocessing_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["data", b"data", "height", b"height", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["data", b"data", "height", b"height", "preprocessing_id", b"preprocessing_id", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
