@@ -76,7 +76,6 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
         device.run,
         StagingLimits(
             device=device_name,
-            precision=config.precision,
             free_bytes=free_bytes_of(device_name),
         ),
     )

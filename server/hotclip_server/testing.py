@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from hotclip_server.app import build
 from hotclip_server.config import ServerConfig
+from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice, EngineFigures
 from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower, Truncate
 from hotclip_server.errors import InvalidArgument, NotFound
 from hotclip_server.lifecycle import App
@@ -123,6 +124,14 @@ class FakeEncoder:
         unit: NDArray[np.float32] = row / np.linalg.norm(row)
         return unit
 
+    def engine(self, tower: Tower) -> EngineChoice:
+        """Says that it is the reference."""
+        return EAGER
+
+    def figures(self, tower: Tower) -> EngineFigures | None:
+        """Nothing was measured."""
+        return None
+
     def close(self) -> None:
         """Has nothing to free."""
 
@@ -145,7 +154,7 @@ class FakeLoader:
         self._sources[version_id] = source
         return self.read_manifest(version_id)
 
-    def load(self, version_id: str, *, device: str, precision: str) -> FakeEncoder:
+    def load(self, version_id: str, *, device: str) -> FakeEncoder:
         """Makes the encoder, or gives the one that was put into `encoders` before."""
         source = self._source(version_id)
         return self.encoders.setdefault(version_id, FakeEncoder(source))

@@ -32,7 +32,7 @@ class FakeLoader:
     """Versions by id; a source "fake:<seed>" makes version "v-<seed>"."""
 
     defects: dict[str, str] = field(default_factory=dict)
-    """By version id: "nan", "zero", "dim", "raise", "corrupt", "random", "reference"."""
+    """By version id: "nan", "zero", "dim", "raise", "corrupt", "random"."""
     stored: dict[str, VersionManifest] = field(default_factory=dict)
     loaded: list[CountedEncoder] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
@@ -59,7 +59,7 @@ class FakeLoader:
         self.stored[version_id] = manifest
         return manifest
 
-    def load(self, version_id: str, *, device: str, precision: str) -> Encoder:
+    def load(self, version_id: str, *, device: str) -> Encoder:
         self.gate.wait()
         self.read_manifest(version_id)
         self.loads.append(version_id)
@@ -71,10 +71,8 @@ class FakeLoader:
         if defect == "memory":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         seed = version_id.removeprefix("v-")
-        if defect == "reference" and precision != "fp32":
-            seed += "another"
         encoder = _DEFECTIVE.get(defect, CountedEncoder)(seed)
-        if defect in ("reference", "dim"):
+        if defect == "dim":
             encoder._spec = self.stored[version_id].spec
         self.loaded.append(encoder)
         return encoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -61,6 +62,11 @@ class OpenClipConfig:
     def context_length(self) -> int:
         """Longest text in tokens, as open_clip's `get_tokenizer` finds it."""
         return int(self.text.get("context_length", 77))
+
+    @property
+    def shape_id(self) -> str:
+        """16 hex digits of what decides how fast it runs: all but the weights."""
+        return hashlib.sha256(self.to_json()).hexdigest()[:16]
 
     def to_json(self) -> bytes:
         """The content of `open_clip_config.json`; equal configs give equal bytes."""

@@ -1,34 +1,38 @@
-"""Both towers of an open_clip model, eager: the reference that every other engine equals."""
+"""An open_clip model that serves: what prepares its items, and an engine a tower."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg
-from torch import Tensor, nn
+from torch import nn
 
+from hotclip_server.encoding.engines.eager import EagerEngine
+from hotclip_server.encoding.engines.protocol import Engine, EngineChoice, EngineFigures
+from hotclip_server.encoding.engines.source import TowerSource
 from hotclip_server.encoding.image import ImageLimits, ImagePreparer
 from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower, Truncate
 from hotclip_server.encoding.text_tower import TextTower
 from hotclip_server.encoding.tokenizer import TextTokenizer
 from hotclip_server.errors import InvalidArgument
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class OpenClipEncoder:
-    """Implements `Encoder`.
+    """Implements `Encoder`. Plain open_clip runs both towers until another engine is put in place.
 
     Args:
         model: In fp32; moved to `device` and put into evaluation mode.
-        precision: "fp32", or "bf16" or "fp16" for autocast over fp32 weights.
+        shape: What the architecture is, apart from weights: versions of equal shape run equally
+            fast on the same engine.
+        folder: Where the version lies, for engines that keep what they make of it.
 
     Raises:
-        InvalidArgument: no such device or precision.
+        InvalidArgument: no such device.
     """
 
     def __init__(
@@ -37,12 +41,11 @@ class OpenClipEncoder:
         tokenizer: TextTokenizer,
         spec: EncoderSpec,
         *,
+        shape: str = "",
         device: str = "cpu",
-        precision: str = "fp32",
         limits: ImageLimits | None = None,
+        folder: Path | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise InvalidArgument.field("precision", f"{precision!r} is not one of fp32/bf16/fp16")
         try:
             self.device = torch.device(device)
             self.model = model.to(self.device).eval().requires_grad_(False)
@@ -52,16 +55,29 @@ class OpenClipEncoder:
             # fp32 means fp32: cuDNN would else round what convolutions multiply to 10 bits.
             torch.backends.cudnn.allow_tf32 = False
         self.tokenizer = tokenizer
-        self.precision = precision
+        self.shape = shape or spec.architecture
         self._spec = spec
         visual: Any = model.visual
         described: dict[str, Any] = visual.preprocess_cfg
         self.preprocess = PreprocessCfg(**described)
         self._images = ImagePreparer(described, limits or ImageLimits())
         self._text = TextTower(model, tokenizer.context_length)
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(self.preprocess.mean, device=self.device).view(shape)
-        self._std = torch.tensor(self.preprocess.std, device=self.device).view(shape)
+        self._sources = {
+            tower: TowerSource(
+                model=self.model,
+                tower=tower,
+                text=self._text,
+                preprocess=self.preprocess,
+                device=self.device,
+                context_length=tokenizer.context_length,
+                folder=folder,
+            )
+            for tower in Tower
+        }
+        self._engines: dict[Tower, Engine] = {
+            tower: EagerEngine(source) for tower, source in self._sources.items()
+        }
+        self._figures: dict[Tower, EngineFigures | None] = dict.fromkeys(Tower)
         scale: Any = model.logit_scale
         self._logit_scale = float(scale.detach().exp().mean())
 
@@ -74,6 +90,38 @@ class OpenClipEncoder:
     def logit_scale(self) -> float:
         """Factor of the cosine in the softmax of `Rank`."""
         return self._logit_scale
+
+    def engine(self, tower: Tower) -> EngineChoice:
+        """What runs a tower now."""
+        engine = self._engines[tower]
+        return EngineChoice(engine.name, engine.precision)
+
+    def figures(self, tower: Tower) -> EngineFigures | None:
+        """What was measured of it; None: nothing yet."""
+        return self._figures[tower]
+
+    def source(self, tower: Tower) -> TowerSource | None:
+        """What an engine can be built from; None once `release_model` was called."""
+        return self._sources.get(tower)
+
+    def install(self, tower: Tower, engine: Engine, figures: EngineFigures | None) -> None:
+        """Puts an engine in place and closes the one before; device thread only."""
+        old = self._engines.get(tower)
+        if old is None:  # closed meanwhile
+            engine.close()
+            return
+        self._engines[tower] = engine
+        self._figures[tower] = figures
+        if old is not engine:
+            old.close()
+
+    def release_model(self) -> None:
+        """Frees open_clip's own weights unless it runs a tower; no engine can be built any more."""
+        if any(engine.name == "eager" for engine in self._engines.values()):
+            return
+        self._sources.clear()
+        self._text.release()
+        self.model = nn.Module()
 
     def prepare_text(self, text: str, truncate: Truncate = Truncate.END) -> Prepared:
         """int64 (length,), without the padding that the tower does not look at."""
@@ -92,30 +140,11 @@ class OpenClipEncoder:
         """Features, float32 (len(batch), dim), not normalised; blocks."""
         if not batch:
             return np.empty((0, self._spec.dim), np.float32)
-        arrays = [item.array for item in batch]
-        autocast = torch.autocast(
-            self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"
-        )
-        with torch.inference_mode(), autocast:
-            if tower is Tower.TEXT:
-                features = self._text.run(self._to_device(self._text.pad(arrays)))
-            else:
-                features = self.model.encode_image(self._normalise(np.stack(arrays)))  # type: ignore[operator]  # nn.Module attribute
-        raw: NDArray[np.float32] = features.float().cpu().numpy()
-        return raw
+        return self._engines[tower].run([item.array for item in batch])
 
     def close(self) -> None:
         """Frees the weights; no call may follow."""
-        self.model = nn.Module()
-        self._text = None  # type: ignore[assignment]  # no call may follow
-
-    def _normalise(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """uint8 (n, height, width, 3) to float32 [n, 3, height, width] on the device."""
-        images = self._to_device(pixels).permute(0, 3, 1, 2)
-        return (images.float() / 255 - self._mean) / self._std
-
-    def _to_device(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
+        for engine in self._engines.values():
+            engine.close()
+        self._engines = {}
+        self.release_model()

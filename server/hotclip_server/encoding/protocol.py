@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hotclip_server.encoding.engines.protocol import EngineChoice, EngineFigures
+
 
 class Tower(Enum):
     """One of the two encoders of a CLIP model."""
@@ -125,6 +127,12 @@ class Encoder(Protocol):
         Returns:
             float32 of shape (len(batch), dim): features as the tower gives them, not normalised.
         """
+
+    def engine(self, tower: Tower) -> EngineChoice:
+        """What runs a tower now; it may change between two batches."""
+
+    def figures(self, tower: Tower) -> EngineFigures | None:
+        """What was measured of that engine; None: nothing yet."""
 
     def close(self) -> None:
         """Frees the weights; no call may follow."""

@@ -43,6 +43,15 @@ class TextTower:
             self._pool, self._eos = _pooling(self._tower)
             self._pad_id = 0 if self._pool == "argmax" or self._eos != 0 else 1
 
+    @property
+    def masked_id(self) -> int | None:
+        """The token that a masked tower does not look at; None: the tower looks at every one."""
+        return self._pad_id if self.trim is Trim.MASKED else None
+
+    def release(self) -> None:
+        """Frees the weights: `shorten` and `pad` still work, `run` does not."""
+        self._model = self._tower = None
+
     def shorten(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The part of (context_length,) padded ids that decides the embedding."""
         if self.trim is Trim.CAUSAL:

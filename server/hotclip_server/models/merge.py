@@ -24,8 +24,8 @@ def merge_versions(store: VersionStore, base: str, tuned: str, alpha: float) -> 
         FailedPrecondition: their weights have other names or shapes; reason
             ARCHITECTURES_DIFFER.
     """
-    model = store.load(base, device="cpu", precision="fp32").model
-    target = store.load(tuned, device="cpu", precision="fp32").model.state_dict()
+    model = store.load(base, device="cpu").model
+    target = store.load(tuned, device="cpu").model.state_dict()
     state = model.state_dict()
     if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in target.items()}:
         raise FailedPrecondition(

@@ -64,9 +64,7 @@ async def encode(encoder: Encoder, probes: Probes, run: RunOnDevice) -> Rows:
     return {tower: await run(encoder, tower, batch) for tower, batch in probes.items()}
 
 
-async def check_alone(
-    encoder: Encoder, probes: Probes, rows: Rows, precision: str, run: RunOnDevice
-) -> None:
+async def check_alone(encoder: Encoder, probes: Probes, rows: Rows, run: RunOnDevice) -> None:
     """Runs every probe again, alone: the answer must not depend on the batch or the moment.
 
     Raises:
@@ -74,7 +72,7 @@ async def check_alone(
     """
     for tower, batch in probes.items():
         alone = np.concatenate([await run(encoder, tower, [probe]) for probe in batch])
-        compare(rows[tower], alone, precision, f"{tower.value} alone")
+        compare(rows[tower], alone, encoder.engine(tower).precision, f"{tower.value} alone")
 
 
 def check_rows(rows: Rows, probes: Probes, spec: EncoderSpec) -> None:
@@ -91,16 +89,6 @@ def check_rows(rows: Rows, probes: Probes, spec: EncoderSpec) -> None:
             raise unfit(f"{tower.value} gives NaN or infinite vectors")
         if np.linalg.norm(block.astype(np.float64), axis=1).min() <= EPSILON:
             raise unfit(f"{tower.value} gives vectors of length zero")
-
-
-def check_reference(rows: Rows, reference: Rows, precision: str) -> None:
-    """Compares with what the eager fp32 engine gives for the same probes.
-
-    Raises:
-        FailedPrecondition: they differ by more than the precision explains; VERSION_UNFIT.
-    """
-    for tower, block in rows.items():
-        compare(reference[tower], block, precision, f"{tower.value} in {precision}")
 
 
 def compare(

@@ -38,12 +38,11 @@ class VersionLoader(Protocol):
             Unavailable: the hub does not answer.
         """
 
-    def load(self, version_id: str, *, device: str, precision: str) -> Encoder:
-        """Loads a stored version.
+    def load(self, version_id: str, *, device: str) -> Encoder:
+        """Loads a stored version, run by plain open_clip in fp32.
 
         Args:
             device: E.g. "cpu" or "cuda:0".
-            precision: "fp32", "bf16" or "fp16".
 
         Raises:
             NotFound: no such version.

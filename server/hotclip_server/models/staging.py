@@ -21,18 +21,12 @@ from hotclip_server.models.state import VersionRecord
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-REFERENCE = ("cpu", "fp32")
-"""Device and precision of the eager engine that the others are compared with."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class StagingLimits:
     """Where versions go and what they may take."""
 
     device: str = "cpu"
     """E.g. "cpu" or "cuda:0"."""
-    precision: str = "fp32"
-    """Of the resident weights: "fp32", "bf16" or "fp16"."""
     memory_factor: float = 2.0
     """Bytes that loading takes at its peak, a byte of the weights file: the module and the
     tensors that are copied into it."""
@@ -90,7 +84,7 @@ class Stager:
             NotFound: its files are gone.
         """
         self._require_memory(record)
-        encoder = await self._load(record, self._limits.device, self._limits.precision)
+        encoder = await self._load(record)
         try:
             await self._verify(record, encoder)
         except BaseException:
@@ -109,9 +103,9 @@ class Stager:
                 metadata={"needed_bytes": str(needed), "free_bytes": str(free)},
             )
 
-    async def _load(self, record: VersionRecord, device: str, precision: str) -> Encoder:
+    async def _load(self, record: VersionRecord) -> Encoder:
         def load() -> Encoder:
-            return self._loader.load(record.id, device=device, precision=precision)
+            return self._loader.load(record.id, device=self._limits.device)
 
         try:
             return await self.blocking(load)
@@ -129,23 +123,12 @@ class Stager:
             inputs = await self.blocking(lambda: probes.prepare(encoder))
             rows = await probes.encode(encoder, inputs, self._run)
             probes.check_rows(rows, inputs, encoder.spec)
-            await probes.check_alone(encoder, inputs, rows, self._limits.precision, self._run)
+            await probes.check_alone(encoder, inputs, rows, self._run)
         except FailedPrecondition:
             raise
         except Exception as error:
             _log.exception("version %s can't encode", record.id)
             raise _refusal(record, "encoding", error) from error
-        if (self._limits.device, self._limits.precision) != REFERENCE:
-            reference = await self._reference_rows(record)
-            probes.check_reference(rows, reference, self._limits.precision)
-
-    async def _reference_rows(self, record: VersionRecord) -> probes.Rows:
-        reference = await self._load(record, *REFERENCE)
-        try:
-            inputs = await self.blocking(lambda: probes.prepare(reference))
-            return await probes.encode(reference, inputs, self._run)
-        finally:
-            await asyncio.shield(self.blocking(reference.close))
 
 
 def _refusal(record: VersionRecord, step: str, error: Exception) -> HotclipError:

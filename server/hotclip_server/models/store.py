@@ -151,20 +151,19 @@ class VersionStore:
             architecture=version.manifest.spec.architecture,
         )
 
-    def load(
-        self, version_id: str, *, device: str = "cpu", precision: str = "fp32"
-    ) -> OpenClipEncoder:
-        """Loads a version into memory of its own; nothing is fetched from anywhere.
+    def load(self, version_id: str, *, device: str = "cpu") -> OpenClipEncoder:
+        """Loads a version into memory of its own, run by plain open_clip in fp32.
+
+        Nothing is fetched from anywhere.
 
         Args:
             device: E.g. "cpu" or "cuda:0".
-            precision: "fp32", "bf16" or "fp16".
 
         Raises:
             NotFound: no such version.
             DataLoss: a checksum does not match.
             FailedPrecondition: this installation cannot build it; reason VERSION_UNFIT.
-            InvalidArgument: no such device or precision.
+            InvalidArgument: no such device.
         """
         version = self._verified(version_id)
         config = self._config(version)
@@ -174,9 +173,10 @@ class VersionStore:
             model,
             load_tokenizer(config, version.folder),
             version.manifest.spec,
+            shape=config.shape_id,
             device=device,
-            precision=precision,
             limits=self._image_limits,
+            folder=version.folder,
         )
 
     def import_source(self, source: str) -> VersionManifest:

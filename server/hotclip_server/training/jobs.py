@@ -32,7 +32,7 @@ class Versions(Protocol):
     def read_manifest(self, version_id: str) -> VersionManifest:
         """What a stored version is."""
 
-    def load(self, version_id: str, *, device: str, precision: str) -> OpenClipEncoder:
+    def load(self, version_id: str, *, device: str) -> OpenClipEncoder:
         """A copy in memory of its own."""
 
     def save_trained(self, model: Module, *, base: str, source: str) -> VersionManifest:
@@ -48,7 +48,7 @@ class Datasets(Protocol):
 
 def load_clip(versions: Versions, version_id: str, device: str) -> Clip:
     """A private fp32 copy of a version: nothing that serves shares its weights."""
-    encoder = versions.load(version_id, device=device, precision="fp32")
+    encoder = versions.load(version_id, device=device)
     return clip_of(encoder.model, encoder.tokenizer)
 
 

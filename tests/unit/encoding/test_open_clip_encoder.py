@@ -13,6 +13,9 @@ from support.parity import INPUTS, assert_parity
 from support.pictures import encoded, photograph
 from support.small_models import write_model
 
+from hotclip_server.encoding.engines.eager import EagerEngine
+from hotclip_server.encoding.engines.protocol import EngineChoice
+from hotclip_server.encoding.engines.torch_engine import TorchEngine
 from hotclip_server.encoding.features import unit_rows
 from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
 from hotclip_server.encoding.protocol import Encoder, Tower
@@ -22,10 +25,10 @@ from hotclip_server.models.store import VersionStore
 KINDS = ["clip", "quickgelu", "custom-text", "siglip", "resnet", "eos", "mini"]
 
 
-def encoder_of(folder: Path, kind: str, precision: str = "fp32") -> OpenClipEncoder:
+def encoder_of(folder: Path, kind: str) -> OpenClipEncoder:
     write_model(folder / "models" / kind, kind)
     store = VersionStore(folder / "versions", models_dir=folder / "models")
-    return store.load(store.import_source(f"local:{kind}").id, precision=precision)
+    return store.load(store.import_source(f"local:{kind}").id)
 
 
 def assert_same(ours: NDArray[np.float32], theirs: NDArray[np.float32], numbers: list[int]) -> None:
@@ -63,15 +66,36 @@ def test_equal_to_open_clip(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_stays_close(precision: str, tmp_path: Path) -> None:
-    exact, fast = encoder_of(tmp_path, "clip"), encoder_of(tmp_path, "clip", precision)
+    encoder = encoder_of(tmp_path, "clip")
     for tower, items in (
-        (Tower.TEXT, [exact.prepare_text(f"number {i}") for i in range(INPUTS)]),
-        (Tower.VISION, [exact.prepare_image(encoded(photograph(i))) for i in range(INPUTS)]),
+        (Tower.TEXT, [encoder.prepare_text(f"number {i}") for i in range(INPUTS)]),
+        (Tower.VISION, [encoder.prepare_image(encoded(photograph(i))) for i in range(INPUTS)]),
     ):
-        features = fast.encode(tower, items)
+        source = encoder.source(tower)
+        assert source is not None
+        expected = unit_rows(encoder.encode(tower, items))
+        encoder.install(tower, EagerEngine(source, precision), None)
+        assert encoder.engine(tower) == EngineChoice("eager", precision)
+        features = encoder.encode(tower, items)
         assert features.dtype == np.float32
-        expected = unit_rows(exact.encode(tower, items))
         np.testing.assert_allclose(unit_rows(features), expected, atol=0.02)
+
+
+def test_weights_are_freed_once_no_tower_needs_them(tmp_path: Path) -> None:
+    own = encoder_of(tmp_path, "clip")
+    item = own.prepare_text("a photo")
+    expected = own.encode(Tower.TEXT, [item])
+    own.release_model()
+    assert own.source(Tower.TEXT) is not None  # plain open_clip still runs
+    for tower in Tower:
+        source = own.source(tower)
+        assert source is not None
+        own.install(tower, TorchEngine(source, "fp32"), None)
+    own.release_model()
+    assert own.source(Tower.TEXT) is None
+    assert not list(own.model.parameters())
+    again = own.prepare_text("a photo")
+    np.testing.assert_allclose(own.encode(Tower.TEXT, [again]), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_prepared_text_is_short(encoder: OpenClipEncoder) -> None:

@@ -63,7 +63,7 @@ async def test_probes_are_the_same_every_time_and_in_small_batches(tmp_path: Pat
             assert np.array_equal(one.array, other.array)
     rows = await probes.encode(encoder, inputs, run_inline)
     probes.check_rows(rows, inputs, encoder.spec)
-    await probes.check_alone(encoder, inputs, rows, "fp32", run_inline)
+    await probes.check_alone(encoder, inputs, rows, run_inline)
     assert {tower for tower, _ in encoder.batches} == set(Tower)
 
 
@@ -77,4 +77,4 @@ async def test_a_row_that_depends_on_its_batch_is_found() -> None:
     inputs = probes.prepare(encoder)
     rows = await probes.encode(encoder, inputs, run_inline)
     with pytest.raises(FailedPrecondition, match="alone"):
-        await probes.check_alone(encoder, inputs, rows, "fp32", run_inline)
+        await probes.check_alone(encoder, inputs, rows, run_inline)

@@ -85,20 +85,6 @@ async def test_a_corrupt_version_says_so(registry: ModelRegistry, loader: FakeLo
     assert pinned(registry) == "v-a"
 
 
-async def test_a_reduced_precision_is_compared_with_the_reference(
-    tmp_path: Path, loader: FakeLoader
-) -> None:
-    limits = StagingLimits(precision="bf16", free_bytes=lambda: None)
-    async with running(tmp_path, loader, limits) as registry:
-        assert pinned(registry) == "v-a"
-        assert loader.loads == ["v-a", "v-a"]
-        assert loader.open_encoders == 1
-        loader.defects["v-b"] = "reference"
-        with pytest.raises(FailedPrecondition, match="clip-text in bf16 is off"):
-            await load(registry, "b")
-        assert loader.open_encoders == 1
-
-
 async def test_what_does_not_fit_is_not_loaded(tmp_path: Path, loader: FakeLoader) -> None:
     free = 1 << 40
     limits = StagingLimits(free_bytes=lambda: free)

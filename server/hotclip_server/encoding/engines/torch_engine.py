@@ -1,0 +1,132 @@
+"""The engine of exact tricks: the towers that it knows, rewritten for serving.
+
+Normalising and batch normalisation are folded into weights, weights are cast and packed once,
+texts are packed without padding, and the last block computes only the token that is pooled.
+A tower that is not exactly of a known class is not taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hotclip_server.encoding.engines.blocks import Compute
+from hotclip_server.encoding.engines.causal_text import OpenClipText
+from hotclip_server.encoding.engines.eager import DTYPES, to_device
+from hotclip_server.encoding.engines.linear import packing_helps
+from hotclip_server.encoding.engines.masked_text import HuggingFaceText
+from hotclip_server.encoding.engines.protocol import EngineUnfit
+from hotclip_server.encoding.engines.resnet import OpenClipResNet
+from hotclip_server.encoding.engines.sequences import Sequences
+from hotclip_server.encoding.engines.source import TowerSource
+from hotclip_server.encoding.engines.vit import OpenClipVit, TimmVit
+from hotclip_server.encoding.protocol import Tower
+
+ImageTower = Callable[[Tensor], Tensor]
+TextTower = Callable[[Tensor, Tensor, Sequences], Tensor]
+
+
+class TorchEngine:
+    """Implements `Engine`.
+
+    Args:
+        precision: "fp32", "bf16" or "fp16".
+
+    Raises:
+        EngineUnfit: the tower is not known, or the precision is another.
+    """
+
+    name = "torch"
+
+    def __init__(self, source: TowerSource, precision: str) -> None:
+        self.precision = precision
+        self._device = source.device
+        self._images: ImageTower | None = None
+        self._texts: TextTower | None = None
+        compute = compute_in(precision, source.device)
+        with torch.inference_mode():
+            if source.tower is Tower.VISION:
+                self._images = build_image_tower(source, compute)
+            else:
+                self._texts = build_text_tower(source, compute)
+                self._pad_id = source.text.masked_id
+
+    def run(self, batch: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """See `Engine.run`."""
+        with torch.inference_mode():
+            if self._images is not None:
+                features = self._images(to_device(np.stack(batch), self._device))
+            elif self._texts is not None:
+                features = self._texts(*pack_texts(batch, self._pad_id, self._device))
+            else:
+                raise RuntimeError("the engine is closed; this is a bug")
+            rows: NDArray[np.float32] = features.float().cpu().numpy()
+        return rows
+
+    def close(self) -> None:
+        """Frees the weights; no call may follow."""
+        self._images = self._texts = None
+
+
+def compute_in(precision: str, device: torch.device) -> Compute:
+    """How a tower computes in a precision on a device.
+
+    Raises:
+        EngineUnfit: another precision than fp32, bf16 or fp16.
+    """
+    if precision not in DTYPES:
+        raise EngineUnfit(f"computes in fp32, bf16 or fp16, not in {precision}")
+    dtype = DTYPES[precision]
+    return Compute(dtype=dtype, stream=torch.float32, packed=packing_helps(device))
+
+
+def build_image_tower(source: TowerSource, compute: Compute) -> ImageTower:
+    """uint8 [n, height, width, 3] to fp32 [n, dim].
+
+    Raises:
+        EngineUnfit: not a tower known here.
+    """
+    tower: ImageTower = _first_fit([OpenClipVit, TimmVit, OpenClipResNet], source, compute)
+    return tower
+
+
+def build_text_tower(source: TowerSource, compute: Compute) -> TextTower:
+    """Packed ids and places to fp32 [n, dim].
+
+    Raises:
+        EngineUnfit: not a tower known here.
+    """
+    tower: TextTower = _first_fit([OpenClipText, HuggingFaceText], source, compute)
+    return tower
+
+
+def pack_texts(
+    batch: Sequence[NDArray[np.int64]], masked_id: int | None, device: torch.device
+) -> tuple[Tensor, Tensor, Sequences]:
+    """Ids [tokens] and places [tokens], one text after the other, without what is masked."""
+    kept = [np.arange(len(ids)) for ids in batch]
+    if masked_id is not None:
+        # A text may hold the padding's token itself; then the tower doesn't look there either.
+        kept = [
+            at[ids != masked_id] if (ids == masked_id).any() else at
+            for ids, at in zip(batch, kept, strict=True)
+        ]
+        kept = [at if len(at) else np.zeros(1, np.int64) for at in kept]
+    sequences = Sequences([len(at) for at in kept], device)
+    ids = np.concatenate([ids[at] for ids, at in zip(batch, kept, strict=True)])
+    return to_device(ids, device), to_device(np.concatenate(kept), device), sequences
+
+
+def _first_fit(kinds: Sequence[Any], source: TowerSource, compute: Compute) -> Any:
+    reasons = []
+    for kind in kinds:
+        try:
+            return kind(source, compute)
+        except EngineUnfit as error:
+            reasons.append(f"{kind.__name__}: {error}")
+    raise EngineUnfit("; ".join(reasons))
