@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hotclip_server.batching.ticket import Row
 from hotclip_server.encoding.protocol import Encoder, Prepared, Tower
-from hotclip_server.errors import HotclipError
+from hotclip_server.errors import DeviceLost, HotclipError
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ async def run_isolated(
         expected = (len(batch), encoder.spec.dim)
         if vectors.shape != expected:
             raise EncodeFailed(f"the encoder gave shape {vectors.shape} instead of {expected}")
+    except DeviceLost as error:
+        return [error] * len(batch)  # halves would fail too
     except Exception as error:
         # Whatever the encoder raises, only the items that caused it fail.
         if len(batch) == 1:
