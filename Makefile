@@ -17,7 +17,7 @@ proto: setup ; $(call PROTOC,proto)
 proto-check: setup ; rm -rf build/proto && mkdir -p build/proto && $(call PROTOC,build/proto) && diff -r -x '*.proto' -x __init__.py -x __pycache__ -x py.typed build/proto/hotclip_proto proto/hotclip_proto && $(BIN)/buf lint && $(BIN)/buf format --diff --exit-code
 demo: setup ; $(BIN)/python -m hotclip_examples.demo
 train-mini: setup examples/hotclip_examples/mini/node_modules/.package-lock.json ; $(BIN)/python -m hotclip_examples.mini
-bench: setup ; $(BIN)/python -m benchmarks.gpu_check --device cpu $(ARGS)
+bench: setup ; $(BIN)/python -m benchmarks $(SUITE) $(ARGS)
 gpu-check: ; $(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check $(ARGS)
 gpu-wheels: setup ; $(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --python-version $(or $(FOR),3.12) $(addprefix --platform manylinux,2014_x86_64 _2_17_x86_64 _2_28_x86_64) -c constraints.txt -r benchmarks/gpu_wheels.txt -d .whl
 image: ; docker build --target $(or $(TARGET),cpu) --tag hotclip:$(or $(TARGET),cpu) .

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.engines import wait_for_engines
 from benchmarks.load import Load
-from benchmarks.parity import Reference, compare
+from benchmarks.parity import compare
+from benchmarks.reference import Reference
 from benchmarks.server_process import running_server
 from benchmarks.shapes import captioned_shapes
 from hotclip import Client
@@ -27,8 +29,8 @@ def check_model(model: str, device: str, data_dir: Path, *, steps: int) -> dict[
     options = ("--device", device, "--model", model, "--allow-random-weights")
     texts, images = map(list, zip(*captioned_shapes(PAIRS), strict=True))
     with (
-        running_server(data_dir, *options, start_s=300.0) as address,
-        Client(address, timeout=300.0) as client,
+        running_server(data_dir, *options, start_s=300.0) as server,
+        Client(server.address, timeout=300.0) as client,
     ):
         first = client.encode(texts[0]).version
         report: dict[str, Any] = {"parity": parity(client, data_dir, first, texts, images)}
@@ -36,7 +38,7 @@ def check_model(model: str, device: str, data_dir: Path, *, steps: int) -> dict[
         began = time.monotonic()
         second = tune(client, texts, images, steps)
         report["fine_tune_s"] = time.monotonic() - began
-        report["swap"] = swap(client, address, first, second)
+        report["swap"] = swap(client, server.address, first, second)
         client.activate(second)
         report["parity_tuned"] = parity(client, data_dir, second, texts, images)
     checks = [*report["parity"].values(), *report["parity_tuned"].values(), report["swap"]]
@@ -49,6 +51,7 @@ def parity(
 ) -> dict[str, dict[str, float | bool]]:
     """Served vectors of a version against open_clip on its files, each modality on its own."""
     reference = Reference(data_dir / "versions" / version)
+    exact = wait_for_engines(client).exact
     served = (
         client.encode(list(texts), version=version),
         client.encode(list(images), version=version),
@@ -56,7 +59,7 @@ def parity(
     own = reference.encode_texts(texts), reference.encode_images(images)
     names = "text", "image"
     return {
-        name: compare(np.asarray(got), wanted).as_dict()
+        name: compare(np.asarray(got), wanted).as_dict(exact=exact)
         for name, got, wanted in zip(names, served, own, strict=True)
     }
 

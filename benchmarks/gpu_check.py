@@ -15,7 +15,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCES = ("proto", "server", "client", "examples", ".")
 NEEDED: tuple[str, ...] = ("grpc_status", "grpc_health", "grpc_reflection", "open_clip")
-NEEDED += ("sqlalchemy", "alembic", "qdrant_edge", "pytest", "pytest_asyncio", "pytest_timeout")
+NEEDED += (
+    "sqlalchemy",
+    "alembic",
+    "qdrant_edge",
+    "psutil",
+    "pytest",
+    "pytest_asyncio",
+    "pytest_timeout",
+)
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ def gpu_check(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_a_whole_check_passes(tmp_path: Path) -> None:
     options = ("--models", "builtin:mini", "--steps", "2", "--output", str(tmp_path))
+    options += ("--skip-bench",)
     run = gpu_check("--device", "cpu", *options)
     assert run.returncode == 0, run.stdout + run.stderr
     report = json.loads((tmp_path / "gpu_check.cpu.json").read_text(encoding="utf-8"))

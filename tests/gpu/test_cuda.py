@@ -18,7 +18,8 @@ DISTANCE_RATIO = {"fp32": 0.01, "bf16": 0.1, "fp16": 0.1}
 @pytest.mark.parametrize("precision", DISTANCE_RATIO)
 @pytest.mark.parametrize("source", ["builtin:mini", "ViT-B-32::"])
 def test_vectors_equal_open_clip(source: str, precision: str, cuda: str, tmp_path: Path) -> None:
-    from benchmarks.parity import Reference, compare
+    from benchmarks.parity import compare
+    from benchmarks.reference import Reference
     from hotclip_server.models.store import VersionStore
 
     texts, images = map(list, zip(*captioned_shapes(64), strict=True))

@@ -52,8 +52,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     program = (str(SCRIPTS / "hotclip-server"),)
-    with running_server(tmp_path_factory.mktemp("data"), program=program) as address:
-        yield address
+    with running_server(tmp_path_factory.mktemp("data"), program=program) as running:
+        yield running.address
 
 
 def test_the_commands_are_those_that_tests_run() -> None:

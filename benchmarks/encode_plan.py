@@ -1,0 +1,158 @@
+"""What the suite encode measures of a model, so that a run is as long as it is worth."""
+
+from dataclasses import dataclass, field
+
+from benchmarks.settings import Settings, label
+
+CPU_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+CUDA_BATCHES = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How requests come."""
+
+    clients: int
+    """That ask one after another; 0: one stream, as full as the server allows."""
+    items: int
+    """Of one request."""
+
+    def __str__(self) -> str:
+        return f"{self.clients}x{self.items}" if self.clients else f"stream_x{self.items}"
+
+
+STREAM = Shape(0, 16)
+CLOSED = Shape(4, 16)
+"""The shape of the comparisons."""
+ONE, EIGHT, MANY = Shape(1, 1), Shape(8, 1), Shape(32, 1)
+LONG = Shape(4, 64)
+ALL = (ONE, EIGHT, MANY, LONG, STREAM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A workload whose baselines run beside it, segment by segment."""
+
+    content: str
+    shape: Shape = CLOSED
+    raw: bool = True
+    """Whether served over raw is a figure."""
+    open_clip: bool = False
+    """Whether the engine in process over plain open_clip is a figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Of one model."""
+
+    counts: dict[str, int]
+    """Different items of each kind."""
+    references: int
+    """Items of each kind that plain open_clip encodes for comparison."""
+    rounds: int
+    """Pairs of segments of a comparison."""
+    seconds: float
+    """Of a segment of a comparison; others take half."""
+    compared: tuple[Compared, ...]
+    rates: dict[str, tuple[Shape, ...]] = field(default_factory=dict)
+    """More shapes, by content."""
+    latency: tuple[str, ...] = ()
+    """Contents that come at random, one a call."""
+    most: Shape = MANY
+    """One a call from so many clients: what saturates the server."""
+    batches: tuple[int, ...] = CPU_BATCHES
+    """Sizes that raw loops try."""
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        return tuple(self.counts)
+
+
+IMAGES_AND_TEXTS = (
+    Compared(content="tensor"),
+    Compared(content="jpeg_small", open_clip=True),
+    Compared(content="jpeg_large", open_clip=True),
+    Compared(content="text", open_clip=True),
+)
+
+
+def plan_of(source: str, settings: Settings) -> Plan:
+    """The plan of a model by its source."""
+    if settings.quick:
+        return _quick(settings)
+    batches = CPU_BATCHES if settings.device == "cpu" else CUDA_BATCHES
+    slow = settings.device == "cpu"
+    many = 256 if slow else 1024
+    everything = {"jpeg_small": ALL, "text": ALL, "tensor": (ONE, MANY, LONG)}
+    match label(source):
+        case "ViT-L-14" if slow:  # a third of a second an image: little, and small requests
+            few = Shape(4, 4)
+            return Plan(
+                counts={"tensor": 32, "text": 128},
+                references=32,
+                rounds=3,
+                seconds=1.5 * settings.seconds,
+                compared=(
+                    Compared(content="tensor", shape=few),
+                    Compared(content="text"),
+                ),
+                rates={"tensor": (ONE,), "text": (MANY,)},
+                batches=(1, 2, 4, 8),
+            )
+        case "xlm-roberta-base-ViT-B-32":  # its images are those of ViT-B-32
+            return Plan(
+                counts={"text": many, "text_long": many},
+                references=64,
+                rounds=3,
+                seconds=settings.seconds,
+                compared=(
+                    Compared(content="text", open_clip=True),
+                    Compared(content="text_long"),
+                ),
+                rates={"text": (ONE, MANY), "text_long": (EIGHT,)},
+                latency=("text",),
+                batches=batches,
+            )
+        case "ViT-B-32":
+            return Plan(
+                counts=dict.fromkeys(("tensor", "jpeg_small", "jpeg_large"), many)
+                | dict.fromkeys(("text", "text_long"), many),
+                references=64,
+                rounds=5,
+                seconds=settings.seconds,
+                compared=IMAGES_AND_TEXTS,
+                rates={**everything, "jpeg_large": (EIGHT,), "text_long": (EIGHT, CLOSED)},
+                latency=("jpeg_small", "text"),
+                batches=batches,
+            )
+        case _:
+            return Plan(
+                counts=dict.fromkeys(("tensor", "jpeg_small", "jpeg_large", "text"), many),
+                references=64,
+                rounds=3,
+                seconds=0.5 * settings.seconds,
+                compared=IMAGES_AND_TEXTS,
+                rates=everything,
+                latency=("jpeg_small", "text"),
+                batches=batches,
+            )
+
+
+def _quick(settings: Settings) -> Plan:
+    shape = Shape(2, 4)
+    return Plan(
+        counts={"tensor": 16, "jpeg_small": 16, "jpeg_large": 8, "text": 16},
+        references=16,
+        rounds=1,
+        seconds=min(settings.seconds, 0.3),
+        compared=(
+            Compared(content="tensor", shape=shape),
+            Compared(content="jpeg_small", shape=shape, open_clip=True),
+            Compared(content="jpeg_large", shape=shape, open_clip=True),
+            Compared(content="text", shape=shape, open_clip=True),
+        ),
+        rates={"jpeg_small": (ONE, Shape(0, 4))},
+        latency=("text",),
+        most=Shape(4, 1),
+        batches=(4, 8),
+    )

@@ -1,0 +1,89 @@
+"""The server's own engine without the server: the loop that serving is compared with.
+
+    load        {data_dir, version, device, engine, precision, corpus, exact}
+    best_batch  {content, candidates, seconds}  → batch, rate, cap, cap_s
+    run         {content, batch, seconds}       → rate, min_cosine
+
+In a process of its own. Images are decoded on as many threads as there are cores, as the
+server does it; on a GPU the next batch is prepared while one is encoded.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.answers import compare_rows
+from benchmarks.corpus import Item, read_items, read_references
+from benchmarks.loops import best_batch, run_loop
+from benchmarks.worker import obey
+from hotclip_server.encoding.protocol import Encoder, Prepared
+from hotclip_server.models.store import VersionStore
+
+
+class EngineLoop:
+    """Implements `Loop` with the public surface of an `Encoder`."""
+
+    def __init__(self, encoder: Encoder, *, overlap: bool) -> None:
+        self.overlap = overlap
+        self._encoder = encoder
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+
+    def prepare(self, items: Sequence[Item]) -> list[Prepared]:
+        if isinstance(items[0], bytes):
+            return list(self._pool.map(self._prepare, items))
+        return [self._prepare(item) for item in items]
+
+    def encode(self, prepared: list[Prepared]) -> NDArray[np.float32]:
+        features = self._encoder.encode(prepared[0].tower, prepared)
+        unit: NDArray[np.float32] = features / np.linalg.norm(features, axis=1, keepdims=True)
+        return unit
+
+    def _prepare(self, item: Item) -> Prepared:
+        if isinstance(item, str):
+            return self._encoder.prepare_text(item)
+        if isinstance(item, bytes):
+            return self._encoder.prepare_image(item)
+        height, width, _ = item.shape
+        return self._encoder.prepare_tensor(item.tobytes(), height, width)
+
+
+class InProcess:
+    """The commands."""
+
+    def load(self, told: dict[str, Any]) -> dict[str, Any]:
+        self._corpus, self._exact = Path(told["corpus"]), told["exact"]
+        encoder = load_encoder(told)
+        self._loop = EngineLoop(encoder, overlap=told["device"] != "cpu")
+        return {}
+
+    def best_batch(self, told: dict[str, Any]) -> dict[str, Any]:
+        items = read_items(self._corpus, told["content"])
+        return best_batch(self._loop, items, told["candidates"], told["seconds"])
+
+    def run(self, told: dict[str, Any]) -> dict[str, Any]:
+        content = told["content"]
+        items = read_items(self._corpus, content)
+        looped = run_loop(self._loop, items, told["batch"], told["seconds"])
+        references = read_references(self._corpus, content)
+        parity = compare_rows(looped.rows, references, exact=self._exact)
+        return {"rate": looped.rate, **parity}
+
+
+def load_encoder(told: dict[str, Any]) -> Encoder:
+    """The version with the engines that the server named."""
+    store = VersionStore(Path(told["data_dir"]) / "versions")
+    return store.load(told["version"], device=told["device"])
+
+
+def main() -> None:
+    worker = InProcess()
+    obey({"load": worker.load, "best_batch": worker.best_batch, "run": worker.run})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""One timed stretch of a closed loop: clients that each ask again as soon as they are answered."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from benchmarks.timing import Span, steady_rate
+
+PATIENCE_S = 600.0
+"""Longest wait for one call."""
+
+
+class CallFailed(RuntimeError):
+    """A call of the load failed: there is no figure of such a segment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a segment gave."""
+
+    rate: float
+    """Items a second."""
+    latencies: list[float]
+    """Seconds of every call that ended in the window or soon after."""
+    generator_cpu: float
+    """Cores that this process kept busy."""
+    server_cpu: float
+    """Cores that the server and its children kept busy."""
+
+
+class Segment:
+    """A load that runs from `run` to its end, measured in a window within.
+
+    The window opens when every client was answered once, and the load goes on after it until
+    every client was answered once more, so that the window sees no beginning and no end.
+
+    Args:
+        clients: Each is called on a thread of its own; it reports calls to `done` for as long
+            as `running`.
+        server: The process whose time is counted.
+    """
+
+    def __init__(
+        self, clients: Sequence[Callable[["Segment", int], None]], server: psutil.Process
+    ) -> None:
+        self._clients = clients
+        self._server = server
+        self._spans: list[list[Span]] = [[] for _ in clients]
+        self._first = [threading.Event() for _ in clients]
+        self._past = [threading.Event() for _ in clients]
+        self._window_end = float("inf")
+        self._end = threading.Event()
+        self._failures: list[BaseException] = []
+
+    @property
+    def running(self) -> bool:
+        """Whether clients shall go on."""
+        return not self._end.is_set()
+
+    def done(self, client: int, span: Span) -> None:
+        """A call of a client was answered."""
+        self._spans[client].append(span)
+        self._first[client].set()
+        if span.ended >= self._window_end:
+            self._past[client].set()
+
+    def run(self, seconds: float) -> Measured:
+        """Runs the load with a window of so many seconds.
+
+        Raises:
+            CallFailed: a client raised, or was not answered in time.
+        """
+        threads = [
+            threading.Thread(target=self._run_client, args=(position,), name=f"client-{position}")
+            for position in range(len(self._clients))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            self._wait(self._first)
+            began, own, served = time.perf_counter(), time.process_time(), cpu_seconds(self._server)
+            self._end.wait(seconds)
+            self._window_end = ended = time.perf_counter()
+            own, served = time.process_time() - own, cpu_seconds(self._server) - served
+            self._wait(self._past)
+        finally:
+            self._end.set()
+            for thread in threads:
+                thread.join()
+        if self._failures:
+            raise CallFailed(str(self._failures[0])) from self._failures[0]
+        spans = [span for of_client in self._spans for span in of_client]
+        return Measured(
+            rate=steady_rate(spans, began, ended),
+            latencies=[s.ended - s.began for s in spans if s.ended >= began],
+            generator_cpu=own / (ended - began),
+            server_cpu=served / (ended - began),
+        )
+
+    def _run_client(self, position: int) -> None:
+        try:
+            self._clients[position](self, position)
+        except BaseException as error:  # noqa: BLE001 - raised again where the segment is run
+            self._failures.append(error)
+            self._end.set()
+        finally:
+            self._first[position].set()
+            self._past[position].set()
+
+    def _wait(self, events: Sequence[threading.Event]) -> None:
+        for event in events:
+            if not event.wait(PATIENCE_S):
+                raise CallFailed(f"no answer within {PATIENCE_S:.0f} s")
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """Processor time of a process and its living descendants, user and system."""
+    total = 0.0
+    for one in (process, *process.children(recursive=True)):
+        times = one.cpu_times()
+        total += times.user + times.system
+    return total

@@ -1,0 +1,32 @@
+"""The suites, each a module, and what is done with the figures of any of them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.encode import encode
+from benchmarks.figures import Figure, judged, table, write_figures
+from benchmarks.machine import describe_machine, device_name, slug
+from benchmarks.settings import Settings
+
+Suite = Callable[[Settings], Iterator[Figure]]
+SUITES: dict[str, Suite] = {"encode": encode}
+
+
+def run_suite(suite: str, settings: Settings) -> Path:
+    """Runs a suite, prints its table and writes its figures; tells where.
+
+    Raises:
+        WorkerFailed: a call failed, or an answer was wrong.
+    """
+    device = device_name(settings.device)
+    figures = [judged(figure, device) for figure in SUITES[suite](settings)]
+    machine = {
+        **describe_machine(settings.device),
+        "seconds": settings.seconds,
+        "quick": settings.quick,
+        "server_options": list(settings.server_options),
+    }
+    path = settings.output / f"{suite}.{slug(device)}.json"
+    write_figures(path, machine, figures)
+    print(table(figures, device))
+    return path

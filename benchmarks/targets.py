@@ -1,0 +1,53 @@
+"""What is aimed at, by figure and device."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on a figure."""
+
+    value: float
+    at_most: bool = False
+
+    @property
+    def sign(self) -> str:
+        return "≤" if self.at_most else "≥"
+
+    def met_by(self, value: float) -> bool:
+        return value <= self.value if self.at_most else value >= self.value
+
+
+ANYWHERE = {"cold_start_s.mini": Target(3.0, at_most=True)}
+CPU = {
+    "served_over_raw.tensor.ViT-B-32": Target(0.92),
+    "served_over_raw.jpeg.ViT-B-32": Target(0.85),
+    "served_over_raw.text.ViT-B-32": Target(0.85),
+    "over_open_clip.jpeg_small.ViT-B-32": Target(2.2),
+    "over_open_clip.jpeg_large.ViT-B-32": Target(2.5),
+    "over_open_clip.text.ViT-B-32": Target(8.0),
+    "latency.p99_added_over_batch.*": Target(6.0, at_most=True),
+}
+CUDA = {"latency.p99_added_over_batch.*": Target(3.0, at_most=True)}
+H100 = {
+    "served_over_raw.tensor.ViT-L-14": Target(0.95),
+    "served_over_raw.tensor.ViT-B-16": Target(0.90),
+    "served_over_raw.tensor.ViT-B-32": Target(0.75),
+    "served_over_raw.jpeg.ViT-L-14": Target(0.95),
+    "served_over_raw.jpeg.ViT-B-16": Target(0.80),
+    "served_over_raw.jpeg.ViT-B-32": Target(0.45),
+}
+
+
+def target_of(figure: str, device: str) -> Target | None:
+    """The target of a figure on a device, by its maker's name ("cpu" for a processor)."""
+    if device == "cpu":
+        tables = [ANYWHERE, CPU]
+    else:
+        tables = [ANYWHERE, CUDA, *([H100] if "H100" in device else [])]
+    for targets in tables:
+        for pattern, target in targets.items():
+            if fnmatchcase(figure, pattern):
+                return target
+    return None
