@@ -33,6 +33,7 @@ from hotclip._pairs import Pair
 from hotclip._points import Point, Upserted, Vector
 from hotclip._queries import Hit, Hits, PointId
 from hotclip._ranking import Ranking, RankScore
+from hotclip._resize import ImagePreprocessing
 from hotclip._server import Limits, ServerInfo, VersionInfo
 from hotclip._streaming import Encoded
 from hotclip._sync.client import Client
@@ -56,6 +57,7 @@ __all__ = [
     "Hits",
     "HotclipError",
     "Image",
+    "ImagePreprocessing",
     "ItemError",
     "Job",
     "JobEvent",

@@ -15,7 +15,8 @@ from numpy.typing import DTypeLike
 
 from hotclip._embeddings import Embeddings, Timings
 from hotclip._inputs import is_single, item_of, may_block
-from hotclip._server import Limits
+from hotclip._resize import ImagePreprocessing, require_pillow
+from hotclip._server import Limits, ServerInfo
 from hotclip._status import item_errors, placed
 from hotclip._vectors import Rows, assembled, unpack, wire_dtype
 from hotclip.errors import (
@@ -33,8 +34,10 @@ from hotclip_proto.v1 import encode_pb2, types_pb2
 OnError: TypeAlias = Literal["raise", "return"]
 PriorityName: TypeAlias = Literal["interactive", "bulk"]
 TruncateName: TypeAlias = Literal["end", "start", "none"]
+ResizeName: TypeAlias = Literal["server", "client"]
 
 MAX_RESTARTS = 5
+PREPROCESSING_CHANGED = "PREPROCESSING_CHANGED"
 # Left of a message for everything but the items themselves.
 _MESSAGE_MARGIN = 64 << 10
 # Tags and lengths around one item; more than protobuf ever needs.
@@ -64,6 +67,8 @@ class Options:
     raw_features: bool
     dimensions: int
     truncate: types_pb2.Truncation.ValueType
+    resize: bool
+    """Whether images are resized here."""
 
 
 def options(
@@ -77,8 +82,13 @@ def options(
     truncate: TruncateName,
     priority: PriorityName,
     on_error: OnError,
+    resize: ResizeName,
 ) -> Options:
     """Checks and packs the keywords of encode and encode_stream."""
+    if resize not in ("server", "client"):
+        raise InvalidArgument.field("resize", f"{resize!r} is no server or client")
+    if resize == "client":
+        require_pillow()
     if on_error not in ("raise", "return"):
         raise InvalidArgument.field("on_error", f"{on_error!r} is no raise or return")
     if dimensions is not None and dimensions < 1:
@@ -93,7 +103,24 @@ def options(
         not normalize,
         dimensions or 0,
         truncation_of(truncate),
+        resize == "client",
     )
+
+
+def preprocessing_of(
+    told: Options, info: ServerInfo, version: str = ""
+) -> ImagePreprocessing | None:
+    """How images are resized here; None: not at all, or the server does not say how.
+
+    Args:
+        version: That answers; empty: the one that was asked for, else the live one.
+    """
+    version = told.version or version
+    for known in info.versions if told.resize else ():
+        wanted = known.version == version if version else known.live
+        if wanted and known.model == (told.model or known.model) and known.image_preprocessing.id:
+            return known.image_preprocessing
+    return None
 
 
 def priority_of(priority: PriorityName) -> types_pb2.Priority.ValueType:
@@ -158,7 +185,13 @@ class Chunk:
         return (got.placed(self.positions, len(self)) if self.failed else got), errors
 
 
-def chunks(values: Iterable[object], limits: Limits, *, start: int = 0) -> Iterator[Chunk]:
+def chunks(
+    values: Iterable[object],
+    limits: Limits,
+    *,
+    start: int = 0,
+    resize: ImagePreprocessing | None = None,
+) -> Iterator[Chunk]:
     """Cuts inputs into chunks by items and bytes; reads each item when its turn comes.
 
     Raises:
@@ -167,7 +200,7 @@ def chunks(values: Iterable[object], limits: Limits, *, start: int = 0) -> Itera
     room = max(limits.max_message_bytes - _MESSAGE_MARGIN, 1)
     chunk = Chunk(start)
     for index, value in enumerate(values, start):
-        item = _read(value, index, limits)
+        item = _read(value, index, limits, resize)
         size = 0 if isinstance(item, ItemError) else item.ByteSize() + _ITEM_MARGIN
         if len(chunk) and (len(chunk) >= limits.max_items_per_request or chunk.size + size > room):
             yield chunk
@@ -182,9 +215,11 @@ def chunks(values: Iterable[object], limits: Limits, *, start: int = 0) -> Itera
         yield chunk
 
 
-def _read(value: object, index: int, limits: Limits) -> types_pb2.EncodeItem | ItemError:
+def _read(
+    value: object, index: int, limits: Limits, resize: ImagePreprocessing | None
+) -> types_pb2.EncodeItem | ItemError:
     try:
-        item = item_of(value, f"items[{index}]")
+        item = item_of(value, f"items[{index}]", resize)
     except InvalidArgument as error:
         if error.reason == "ITEM_TYPE":
             raise
@@ -204,9 +239,22 @@ def too_large(item: types_pb2.EncodeItem, index: int, limits: Limits) -> ItemErr
 
 
 class EncodePlan:
-    """One encode call: the requests to send, one after another, and what came back."""
+    """One encode call: the requests to send, one after another, and what came back.
 
-    def __init__(self, values: object, told: Options, limits: Limits) -> None:
+    Attributes:
+        resize: How images are resized here; None: not at all.
+        answered_by: Version of the last answer.
+    """
+
+    def __init__(
+        self,
+        values: object,
+        told: Options,
+        limits: Limits,
+        resize: ImagePreprocessing | None = None,
+    ) -> None:
+        self.resize = resize
+        self.answered_by = ""
         self.single = is_single(values)
         if self.single:
             self._values: list[object] = [values]
@@ -228,12 +276,12 @@ class EncodePlan:
 
     @property
     def reads(self) -> bool:
-        """Whether taking the next chunk may read files, fetch or compress."""
-        return may_block(self._values)
+        """Whether taking the next chunk may read files, fetch, compress or resize."""
+        return may_block(self._values, resize=self._told.resize)
 
     def chunks(self) -> Iterator[Chunk]:
         """The chunks that have something to send, from the first on."""
-        for chunk in chunks(self._values, self._limits):
+        for chunk in chunks(self._values, self._limits, resize=self.resize):
             if chunk.items:
                 yield chunk
             else:
@@ -244,7 +292,16 @@ class EncodePlan:
         return write_request(encode_pb2.EncodeRequest(), chunk.items, self._told, self._pin)
 
     def add(self, chunk: Chunk, reply: encode_pb2.EncodeResponse) -> None:
-        """Takes the answer to a chunk."""
+        """Takes the answer to a chunk.
+
+        Raises:
+            FailedPrecondition: Images were resized as for another version; see restart.
+        """
+        self.answered_by = reply.version
+        if any(error.reason == PREPROCESSING_CHANGED for error in reply.errors):
+            raise FailedPrecondition(
+                "images were resized for another version", reason=PREPROCESSING_CHANGED
+            )
         if self._pin and reply.version != self._pin:
             raise DataLoss(
                 f"asked for version {self._pin}, got {reply.version}", reason="VERSION_MIXED"
@@ -256,14 +313,16 @@ class EncodePlan:
         self._errors += errors
 
     def restart(self, error: HotclipError) -> None:
-        """Starts again if `error` says that the version of the first answer is gone.
+        """Starts again if `error` says that the version of the first answer is gone, or that
+        images were resized as for another one.
 
         Raises:
             HotclipError: `error`, if it says something else, or after MAX_RESTARTS.
         """
         gone = isinstance(error, NotFound | FailedPrecondition)
         ours = self._pin and not self._told.version and not isinstance(error, SpaceMismatch)
-        if not (gone and ours) or self._restarts >= MAX_RESTARTS:
+        resized = error.reason == PREPROCESSING_CHANGED
+        if not (resized or (gone and ours)) or self._restarts >= MAX_RESTARTS:
             raise error
         self._restarts += 1
         self._begin()

@@ -18,6 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotclip._fetch import fetch
+from hotclip._resize import (
+    MAX_PIXELS,
+    ImagePreprocessing,
+    require_pillow,
+    smaller,
+    smaller_picture,
+)
 from hotclip.errors import InvalidArgument
 from hotclip_proto.v1 import types_pb2
 
@@ -27,6 +34,7 @@ else:
     PilImage = Any
 
 MAX_IMAGE_BYTES = 20 << 20
+_PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,16 @@ class Text:
 class Image:
     """An image that is read when it is needed, so that long lists need little memory.
 
-    Make one with `from_path`, `from_bytes`, `from_url`, `from_array` or `from_pixels`.
+    Make one with `from_path`, `from_bytes`, `from_url`, `from_array`, `from_pil` or
+    `from_pixels`; `resized` makes it small before it is sent.
     """
 
     origin: str
     """Where it comes from, for people."""
     load: Callable[[], types_pb2.EncodeItem]
     """Reads it; raises InvalidArgument (reason IMAGE_UNREADABLE) if that fails."""
+    picture: Callable[[], PilImage] | None = None
+    """Gives it decoded, where nothing is encoded yet; needs Pillow."""
 
     @classmethod
     def from_path(cls, path: Path | str) -> Image:
@@ -77,7 +88,7 @@ class Image:
     def from_array(cls, pixels: NDArray[np.uint8]) -> Image:
         """Pixels (height, width, 3) uint8 RGB of any size; sent as a lossless PNG."""
         rgb = _rgb(pixels)
-        return cls(f"array {rgb.shape}", lambda: _encoded(png(rgb)))
+        return cls(f"array {rgb.shape}", lambda: _encoded(png(rgb)), lambda: _picture(rgb))
 
     @classmethod
     def from_pixels(cls, pixels: NDArray[np.uint8]) -> Image:
@@ -98,14 +109,47 @@ class Image:
     @classmethod
     def from_pil(cls, image: PilImage) -> Image:
         """A PIL image; sent as a lossless PNG."""
-        return cls(f"PIL image {image.size}", lambda: _encoded(_pil_png(image)))
+        return cls(
+            f"PIL image {image.size}", lambda: _encoded(_pil_png(image)), lambda: _kept(image)
+        )
+
+    @classmethod
+    def resized(
+        cls, image: ImageLike, to: ImagePreprocessing, *, max_pixels: int = MAX_PIXELS
+    ) -> Image:
+        """The same image, decoded and resized here to the model's input when it is read.
+
+        Sends at most to.nbytes instead of the whole image, within one level of what the
+        server would make of it. An image that is smaller as it is, has more than
+        `max_pixels`, or can't be read is sent as it is. Needs the extra `image` (Pillow).
+
+        Args:
+            image: As an item of encode.
+            to: Of the version that will encode it: VersionInfo.image_preprocessing.
+            max_pixels: Most pixels to decode.
+
+        Raises:
+            FailedPrecondition: Pillow is missing; reason PILLOW_MISSING.
+        """
+        require_pillow()
+        whole = image_of(image, "image")
+
+        def load() -> types_pb2.EncodeItem:
+            if whole.picture is None:
+                return smaller(whole.load(), to, max_pixels)
+            return smaller_picture(whole.picture(), whole.load, to, max_pixels)
+
+        return cls(f"{whole.origin}, resized", load)
 
 
-Item: TypeAlias = "str | bytes | Path | NDArray[np.uint8] | Text | Image | PilImage"
+ImageLike: TypeAlias = "bytes | Path | NDArray[np.uint8] | Image | PilImage"
+Item: TypeAlias = "str | Text | ImageLike"
 
 
-def item_of(value: object, field: str) -> types_pb2.EncodeItem:
-    """The message for one input; reads, fetches or packs an image.
+def item_of(
+    value: object, field: str, resize: ImagePreprocessing | None = None
+) -> types_pb2.EncodeItem:
+    """The message for one input; reads, fetches or packs an image, and resizes it if told how.
 
     Raises:
         InvalidArgument: Wrong type (reason ITEM_TYPE), empty text, or an image that
@@ -122,7 +166,8 @@ def item_of(value: object, field: str) -> types_pb2.EncodeItem:
             raise InvalidArgument.field(
                 field, "not valid Unicode", reason="TEXT_INVALID"
             ) from error
-    return image_of(value, field).load()
+    image = image_of(value, field)
+    return (image if resize is None else Image.resized(image, resize)).load()
 
 
 def image_of(value: object, field: str) -> Image:
@@ -161,9 +206,10 @@ def is_single(value: object) -> bool:
     return pil is not None and isinstance(value, pil.Image)
 
 
-def may_block(values: Iterable[object]) -> bool:
-    """Whether packing any of these may read files, fetch or compress."""
-    return not all(isinstance(value, str | bytes | Text) for value in values)
+def may_block(values: Iterable[object], *, resize: bool = False) -> bool:
+    """Whether packing any of these may read files, fetch, compress or resize."""
+    quick = str | Text if resize else str | bytes | Text
+    return not all(isinstance(value, quick) for value in values)
 
 
 def png(rgb: NDArray[np.uint8]) -> bytes:
@@ -213,11 +259,20 @@ def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
+def _picture(rgb: NDArray[np.uint8]) -> PilImage:
+    from PIL import Image as Pil
+
+    return Pil.fromarray(rgb)
+
+
+def _kept(image: PilImage) -> PilImage:
+    return image if image.mode in _PNG_MODES else image.convert("RGB")
+
+
 def _pil_png(image: PilImage) -> bytes:
-    kept = image if image.mode in {"1", "L", "LA", "P", "RGB", "RGBA"} else image.convert("RGB")
     out = io.BytesIO()
     try:
-        kept.save(out, "PNG", compress_level=1)
+        _kept(image).save(out, "PNG", compress_level=1)
     except (OSError, ValueError) as error:
         raise InvalidArgument.field("image", str(error), reason="IMAGE_UNREADABLE") from error
     return out.getvalue()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hotclip_proto.v1 import server_pb2
+from hotclip._resize import ImagePreprocessing
+from hotclip_proto.v1 import server_pb2, types_pb2
 
 # grpc.health.v1 by hand, which spares a dependency: an empty request asks for the whole
 # server; field 1 (varint) of the reply is 1 when it is SERVING.
@@ -43,6 +44,8 @@ class VersionInfo:
     image_size: int
     """Pixels: height and width of the model's input."""
     live: bool
+    image_preprocessing: ImagePreprocessing
+    """How it makes its input of an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +78,23 @@ def server_info(reply: server_pb2.GetServerInfoResponse) -> ServerInfo:
                 dim=v.dim,
                 image_size=v.image_size,
                 live=v.live,
+                image_preprocessing=_preprocessing(v.image_preprocessing),
             )
             for v in reply.versions
         ),
         libraries=dict(reply.libraries),
         uptime_s=reply.uptime_s,
+    )
+
+
+def _preprocessing(told: types_pb2.ImagePreprocessing) -> ImagePreprocessing:
+    return ImagePreprocessing(
+        id=told.id,
+        height=told.height,
+        width=told.width,
+        resize_mode=told.resize_mode,
+        interpolation=told.interpolation,
+        fill_color=told.fill_color,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from hotclip._embeddings import Embeddings
 from hotclip._encoding import Chunk, Options, chunks, write_request
 from hotclip._inputs import may_block
+from hotclip._resize import ImagePreprocessing
 from hotclip._server import Limits
 from hotclip._status import error_of, status_code
 from hotclip._vectors import assembled
@@ -141,12 +142,17 @@ class Window:
 
 
 class Group:
-    """Collects the caller's items until they are worth a request."""
+    """Collects the caller's items until they are worth a request.
+
+    Attributes:
+        resize: How images are resized here; None: not at all.
+    """
 
     def __init__(self, batch_size: int) -> None:
         if batch_size < 1:
             raise InvalidArgument.field("batch_size", f"{batch_size} is less than 1")
         self._batch_size = batch_size
+        self.resize: ImagePreprocessing | None = None
         self.start = 0
         self.values: list[object] = []
         self._bytes = 0
@@ -162,11 +168,11 @@ class Group:
 
     @property
     def reads(self) -> bool:
-        """Whether taking the chunks may read files, fetch or compress."""
-        return may_block(self.values)
+        """Whether taking the chunks may read files, fetch, compress or resize."""
+        return may_block(self.values, resize=self.resize is not None)
 
     def chunks(self, limits: Limits) -> Iterator[Chunk]:
         """The items as requests; the group is empty as soon as the first is taken."""
         start, values = self.start, self.values
         self.start, self.values, self._bytes = start + len(values), [], 0
-        yield from chunks(values, limits, start=start)
+        yield from chunks(values, limits, start=start, resize=self.resize)

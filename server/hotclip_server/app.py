@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from hotclip_proto.v1 import server_pb2
+from hotclip_proto.v1 import server_pb2, types_pb2
 from hotclip_server.batching.batcher import Batcher, BatchLimits
 from hotclip_server.batching.budget import Budget
 from hotclip_server.batching.device import DeviceThread
@@ -226,6 +227,7 @@ def dataset_limits(config: ServerConfig) -> DatasetLimits:
 def resident_versions(registry: ModelRegistry) -> Iterator[server_pb2.VersionInfo]:
     """Versions in memory, for GetServerInfo."""
     for resident, live in registry:
+        images = resident.encoder.image_preprocessing
         yield server_pb2.VersionInfo(
             model=resident.model,
             version=resident.version_id,
@@ -233,4 +235,5 @@ def resident_versions(registry: ModelRegistry) -> Iterator[server_pb2.VersionInf
             dim=resident.spec.dim,
             image_size=resident.spec.image_size,
             live=live,
+            image_preprocessing=types_pb2.ImagePreprocessing(**asdict(images), id=images.id),
         )

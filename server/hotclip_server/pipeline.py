@@ -22,7 +22,13 @@ from hotclip_server.batching.isolate import EncodeFailed
 from hotclip_server.batching.ticket import Demand, Priority, Row, Ticket
 from hotclip_server.encoding.features import unit_rows
 from hotclip_server.encoding.protocol import Encoder, Prepared, Tower, Truncate
-from hotclip_server.errors import FieldViolation, HotclipError, InvalidArgument, ResourceExhausted
+from hotclip_server.errors import (
+    FailedPrecondition,
+    FieldViolation,
+    HotclipError,
+    InvalidArgument,
+    ResourceExhausted,
+)
 from hotclip_server.models.residents import Pin
 
 log = logging.getLogger(__name__)
@@ -278,6 +284,11 @@ def _prepare_content(encoder: Encoder, content: Content, truncate: Truncate) -> 
         return encoder.prepare_text(content, truncate)
     if isinstance(content, bytes):
         return encoder.prepare_image(content)
+    made_for = content.preprocessing_id
+    if made_for and made_for != encoder.image_preprocessing.id:
+        raise FailedPrecondition(
+            "tensor: made as another version preprocesses images", reason="PREPROCESSING_CHANGED"
+        )
     return encoder.prepare_tensor(content.data, content.height, content.width)
 
 

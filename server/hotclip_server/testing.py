@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from hotclip_server.app import build
 from hotclip_server.config import ServerConfig
 from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice, EngineFigures
+from hotclip_server.encoding.preprocessing import ImagePreprocessing
 from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower, Truncate
 from hotclip_server.errors import InvalidArgument, NotFound
 from hotclip_server.lifecycle import App
@@ -72,6 +73,14 @@ class FakeEncoder:
     def spec(self) -> EncoderSpec:
         """What it is."""
         return self._spec
+
+    @property
+    def image_preprocessing(self) -> ImagePreprocessing:
+        """As most have it."""
+        side = self._spec.image_size
+        return ImagePreprocessing(
+            height=side, width=side, resize_mode="shortest", interpolation="bicubic"
+        )
 
     @property
     def logit_scale(self) -> float:

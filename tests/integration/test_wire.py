@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from support.pictures import encoded, photograph
 from support.server import ServerProcess
 
-from hotclip import Client, Embeddings
+from hotclip import Client, Embeddings, Image
 from hotclip.errors import InvalidArgument, ItemsFailed, SpaceMismatch
 
 ITEMS = ["a red fox", "ein roter Fuchs", encoded(photograph(1)), encoded(photograph(2))]
@@ -158,3 +159,27 @@ def test_rank_refuses_what_encode_refuses(client: Client) -> None:
         client.rank("a", ["b", "word " * 200], truncate="none")
     with pytest.raises(InvalidArgument, match="query"):
         client.rank("word " * 200, ["b"], truncate="none")
+
+
+def test_images_resized_here_give_the_same_vectors(client: Client, exact: Embeddings) -> None:
+    photographs = [encoded(photograph(n, 640, 480), "JPEG", quality=95) for n in range(4)]
+    items = ["a red fox", *photographs, photograph(5, 300, 200), photograph(6, 20, 20)]
+    whole = client.encode(items)
+    here = client.encode(items, resize="client")
+    assert (here @ whole.T).argmax(axis=1).tolist() == list(range(len(items)))
+    assert float((here * whole).sum(axis=1).min()) > 0.999
+    streamed = list(client.encode_stream(items, resize="client", batch_size=3))
+    np.testing.assert_allclose([item.vector for item in streamed], here, atol=1e-5)
+
+
+def test_pixels_made_for_another_model_are_refused(client: Client) -> None:
+    [version] = [v for v in client.server_info().versions if v.live]
+    how = version.image_preprocessing
+    assert (how.height, how.width) == (version.image_size, version.image_size)
+    other = replace(how, id="another")
+    picture = encoded(photograph(1, 640, 480), "JPEG")
+    with pytest.raises(ItemsFailed) as caught:
+        list(client.encode_stream([Image.resized(picture, other)]))
+    assert [e.reason for e in caught.value.errors] == ["PREPROCESSING_CHANGED"]
+    own = client.encode(Image.resized(picture, how))
+    np.testing.assert_allclose(own, client.encode(picture, resize="client"), atol=1e-5)

@@ -15,7 +15,7 @@ import grpc
 
 from hotclip._channel import Settings
 from hotclip._deadline import Deadline
-from hotclip._server import HEALTH_CHECK, HEALTH_REQUEST, SERVING, Limits, server_info
+from hotclip._server import HEALTH_CHECK, HEALTH_REQUEST, SERVING, Limits, ServerInfo, server_info
 from hotclip._status import from_rpc
 from hotclip.errors import Cancelled, HotclipError, ResourceExhausted, Unimplemented
 from hotclip_proto.v1 import (
@@ -55,7 +55,7 @@ class Connection:
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._stubs: Stubs | None = None
-        self._limits: Limits | None = None
+        self._info: ServerInfo | None = None
         self._closed = False
         self._pid = os.getpid()
 
@@ -111,7 +111,7 @@ class Connection:
         except grpc.RpcError as error:
             known = from_rpc(error)
             if isinstance(known, ResourceExhausted):
-                self._limits = None  # perhaps they changed: ask again next time
+                self._info = None  # perhaps the limits changed: ask again next time
             raise known from error
         finally:
             if not running.done():
@@ -175,15 +175,18 @@ class Connection:
 
     def limits(self, deadline: Deadline) -> Limits:
         """The server's limits, asked once."""
-        if self._limits is None:
+        return (self.info(deadline)).limits
+
+    def info(self, deadline: Deadline, *, fresh: bool = False) -> ServerInfo:
+        """What the server says of itself; asked once, or now if `fresh`."""
+        if self._info is None or fresh:
             request = server_pb2.GetServerInfoRequest()
             try:
                 reply = self.call(self.stubs().server.GetServerInfo, request, deadline)
             except Unimplemented:
-                self._limits = Limits()
-            else:
-                self._limits = server_info(reply).limits
-        return self._limits
+                reply = server_pb2.GetServerInfoResponse()
+            self._info = server_info(reply)
+        return self._info
 
     def serving(self, deadline: Deadline) -> bool:
         """Whether the server's health service says SERVING."""

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 
 from hotclip import _encoding as plan
 from hotclip._embeddings import Embeddings
-from hotclip._encoding import Chunk, EncodePlan, OnError, PriorityName, TruncateName
+from hotclip._encoding import Chunk, EncodePlan, OnError, PriorityName, ResizeName, TruncateName
 from hotclip._inputs import Item
 from hotclip._ranking import Ranking, rank_request, ranking
 from hotclip._reconnect import Attempts
@@ -37,6 +37,7 @@ def encode(
     truncate: TruncateName = "end",
     priority: PriorityName = "interactive",
     on_error: OnError = "raise",
+    resize: ResizeName = "server",
     timeout: float | None = None,
 ) -> Embeddings:
     """Vectors of texts and images, in order, wholly of one version.
@@ -59,6 +60,8 @@ def encode(
         priority: "bulk" is served behind "interactive".
         on_error: "raise" raises ItemsFailed if any item is bad; "return" gives it a zero
             row and lists it in `.errors`.
+        resize: "client" resizes images here to the model's input where that makes them
+            smaller, for thin links; see Image.resized. Needs the extra `image`.
         timeout: Seconds for the whole list; None: the client's default.
 
     Returns:
@@ -83,10 +86,12 @@ def encode(
         truncate=truncate,
         priority=priority,
         on_error=on_error,
+        resize=resize,
     )
     connection = self._connection
     deadline = connection.deadline(timeout)
-    todo = EncodePlan(items, told, connection.limits(deadline))
+    info = connection.info(deadline)
+    todo = EncodePlan(items, told, info.limits, plan.preprocessing_of(told, info))
     while True:
         try:
             for chunk in connection.pull(todo.chunks(), blocking=todo.reads):
@@ -96,6 +101,9 @@ def encode(
             return todo.result()
         except (NotFound, FailedPrecondition) as error:
             todo.restart(error)
+            if told.resize:
+                info = connection.info(deadline, fresh=True)
+                todo.resize = plan.preprocessing_of(told, info, todo.answered_by)
 
 
 def encode_stream(
@@ -111,6 +119,7 @@ def encode_stream(
     truncate: TruncateName = "end",
     priority: PriorityName = "bulk",
     on_error: OnError = "raise",
+    resize: ResizeName = "server",
     batch_size: int = DEFAULT_BATCH,
 ) -> Iterator[Encoded]:
     """Vectors of an iterator of any length, in order, with bounded memory.
@@ -131,6 +140,8 @@ def encode_stream(
         priority: "bulk" is served behind "interactive".
         on_error: "raise" raises ItemsFailed at the first bad item; "return" yields it with
             `.error` set.
+        resize: As in encode. If the model is replaced by one with other preprocessing, the
+            images after that fail with reason PREPROCESSING_CHANGED.
         batch_size: Items in one request of the stream.
 
     Yields:
@@ -149,6 +160,7 @@ def encode_stream(
         truncate=truncate,
         priority=priority,
         on_error=on_error,
+        resize=resize,
     )
     return _encode_stream(self, items, told, Group(batch_size))
 
@@ -158,8 +170,9 @@ def _encode_stream(
 ) -> Iterator[Encoded]:
     connection = self._connection
     window, attempts = Window(told), Attempts()
-    limits = connection.limits(connection.deadline(None))
-    source = _chunks(connection, items, group, limits)
+    info = connection.info(connection.deadline(None), fresh=told.resize)
+    group.resize = plan.preprocessing_of(told, info)
+    source = _chunks(connection, items, group, info.limits)
     chunk = next(source, None)
     while chunk or not window.empty:
         with connection.duplex(connection.stubs().encode.EncodeStream) as link:

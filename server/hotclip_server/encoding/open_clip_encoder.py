@@ -16,6 +16,7 @@ from hotclip_server.encoding.engines.eager import EagerEngine
 from hotclip_server.encoding.engines.protocol import Engine, EngineChoice, EngineFigures
 from hotclip_server.encoding.engines.source import TowerSource
 from hotclip_server.encoding.image import ImageLimits, ImagePreparer
+from hotclip_server.encoding.preprocessing import ImagePreprocessing
 from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower, Truncate
 from hotclip_server.encoding.text_tower import TextTower
 from hotclip_server.encoding.tokenizer import TextTokenizer
@@ -85,6 +86,18 @@ class OpenClipEncoder:
     def spec(self) -> EncoderSpec:
         """What it is."""
         return self._spec
+
+    @property
+    def image_preprocessing(self) -> ImagePreprocessing:
+        """How an image becomes the input."""
+        config = self.preprocess
+        return ImagePreprocessing(
+            height=self._images.height,
+            width=self._images.width,
+            resize_mode=config.resize_mode or "shortest",
+            interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
+            fill_color=config.fill_color,
+        )
 
     @property
     def logit_scale(self) -> float:

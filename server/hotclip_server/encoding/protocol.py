@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotclip_server.encoding.engines.protocol import EngineChoice, EngineFigures
+from hotclip_server.encoding.preprocessing import ImagePreprocessing
 
 
 class Tower(Enum):
@@ -93,6 +94,10 @@ class Encoder(Protocol):
     @property
     def spec(self) -> EncoderSpec:
         """What it is."""
+
+    @property
+    def image_preprocessing(self) -> ImagePreprocessing:
+        """How an image becomes the input."""
 
     @property
     def logit_scale(self) -> float:

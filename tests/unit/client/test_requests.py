@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotclip._encoding import EncodePlan, chunks, options
+from hotclip._encoding import EncodePlan, Options, chunks, options, preprocessing_of
 from hotclip._points import UpsertTally, point_blocks
 from hotclip._queries import SearchPlan
-from hotclip._server import Limits
+from hotclip._server import Limits, ServerInfo, server_info
 from hotclip.errors import (
     Aborted,
     DataLoss,
+    FailedPrecondition,
     HotclipError,
     InvalidArgument,
     ItemsFailed,
     NotFound,
     SpaceMismatch,
 )
-from hotclip_proto.v1 import encode_pb2, search_pb2, types_pb2
+from hotclip_proto.v1 import encode_pb2, search_pb2, server_pb2, types_pb2
 
 TEXTS = st.lists(st.text(max_size=40), min_size=1, max_size=60)
 LIMITS = st.builds(
@@ -41,6 +44,7 @@ def told(on_error: str = "return", version: str = ""):
         truncate="end",
         priority="bulk",
         on_error=on_error,
+        resize="server",
     )
 
 
@@ -117,6 +121,7 @@ GOOD = {
     "truncate": "end",
     "dimensions": 1,
     "normalize": False,
+    "resize": "server",
 }
 
 
@@ -128,6 +133,7 @@ GOOD = {
         {"dtype": "int16"},
         {"truncate": "middle"},
         {"dimensions": 0},
+        {"resize": "nowhere"},
     ],
 )
 def test_bad_keywords_are_named(bad: dict[str, object]) -> None:
@@ -213,3 +219,46 @@ def test_errors_read_well() -> None:
     assert str(error) == "TEXT_EMPTY: items[3]: empty text"
     assert isinstance(error, ValueError)
     assert str(HotclipError("x", reason="Y", request_id="r")) == "Y: x [request r]"
+
+
+RESIZED = replace(told(), resize=True)
+
+
+def info_of(**preprocessing: str) -> ServerInfo:
+    """Of a server whose versions have the preprocessing of these ids; the first is live."""
+    told = server_pb2.GetServerInfoResponse()
+    for version, name in preprocessing.items():
+        entry = told.versions.add(model="m", version=version, live=not told.versions[:-1])
+        entry.image_preprocessing.id = name
+    return server_info(told)
+
+
+def test_images_are_resized_as_the_version_that_answers_wants_it() -> None:
+    info = info_of(v1="a", v2="b")
+
+    def chosen(told: Options, version: str = "") -> str:
+        found = preprocessing_of(told, info, version)
+        return found.id if found else ""
+
+    assert chosen(RESIZED) == "a"
+    assert chosen(RESIZED, "v2") == "b"
+    assert chosen(replace(RESIZED, version="v2")) == "b"
+    assert chosen(replace(RESIZED, version="v3")) == ""
+    assert chosen(replace(RESIZED, model="other")) == ""
+    assert chosen(told()) == ""
+
+
+def test_images_resized_for_another_version_are_resized_anew() -> None:
+    plan = EncodePlan(["a"], RESIZED, Limits())
+    [chunk] = plan.chunks()
+    changed = answer(plan.request(chunk), "v2")
+    changed.errors.add(index=0, code=9, reason="PREPROCESSING_CHANGED")
+    for _ in range(5):
+        with pytest.raises(FailedPrecondition) as caught:
+            plan.add(chunk, changed)
+        plan.restart(caught.value)
+    assert plan.answered_by == "v2"
+    with pytest.raises(FailedPrecondition):
+        plan.restart(caught.value)
+    plan.add(chunk, answer(plan.request(chunk), "v2"))
+    assert plan.result().version == "v2"

@@ -93,6 +93,7 @@ def test_split_calls_put_rows_failures_and_timings_together(dtype: str) -> None:
         truncate="start",
         priority="bulk",
         on_error="return",
+        resize="server",
     )
     plan = EncodePlan(texts, told, Limits(max_items_per_request=3))
     wanted = {}
