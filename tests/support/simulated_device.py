@@ -152,6 +152,7 @@ class SimulatedDevice:
     def begin(self, seed: int, faults: frozenset[int] = frozenset()) -> None:
         """Draws anew; the calls of these numbers, from 0 on, fail."""
         self._random = random.Random(seed)
+        self._eager = self._random.choice((0.0, 0.2, 0.5, 0.9))
         self._faults = faults
         self._calls = 0
         self.replays = 0
@@ -180,13 +181,17 @@ class SimulatedDevice:
     def is_lost(self) -> bool:
         return self.lost
 
+    def is_idle(self) -> bool:
+        """Whether nothing is enqueued."""
+        return not any(queue.pending for queue in self._queues)
+
     def called(self) -> None:
         """Fails if told to; else lets a few operations run."""
         with self._lock:
             number, self._calls = self._calls, self._calls + 1
             if self.lost or number in self._faults:
                 raise Fault(f"call {number}")
-            while self._random.random() < 0.5 and self._go_on():
+            while self._random.random() < self._eager and self._go_on():
                 pass
 
     def run_until(self, mark: Mark) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ from open_clip.transform import PreprocessCfg
 from torch import nn
 
 from hotclip_server.encoding.engines.eager import EagerEngine
-from hotclip_server.encoding.engines.protocol import Engine, EngineChoice, EngineFigures
+from hotclip_server.encoding.engines.protocol import (
+    Engine,
+    EngineChoice,
+    EngineFigures,
+    OverlappingEngine,
+    PendingBatch,
+)
 from hotclip_server.encoding.engines.source import TowerSource
 from hotclip_server.encoding.image import ImageLimits, ImagePreparer
 from hotclip_server.encoding.preprocessing import ImagePreprocessing
@@ -79,6 +85,7 @@ class OpenClipEncoder:
             tower: EagerEngine(source) for tower, source in self._sources.items()
         }
         self._figures: dict[Tower, EngineFigures | None] = dict.fromkeys(Tower)
+        self._place: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
         scale: Any = model.logit_scale
         self._logit_scale = float(scale.detach().exp().mean())
 
@@ -125,6 +132,8 @@ class OpenClipEncoder:
             return
         self._engines[tower] = engine
         self._figures[tower] = figures
+        if tower is Tower.VISION:
+            self._place = engine.place if isinstance(engine, OverlappingEngine) else None
         if old is not engine:
             old.close()
 
@@ -143,11 +152,11 @@ class OpenClipEncoder:
 
     def prepare_image(self, data: bytes) -> Prepared:
         """uint8 RGB (height, width, 3); see `ImagePreparer.prepare` for the errors."""
-        return Prepared(Tower.VISION, self._images.prepare(data))
+        return self._placed(self._images.prepare(data))
 
     def prepare_tensor(self, data: bytes, height: int, width: int) -> Prepared:
         """uint8 RGB (height, width, 3); see `ImagePreparer.from_tensor` for the errors."""
-        return Prepared(Tower.VISION, self._images.from_tensor(data, height, width))
+        return self._placed(self._images.from_tensor(data, height, width))
 
     def encode(self, tower: Tower, batch: Sequence[Prepared]) -> NDArray[np.float32]:
         """Features, float32 (len(batch), dim), not normalised; blocks."""
@@ -155,9 +164,32 @@ class OpenClipEncoder:
             return np.empty((0, self._spec.dim), np.float32)
         return self._engines[tower].run([item.array for item in batch])
 
+    def submit(self, tower: Tower, batch: Sequence[Prepared]) -> PendingBatch:
+        """See `Overlapping.submit`; an engine whose batches don't overlap runs it at once."""
+        engine = self._engines[tower]
+        if batch and isinstance(engine, OverlappingEngine):
+            return engine.submit([item.array for item in batch])
+        return _Done(self.encode(tower, batch))
+
     def close(self) -> None:
         """Frees the weights; no call may follow."""
         for engine in self._engines.values():
             engine.close()
         self._engines = {}
         self.release_model()
+
+    def _placed(self, pixels: NDArray[np.uint8]) -> Prepared:
+        """Where the engine has memory for images that wait, they wait there."""
+        place = self._place
+        return Prepared(Tower.VISION, pixels if place is None else place(pixels))
+
+
+class _Done:
+    """A batch that was run at once."""
+
+    def __init__(self, rows: NDArray[np.float32]) -> None:
+        self._rows = rows
+
+    def wait(self) -> NDArray[np.float32]:
+        """See `PendingBatch.wait`."""
+        return self._rows

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from hotclip_server.encoding.cuda.buckets import BATCHES
 from hotclip_server.encoding.cuda.device import Device
 from hotclip_server.encoding.cuda.gate import CaptureGate
-from hotclip_server.encoding.cuda.lane import Pending
 from hotclip_server.encoding.cuda.pipeline import Pipeline
 from hotclip_server.encoding.cuda.slot import Slot
 from hotclip_server.encoding.cuda.staging import StagingRows
 from hotclip_server.encoding.cuda.towers import architecture_of
+from hotclip_server.encoding.engines.protocol import PendingBatch
 from hotclip_server.encoding.engines.source import TowerSource
 
 SPARE_SLOTS = 2
@@ -30,6 +30,7 @@ class CudaEngine:
     """Implements `Engine`; made by `CudaEngines.build`."""
 
     name = "cuda"
+    padded = True
 
     def __init__(self, engines: CudaEngines, slot: Slot) -> None:
         self.precision = slot.precision
@@ -48,23 +49,23 @@ class CudaEngine:
         """Puts an image where the device can fetch it; see `StagingRows.place`. Thread-safe."""
         return pixels if self._rows is None else self._rows.place(pixels)
 
-    def submit(self, batch: Sequence[NDArray[Any]]) -> Pending:
-        """Enqueues a batch as `run` takes it, at most as large as the last of `batches`.
-
-        Returns:
-            What to wait for, on any thread.
+    def submit(self, batch: Sequence[NDArray[Any]]) -> PendingBatch:
+        """Enqueues a batch as `run` takes it; waits only if two are under way.
 
         Raises:
-            DeviceLost: every further call would fail too.
+            DeviceLost: every further batch would fail too.
         """
-        with self._lock:
-            return self._engines.pipeline.submit(self._open(), batch, self._rows)
+        most = self.batches[-1]
+        parts = [batch[start : start + most] for start in range(0, len(batch), most)]
+        pending = []
+        for part in parts:
+            with self._lock:
+                pending.append(self._engines.pipeline.submit(self._open(), part, self._rows))
+        return pending[0] if len(pending) == 1 else _Joined(pending)
 
     def run(self, batch: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """See `Engine.run`."""
-        most = self.batches[-1]
-        parts = [batch[start : start + most] for start in range(0, len(batch), most)]
-        return np.concatenate([pending.wait() for pending in map(self.submit, parts)])
+        return self.submit(batch).wait()
 
     def warm_up(self) -> Iterator[float]:
         """See `Slot.warm_up`; device thread only."""
@@ -90,6 +91,17 @@ class CudaEngine:
         if self._slot is None:
             raise RuntimeError("the engine is closed; this is a bug")
         return self._slot
+
+
+class _Joined:
+    """A batch in several parts."""
+
+    def __init__(self, parts: Sequence[PendingBatch]) -> None:
+        self._parts = parts
+
+    def wait(self) -> NDArray[np.float32]:
+        """See `PendingBatch.wait`."""
+        return np.concatenate([part.wait() for part in self._parts])
 
 
 class CudaEngines:

@@ -6,15 +6,29 @@ engine serves a version only after it gave the same embeddings for the same prob
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 ENGINES = ("eager", "torch", "inductor", "onnx", "cuda")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+
+
+class PendingBatch(Protocol):
+    """A batch that the device has been given."""
+
+    def wait(self) -> NDArray[np.float32]:
+        """Blocks until it is done. Any thread.
+
+        Returns:
+            float32 (items, dim).
+
+        Raises:
+            DeviceLost: every further batch would fail too.
+        """
 
 
 class Engine(Protocol):
@@ -41,6 +55,25 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees the weights; no call may follow."""
+
+
+@runtime_checkable
+class OverlappingEngine(Protocol):
+    """What an `Engine` offers besides if batches overlap on its device."""
+
+    def place(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """An image where the device can fetch it, else itself. Thread-safe."""
+
+    def submit(self, batch: Sequence[NDArray[Any]]) -> PendingBatch:
+        """Like `Engine.run`, but returns when the device has all that it needs."""
+
+    def warm_up(self) -> Iterator[float]:
+        """Makes ready what requests would else wait for, one step at each `next`, none longer
+        than a batch; device thread only. It runs batches before that too, only slower.
+
+        Yields:
+            Seconds after which the next step makes sense.
+        """
 
 
 class EngineUnfit(Exception):
