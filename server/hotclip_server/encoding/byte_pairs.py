@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +34,9 @@ class BytePairTokenizer:
         self._words: dict[str, tuple[int, ...]] = {}
 
     @staticmethod
-    def can_stand_for(tokenizer: object) -> bool:
+    def can_stand_for(tokenizer: Any) -> bool:
         """Whether it is one of those that are tokenised alike."""
-        return (
+        return bool(
             type(tokenizer) is SimpleTokenizer
             and tokenizer.reduction_fn is None
             and len(tokenizer.all_special_ids) == 2  # others might hold a space

@@ -15,6 +15,8 @@ from open_clip.transform import MaybeConvertMode, PreprocessCfg, image_transform
 from PIL import Image
 
 from hotclip_server.encoding.image_header import DamagedHeader, UnknownFormat, read_header
+from hotclip_server.encoding.jpeg import decode_jpeg
+from hotclip_server.encoding.resize import Resizer
 from hotclip_server.errors import InvalidArgument
 
 _DECODE_ERRORS = (
@@ -41,7 +43,10 @@ class ImageLimits:
 
 
 class ImagePreparer:
-    """open_clip's own transform, up to and without the conversion to float. Thread-safe."""
+    """open_clip's own transform, up to and without the conversion to float. Thread-safe.
+
+    Most images take a quicker way, whose pixels are at most one level off.
+    """
 
     def __init__(self, preprocess: Mapping[str, Any], limits: ImageLimits) -> None:
         config = PreprocessCfg(**preprocess)
@@ -53,6 +58,8 @@ class ImagePreparer:
         steps = image_transform_v2(config, is_train=False).transforms
         kinds = [type(step) for step in steps]
         self._resize_and_crop = steps[: kinds.index(MaybeConvertMode)]
+        can_do = Resizer.can_do(self._resize_and_crop)
+        self._resizer = Resizer(self._resize_and_crop) if can_do else None
 
     def prepare(self, data: bytes) -> NDArray[np.uint8]:
         """Decodes the first frame, resizes and crops.
@@ -66,7 +73,7 @@ class ImagePreparer:
         self._check(data)
         try:
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-                return self._pixels(image)
+                return self._pixels(data, image)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _too_large(str(error)) from error
         except _DECODE_ERRORS as error:
@@ -121,7 +128,17 @@ class ImagePreparer:
         scale = max(self.width / width, self.height / height)
         return int(width * scale) * int(height * scale)
 
-    def _pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+    def _pixels(self, data: bytes, image: Image.Image) -> NDArray[np.uint8]:
+        pixels = decode_jpeg(data, image)
+        sure = self._resizer is not None and self._resizer.is_sure_of(*image.size[::-1])
+        if self._resizer is not None and sure and image.mode in ("RGB", "L"):
+            if pixels is None:
+                image.load()  # numpy would hide the errors of decoding
+                pixels = np.atleast_3d(np.array(image))
+            resized = self._resizer(pixels)
+            return resized if resized.shape[2] == 3 else resized.repeat(3, axis=2)
+        if pixels is not None:
+            image = Image.fromarray(pixels)
         if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
             del image.info["transparency"]  # convert("RGB") ignores it too, with a warning
         for step in self._resize_and_crop:
