@@ -26,7 +26,15 @@ import psutil
 
 from benchmarks.answers import Answers
 from benchmarks.corpus import encode_request, read_items, read_references
-from benchmarks.segment import PATIENCE_S, CallFailed, Measured, Segment, cpu_seconds
+from benchmarks.segment import (
+    PATIENCE_S,
+    Busy,
+    Call,
+    CallFailed,
+    Measured,
+    Segment,
+    closed_clients,
+)
 from benchmarks.timing import Span, percentile, poisson_arrivals
 from benchmarks.worker import obey
 from hotclip_proto.v1.encode_pb2 import (
@@ -76,25 +84,11 @@ class Generator:
         self._requests.clear()
 
     def closed(self, told: dict[str, Any]) -> dict[str, Any]:
-        content, clients, items = told["content"], told["clients"], told["items"]
-        requests = self.requests(content, items)
-        if len(requests) < clients:
-            raise ValueError(f"{len(requests)} different requests are too few for {clients}")
+        content, items = told["content"], told["items"]
         answers = self.answers(content, items)
-
-        def ask(segment: Segment, client: int) -> None:
-            call: Unary = self.channel(client).unary_unary(ENCODE)
-            # No two clients ever ask for the same items at a time: requests go in turn.
-            for at in itertools.cycle(range(client, len(requests), clients)):
-                if not segment.running:
-                    return
-                began = time.perf_counter()
-                reply: bytes = call(requests[at], timeout=PATIENCE_S)
-                segment.done(client, Span(began, time.perf_counter(), items))
-                answers.keep(at, reply)
-
-        measured = Segment([ask] * clients, self.server).run(told["seconds"])
-        return report(measured, answers)
+        calls = [self.call(client) for client in range(told["clients"])]
+        clients = closed_clients(calls, self.requests(content, items), items, answers.keep)
+        return report(Segment(clients, self.server).run(told["seconds"]), answers)
 
     def stream(self, told: dict[str, Any]) -> dict[str, Any]:
         content, items = told["content"], told["items"]
@@ -119,7 +113,7 @@ class Generator:
 
         futures: list[grpc.Future[bytes]] = []
         lag = 0.0
-        start, own, served = time.perf_counter(), time.process_time(), cpu_seconds(self.server)
+        busy, start = Busy(self.server), time.perf_counter()
         for position, arrival in enumerate(arrivals):
             planned = start + arrival
             if (early := planned - time.perf_counter()) > 0:
@@ -132,6 +126,7 @@ class Generator:
         for _ in arrivals:
             left.acquire()
         ended = time.perf_counter()
+        own, served = busy.cores()
         failures = [error for future in futures if (error := future.exception()) is not None]
         if failures:
             raise CallFailed(f"{len(failures)} of {len(arrivals)} calls: {failures[0]}")
@@ -143,8 +138,8 @@ class Generator:
         measured = Measured(
             rate=len(arrivals) / (ended - start),
             latencies=counted,
-            generator_cpu=(time.process_time() - own) / (ended - start),
-            server_cpu=(cpu_seconds(self.server) - served) / (ended - start),
+            generator_cpu=own,
+            server_cpu=served,
         )
         return {**report(measured, answers), "lag_ms": 1000 * lag}
 
@@ -184,6 +179,11 @@ class Generator:
         finally:
             call.cancel()
             room.release()
+
+    def call(self, position: int) -> Call:
+        """Encode on a connection, blocking."""
+        encode: Unary = self.channel(position).unary_unary(ENCODE)
+        return lambda request: encode(request, timeout=PATIENCE_S)
 
     def channel(self, position: int) -> grpc.Channel:
         while len(self._channels) <= position:

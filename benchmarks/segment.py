@@ -1,9 +1,11 @@
 """One timed stretch of a closed loop: clients that each ask again as soon as they are answered."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import psutil
 
@@ -11,6 +13,11 @@ from benchmarks.timing import Span, steady_rate
 
 PATIENCE_S = 600.0
 """Longest wait for one call."""
+
+
+Client: TypeAlias = Callable[["Segment", int], None]
+"""Runs on a thread of its own until the segment ends; is told the segment and its position."""
+Call: TypeAlias = Callable[[bytes], bytes]
 
 
 class CallFailed(RuntimeError):
@@ -27,8 +34,8 @@ class Measured:
     """Seconds of every call that ended in the window or soon after."""
     generator_cpu: float
     """Cores that this process kept busy."""
-    server_cpu: float
-    """Cores that the server and its children kept busy."""
+    server_cpu: float | None
+    """Cores that the server and its children kept busy; None if it is not known."""
 
 
 class Segment:
@@ -40,12 +47,10 @@ class Segment:
     Args:
         clients: Each is called on a thread of its own; it reports calls to `done` for as long
             as `running`.
-        server: The process whose time is counted.
+        server: The process whose time is counted, if it is known.
     """
 
-    def __init__(
-        self, clients: Sequence[Callable[["Segment", int], None]], server: psutil.Process
-    ) -> None:
+    def __init__(self, clients: Sequence[Client], server: psutil.Process | None) -> None:
         self._clients = clients
         self._server = server
         self._spans: list[list[Span]] = [[] for _ in clients]
@@ -81,10 +86,11 @@ class Segment:
             thread.start()
         try:
             self._wait(self._first)
-            began, own, served = time.perf_counter(), time.process_time(), cpu_seconds(self._server)
+            busy = Busy(self._server)
+            began = time.perf_counter()
             self._end.wait(seconds)
             self._window_end = ended = time.perf_counter()
-            own, served = time.process_time() - own, cpu_seconds(self._server) - served
+            own, served = busy.cores()
             self._wait(self._past)
         finally:
             self._end.set()
@@ -96,8 +102,8 @@ class Segment:
         return Measured(
             rate=steady_rate(spans, began, ended),
             latencies=[s.ended - s.began for s in spans if s.ended >= began],
-            generator_cpu=own / (ended - began),
-            server_cpu=served / (ended - began),
+            generator_cpu=own,
+            server_cpu=served,
         )
 
     def _run_client(self, position: int) -> None:
@@ -114,6 +120,49 @@ class Segment:
         for event in events:
             if not event.wait(PATIENCE_S):
                 raise CallFailed(f"no answer within {PATIENCE_S:.0f} s")
+
+
+def closed_clients(
+    calls: Sequence[Call], requests: Sequence[bytes], items: int, keep: Callable[[int, bytes], None]
+) -> list[Client]:
+    """Clients that each ask one request after another; no two ask for the same at a time.
+
+    Args:
+        calls: One a client.
+        requests: At least one a client, all different.
+        items: Of one request.
+        keep: Takes the position of a request and its answer.
+    """
+    if len(requests) < len(calls):
+        raise ValueError(f"{len(requests)} different requests are too few for {len(calls)}")
+
+    def ask(segment: Segment, client: int) -> None:
+        for at in itertools.cycle(range(client, len(requests), len(calls))):
+            if not segment.running:
+                return
+            began = time.perf_counter()
+            answer = calls[client](requests[at])
+            segment.done(client, Span(began, time.perf_counter(), items))
+            keep(at, answer)
+
+    return [ask] * len(calls)
+
+
+class Busy:
+    """Processor time of this process and of a server, from now on."""
+
+    def __init__(self, server: psutil.Process | None) -> None:
+        self._server = server
+        self._began, self._own = time.perf_counter(), time.process_time()
+        self._served = None if server is None else cpu_seconds(server)
+
+    def cores(self) -> tuple[float, float | None]:
+        """Cores that this process, and the server, kept busy since then."""
+        seconds = time.perf_counter() - self._began
+        own = (time.process_time() - self._own) / seconds
+        if self._server is None or self._served is None:
+            return own, None
+        return own, (cpu_seconds(self._server) - self._served) / seconds
 
 
 def cpu_seconds(process: psutil.Process) -> float:
