@@ -27,6 +27,9 @@ from hotclip_server.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
+TIMER_S = 2e-5
+"""A timer that is due within this is due: clocks and timers round."""
+
 Feed = Callable[[Ticket, range], Awaitable[None]]
 """Prepares the items at these positions of a request and puts them on the ticket, whose own
 indices start at 0."""
@@ -232,7 +235,7 @@ class Batcher:
                 if self._flights:
                     last = self._flights[-1]
                     early_s = last.ends - now - last.batch.lane.cost.launch_s
-                    if early_s > 0:
+                    if early_s > TIMER_S:
                         # Nothing that comes until then misses the next batch.
                         loop = asyncio.get_running_loop()
                         self._timer = loop.call_later(early_s, self._pump)

@@ -179,6 +179,7 @@ class CostModel:
         cost = towers.get(tower)
         if cost is None:
             cost = towers[tower] = TowerCost(*self._most)
+        cost.calibrate(encoder.figures(tower))
         return cost
 
 

@@ -86,6 +86,8 @@ class QueueSet:
         if batch is None:
             head, lane = best
             self.rounds[head.rank[0]] = max(self.rounds[head.rank[0]], head.rank[1])
+            # Its engine may have changed, and with it what a full batch is.
+            self._costs.of(lane.resident.encoder, lane.tower)
             batch = Batch(lane, self._batches)
             fill(batch, head, now)
         return batch
