@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from hotclip_server.training.jobs import (
 )
 from hotclip_server.training.pairs import PairSet
 from hotclip_server.training.split import split_pairs
-from hotclip_server.training.trainer import train
+from hotclip_server.training.trainer import Drawing, train
 
 ACTIVATION_ATTEMPTS = 5
 MEMORY_FACTOR = 7
@@ -48,6 +49,7 @@ class FineTuneHandler:
         device: Where it trains, e.g. "cpu" or "cuda:0".
         threads: CPU threads of a step; 0: torch's own choice.
         free_bytes: Free memory of the device, None if unknown; default: asks the device.
+        drawing: See `train`.
     """
 
     kind = JobKind.FINE_TUNE
@@ -61,7 +63,9 @@ class FineTuneHandler:
         device: str = "cpu",
         threads: int = 0,
         free_bytes: Callable[[], int | None] | None = None,
+        drawing: Drawing = nullcontext,
     ) -> None:
+        self._drawing = drawing
         self._versions = versions
         self._datasets = datasets
         self._releases = releases
@@ -87,7 +91,7 @@ class FineTuneHandler:
             clip = load_clip(self._versions, spec.base_version, self._device)
             job.running()
             run = _Run(job, spec, clip, held_out, index_set)
-            run.train(training)
+            run.train(training, self._drawing)
             return self._release(run)
 
     def _require_memory(self, version: str) -> None:
@@ -165,13 +169,13 @@ class _Run:
         self._evaluator: Evaluator | None = None
         self._step = self._steps = 0
 
-    def train(self, data: PairSet) -> None:
+    def train(self, data: PairSet, drawing: Drawing) -> None:
         """Trains, measuring before, after each epoch and after the last."""
         if self._held_out is not None:
             self._evaluator = evaluator_of(self.clip, self._held_out, self._extra)
             self._before = measure(self.job, self._evaluator, self.clip)
             self.job.metric("BEFORE", metrics_of(self._before), step=0)
-        for event in train(self.clip, data, self.spec.config):
+        for event in train(self.clip, data, self.spec.config, drawing=drawing):
             self._handle(event)
             self.job.check_cancelled()
             self.job.yield_to_serving()

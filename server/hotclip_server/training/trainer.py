@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +32,19 @@ from hotclip_server.training.optim import (
 from hotclip_server.training.pairs import PairSet
 from hotclip_server.training.sampler import batches_per_epoch, epoch_batches, step_seed
 
+Drawing = Callable[[], AbstractContextManager[None]]
+"""Entered around operations that may draw random numbers on the device."""
+
 MAX_SKIPPED_STEPS = 3
 
 
 def train(
-    clip: Clip, data: PairSet, config: TrainConfig, *, image_budget_bytes: int = 2 << 30
+    clip: Clip,
+    data: PairSet,
+    config: TrainConfig,
+    *,
+    image_budget_bytes: int = 2 << 30,
+    drawing: Drawing = nullcontext,
 ) -> Iterator[TrainEvent]:
     """Train `clip.model` in place on `data`, yielding what happened after each step.
 
@@ -71,7 +80,8 @@ def train(
                 batch = training_set.batch(numbers, captions)
                 rate = learning_rate(config, step, steps)
                 set_learning_rate(optimizer, rate)
-                loss = batch_loss(clip, batch, config, step_seed(config.seed, step))
+                with drawing():
+                    loss = batch_loss(clip, batch, config, step_seed(config.seed, step))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -178,3 +180,20 @@ def test_bf16_learns_too():
     ]
     assert ends[-1] < 0.7 * ends[0]
     assert all(tensor.dtype == torch.float32 for tensor in weights(clip).values())
+
+
+def test_says_when_it_may_draw():
+    inside: list[bool] = []
+    forward: list[bool] = []
+
+    @contextmanager
+    def drawing() -> Iterator[None]:
+        inside.append(True)
+        yield
+        inside.pop()
+
+    clip = tiny_clip()
+    clip.model.visual.register_forward_hook(lambda *_: forward.append(bool(inside)))
+    steps = [e for e in train(clip, colours(), FAST, drawing=drawing) if isinstance(e, Step)]
+    assert forward == [True] * len(steps)
+    assert not inside
