@@ -131,19 +131,23 @@ class TorchGraphs:
     def _abandon(self, graph: Any) -> None:
         """Ends a capture that has failed.
 
-        Where `capture_end` raises, it does so before it tells the allocator and the generator
-        that the capture is over (ATen/cuda/CUDAGraph.cpp), which would keep the first from
-        freeing anything and the second from drawing: both are told here.
+        Where `capture_end` raises, it does so before it tells the allocator and the generators
+        that the capture is over (ATen/cuda/CUDAGraph.cpp). The first would free nothing any more;
+        until torch 2.12 no graph could be replayed any more either, because all share the state
+        of the default generator, which a capture that succeeds puts right.
         """
         try:
             graph.capture_end()
-        except RuntimeError:
-            index = self._stream.device_index
+        except Exception:  # noqa: BLE001 - what went wrong first is raised
             with contextlib.suppress(RuntimeError):  # it had not begun
-                torch._C._cuda_endAllocateToPool(index, self._pool)
-                torch._C._cuda_releasePool(index, self._pool)
-            generator: Any = torch.cuda.default_generators[index]
-            generator.graphsafe_set_state(generator.clone_state())
+                torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
+                torch._C._cuda_releasePool(self._stream.device_index, self._pool)
+            number = torch.zeros(1, device=self._stream.device)
+            repair = TorchGraph()
+            self._graphs.append(repair)
+            repair.native.capture_begin(capture_error_mode="thread_local")
+            number.add_(1)
+            repair.native.capture_end()
 
 
 class TorchDevice:
