@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -67,7 +68,8 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
         raise RuntimeError("neither a loader nor a store; this is a bug")
     folder = config.data_dir
     database = Database(config.database)
-    device = DeviceThread()
+    # On a GPU the next batch is copied while one is computed.
+    device = DeviceThread(depth=2 if device_name.startswith("cuda") else 1)
     batcher = Batcher(device, batch_limits(config, device_name))
     health = Health(SERVICE_NAMES)
     pipeline = EncodePipeline(batcher, item_limits(config), config.prepare_threads)
@@ -122,7 +124,11 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
         database=database,
         device=device,
         batcher=batcher,
-        watchdog=Watchdog(batcher.stalled_for_s, config.watchdog_s, health.set_moving),
+        watchdog=Watchdog(
+            lambda: math.inf if device.lost else batcher.stalled_for_s(),
+            config.watchdog_s,
+            health.set_moving,
+        ),
         pipeline=pipeline,
         registry=registry,
         remove_leftovers=store.remove_leftovers if store else lambda: None,
