@@ -69,6 +69,12 @@ class TextTower:
             row[: len(ids)] = ids
         return padded
 
+    def pooled(self, ids: Tensor) -> Tensor:
+        """[n, length] ids of a causal tower to int64 [n], the place of the token that is pooled."""
+        if self._pool == "argmax":
+            return ids.argmax(-1)
+        return (ids == self._eos).int().argmax(-1)
+
     def run(self, ids: Tensor) -> Tensor:
         """[n, length] ids to [n, dim] features, not normalised for every architecture."""
         if self.trim is Trim.CAUSAL and ids.shape[1] < self._context_length:

@@ -14,7 +14,7 @@ from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from hotclip_server.encoding.cuda.attention import use_sdpa
+from hotclip_server.encoding.cuda.attention import use_last_block, use_sdpa
 from hotclip_server.encoding.cuda.buckets import Bucket, Buckets
 from hotclip_server.encoding.cuda.patches import PatchEmbedding
 from hotclip_server.encoding.engines.eager import DTYPES
@@ -42,6 +42,8 @@ class CudaImages:
         self._patches: PatchEmbedding | None = None
         if type(visual) is VisionTransformer:
             use_sdpa(visual, causal=False)
+            if visual.attn_pool is None and visual.pool_type == "tok" and not visual.output_tokens:
+                use_last_block(visual.transformer)
             if PatchEmbedding.fits(visual.conv1, int(height), int(width)):
                 self._patches = visual.conv1 = PatchEmbedding(
                     source.model.visual.conv1,  # type: ignore[union-attr, arg-type]  # open_clip is not typed
@@ -102,6 +104,8 @@ class CudaTexts:
             own_mask = own_mask or getattr(tower, "cls_emb", None) is not None
             use_sdpa(tower, causal=tower.attn_mask is not None and not own_mask)
         self._text = TextTower(self._model, source.context_length)
+        self._tower = tower
+        self._causal = self._text.trim is Trim.CAUSAL and use_last_block(tower.transformer)
         self.buckets = Buckets.of_texts(
             batches, source.context_length, trimmed=self._text.trim is not Trim.NONE
         )
@@ -127,7 +131,21 @@ class CudaTexts:
         """The first `bucket.items` rows of uint8 [nbytes] to features [items, dim]."""
         nbytes = bucket.items * self.row_bytes(bucket.length)
         ids = memory[:nbytes].view(torch.int64).view(bucket.items, bucket.length)
-        return self._text.run(ids)
+        return self._run_causal(ids) if self._causal else self._text.run(ids)
+
+    def _run_causal(self, ids: Tensor) -> Tensor:
+        """open_clip's `encode_text`, of which only the pooled token leaves the last block."""
+        tower, length = self._tower, ids.shape[1]
+        x = tower.token_embedding(ids) + tower.positional_embedding[:length]
+        *blocks, last = tower.transformer.resblocks
+        for block in blocks:
+            x = block(x)  # its attention is causal without a mask
+        x = tower.ln_final(last(x, places=self._text.pooled(ids))[:, 0])
+        projection = tower.text_projection
+        if projection is not None:
+            x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        features: Tensor = x
+        return features
 
 
 CudaTower = CudaImages | CudaTexts

@@ -6,7 +6,9 @@ import torch
 from numpy.typing import NDArray
 from support.towers import KINDS, expected, inputs_of, tower_source
 
+from hotclip_server.encoding.cuda.attention import LastBlock, SelfAttention
 from hotclip_server.encoding.cuda.buckets import Bucket
+from hotclip_server.encoding.cuda.patches import PatchEmbedding
 from hotclip_server.encoding.cuda.towers import CudaTower, architecture_of, build_tower
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.protocol import Tower
@@ -69,6 +71,22 @@ def test_other_weights_take_the_place_of_the_first(kind: str, which: Tower) -> N
     assert np.abs(after - before).max() > 0.01
     wanted = expected(second, batch)
     np.testing.assert_allclose(after, wanted, atol=2e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("kind", "which", "found"),
+    [
+        ("clip", Tower.VISION, {SelfAttention, LastBlock, PatchEmbedding}),
+        ("clip", Tower.TEXT, {SelfAttention, LastBlock}),
+        ("eos", Tower.TEXT, {SelfAttention, LastBlock}),
+        ("siglip", Tower.TEXT, {SelfAttention}),
+        ("resnet", Tower.VISION, set()),
+    ],
+)
+def test_what_is_rewritten(kind: str, which: Tower, found: set[type]) -> None:
+    tower = build_tower(tower_source(kind, which), "fp32", BATCHES)
+    rewritten = {SelfAttention, LastBlock, PatchEmbedding}
+    assert {type(module) for module in tower._model.modules()} & rewritten == found
 
 
 def test_shapes_do_not_tell_an_architecture() -> None:
