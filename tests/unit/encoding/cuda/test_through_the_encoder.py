@@ -1,0 +1,90 @@
+"""From prepared items through the encoder and the device thread to rows."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from support.pictures import encoded, photograph
+from support.simulated_device import SimulatedDevice
+from support.small_models import TEXTS, write_model
+
+from hotclip_server.batching.device import DeviceThread
+from hotclip_server.encoding.cuda.engine import CudaEngines
+from hotclip_server.encoding.cuda.gate import CaptureGate
+from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
+from hotclip_server.encoding.overlapping import Overlapping
+from hotclip_server.encoding.protocol import Prepared, Tower
+from hotclip_server.models.store import VersionStore
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> tuple[OpenClipEncoder, OpenClipEncoder]:
+    """Of the same version: by plain open_clip, and by the engine of a GPU."""
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder / "models/clip")
+    store = VersionStore(folder / "versions", models_dir=folder / "models")
+    version = store.import_source("local:clip").id
+    plain, served = store.load(version), store.load(version)
+    engines = CudaEngines(SimulatedDevice(11), CaptureGate(), (1, 4, 8))
+    for tower in Tower:
+        source = served.source(tower)
+        assert source is not None
+        served.install(tower, engines.build(source, "fp32"), None)
+    served.release_model()
+    return plain, served
+
+
+def items_of(encoder: OpenClipEncoder, tower: Tower) -> list[Prepared]:
+    if tower is Tower.TEXT:
+        return [encoder.prepare_text(text) for text in TEXTS]
+    return [encoder.prepare_image(encoded(photograph(i, 60 + i, 50))) for i in range(6)]
+
+
+async def test_rows_come_back_to_whoever_asked(
+    encoders: tuple[OpenClipEncoder, OpenClipEncoder],
+) -> None:
+    plain, served = encoders
+    assert isinstance(served, Overlapping)
+    device = DeviceThread(depth=2)
+    device.start()
+    wanted = {tower: plain.encode(tower, items_of(plain, tower)) for tower in Tower}
+    items = {tower: items_of(served, tower) for tower in Tower}
+    generator = np.random.default_rng(4)
+
+    async def ask(number: int) -> None:
+        tower = list(Tower)[number % 2]
+        chosen = generator.permutation(6)[: 1 + number % 6].tolist()
+        rows = await device.run(served, tower, [items[tower][index] for index in chosen])
+        scale = np.abs(wanted[tower]).max()
+        np.testing.assert_allclose(rows, wanted[tower][chosen], atol=1e-4 * scale)
+
+    await asyncio.gather(*(ask(number) for number in range(60)))
+    assert await asyncio.to_thread(device.stop, 5)
+
+
+async def test_an_engine_that_does_not_overlap_is_run_at_once(
+    encoders: tuple[OpenClipEncoder, OpenClipEncoder],
+) -> None:
+    plain, _ = encoders
+    device = DeviceThread(depth=2)
+    device.start()
+    items = items_of(plain, Tower.TEXT)
+    rows = await device.run(plain, Tower.TEXT, items)
+    np.testing.assert_array_equal(rows, plain.encode(Tower.TEXT, items))
+    assert (await device.run(plain, Tower.TEXT, [])).shape == (0, 24)
+    assert await asyncio.to_thread(device.stop, 5)
+
+
+def test_images_wait_where_the_device_fetches_them(
+    encoders: tuple[OpenClipEncoder, OpenClipEncoder],
+) -> None:
+    plain, served = encoders
+    pixels = np.arange(32 * 32 * 3, dtype=np.uint32).astype(np.uint8).tobytes()
+    placed = served.prepare_tensor(pixels, 32, 32)
+    assert placed.array.tobytes() == pixels
+    assert not placed.array.flags.owndata
+    assert placed.key == plain.prepare_tensor(pixels, 32, 32).key
+    rows = served.encode(Tower.VISION, [placed, placed])
+    np.testing.assert_array_equal(rows[0], rows[1])
