@@ -16,16 +16,33 @@ DISTANCE_RATIO = {"fp32": 0.01, "bf16": 0.1, "fp16": 0.1}
 
 
 @pytest.mark.parametrize("precision", DISTANCE_RATIO)
+@pytest.mark.parametrize("engine", ["eager", "torch", "cuda"])
 @pytest.mark.parametrize("source", ["builtin:mini", "ViT-B-32::"])
-def test_vectors_equal_open_clip(source: str, precision: str, cuda: str, tmp_path: Path) -> None:
+def test_vectors_equal_open_clip(
+    source: str, engine: str, precision: str, cuda: str, tmp_path: Path
+) -> None:
     from benchmarks.parity import compare
     from benchmarks.reference import Reference
+    from hotclip_server.encoding.cuda.engine import CudaEngine, CudaEngines
+    from hotclip_server.encoding.cuda.gate import CaptureGate
+    from hotclip_server.encoding.cuda.torch_device import TorchDevice
+    from hotclip_server.encoding.engines.factory import EngineFactory
+    from hotclip_server.encoding.engines.protocol import EngineChoice
     from hotclip_server.models.store import VersionStore
 
     texts, images = map(list, zip(*captioned_shapes(64), strict=True))
     store = VersionStore(tmp_path, allow_random_weights=True)
     version = store.import_source(source).id
-    encoder = store.load(version, device=cuda, precision=precision)
+    encoder = store.load(version, device=cuda)
+    engines = CudaEngines(TorchDevice(0), CaptureGate(), (1, 16, 64))
+    factory = EngineFactory({"cuda": engines.build})
+    for tower in Tower:
+        of_tower = encoder.source(tower)
+        assert of_tower is not None
+        built = factory.build(EngineChoice(engine, precision), of_tower)
+        if isinstance(built, CudaEngine):
+            assert list(built.warm_up())
+        encoder.install(tower, built, None)
     reference = Reference(store.folder(version))
     pairs = [
         (
@@ -38,6 +55,7 @@ def test_vectors_equal_open_clip(source: str, precision: str, cuda: str, tmp_pat
         ),
     ]
     encoder.close()
+    engines.close()
     for got, wanted in pairs:
         assert got.dtype == np.float32
         parity = compare(unit_rows(got), wanted)
