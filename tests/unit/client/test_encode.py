@@ -13,6 +13,7 @@ from google.rpc import code_pb2
 
 from hotclip import Client, Image, Text
 from hotclip.errors import (
+    Cancelled,
     DeadlineExceeded,
     HotclipError,
     InvalidArgument,
@@ -176,6 +177,18 @@ def test_closed_client_and_nobody_there(fake: FakeEncode) -> None:
         with pytest.raises(Unavailable):
             nobody.encode("a")
         assert not nobody.is_ready(timeout=0.5)
+
+
+def test_closing_a_client_ends_its_calls(fake: FakeEncode) -> None:
+    fake.delay = 30.0
+    client = Client(fake.address)
+    client.server_info()
+    closing = threading.Thread(target=lambda: (fake.entered.wait(10), client.close()))
+    closing.start()
+    with pytest.raises(Cancelled, match="CLIENT_CLOSED"):
+        client.encode("a")
+    closing.join()
+    assert fake.cancelled.wait(10)
 
 
 def test_rank(fake: FakeEncode) -> None:
