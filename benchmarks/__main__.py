@@ -38,6 +38,9 @@ def parse(arguments: list[str] | None) -> tuple[list[str], Settings]:
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="of a segment of a comparison (default 10)"
     )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="segments of each side of a comparison (default 3)"
+    )
     parser.add_argument("--quick", action="store_true", help="show that it works, measure nothing")
     parser.add_argument(
         "--server-option", action="append", default=[], help="e.g. --server-option=--engine=eager"
@@ -51,6 +54,7 @@ def parse(arguments: list[str] | None) -> tuple[list[str], Settings]:
         device=told.device,
         models=tuple(told.models),
         seconds=told.seconds,
+        rounds=told.rounds,
         quick=told.quick,
         server_options=tuple(told.server_option),
         output=told.output,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.settings import Settings, label
 
-CPU_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+CPU_BATCHES = (4, 8, 16, 32)
 CUDA_BATCHES = (16, 32, 64, 128, 256)
 
 
@@ -25,7 +25,7 @@ STREAM = Shape(0, 16)
 CLOSED = Shape(4, 16)
 """The shape of the comparisons."""
 ONE, EIGHT, MANY = Shape(1, 1), Shape(8, 1), Shape(32, 1)
-LONG = Shape(4, 64)
+LONG = Shape(2, 64)
 ALL = (ONE, EIGHT, MANY, LONG, STREAM)
 
 
@@ -90,7 +90,7 @@ def plan_of(source: str, settings: Settings) -> Plan:
             return Plan(
                 counts={"tensor": 32, "text": 128},
                 references=32,
-                rounds=3,
+                rounds=settings.rounds,
                 seconds=1.5 * settings.seconds,
                 compared=(
                     Compared(content="tensor", shape=few),
@@ -103,7 +103,7 @@ def plan_of(source: str, settings: Settings) -> Plan:
             return Plan(
                 counts={"text": many, "text_long": many},
                 references=64,
-                rounds=3,
+                rounds=settings.rounds,
                 seconds=settings.seconds,
                 compared=(
                     Compared(content="text", open_clip=True),
@@ -118,7 +118,7 @@ def plan_of(source: str, settings: Settings) -> Plan:
                 counts=dict.fromkeys(("tensor", "jpeg_small", "jpeg_large"), many)
                 | dict.fromkeys(("text", "text_long"), many),
                 references=64,
-                rounds=5,
+                rounds=settings.rounds,
                 seconds=settings.seconds,
                 compared=IMAGES_AND_TEXTS,
                 rates={**everything, "jpeg_large": (EIGHT,), "text_long": (EIGHT, CLOSED)},
@@ -129,7 +129,7 @@ def plan_of(source: str, settings: Settings) -> Plan:
             return Plan(
                 counts=dict.fromkeys(("tensor", "jpeg_small", "jpeg_large", "text"), many),
                 references=64,
-                rounds=3,
+                rounds=settings.rounds,
                 seconds=0.5 * settings.seconds,
                 compared=IMAGES_AND_TEXTS,
                 rates=everything,

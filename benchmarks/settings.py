@@ -18,6 +18,8 @@ class Settings:
     """Sources of LoadVersion; empty: the suite's own."""
     seconds: float = 10.0
     """Of one timed segment of a comparison."""
+    rounds: int = 3
+    """Segments of each side of a comparison."""
     quick: bool = False
     """A few items and short segments: shows that all works, measures nothing."""
     server_options: tuple[str, ...] = ()

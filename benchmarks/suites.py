@@ -23,6 +23,7 @@ def run_suite(suite: str, settings: Settings) -> Path:
     machine = {
         **describe_machine(settings.device),
         "seconds": settings.seconds,
+        "rounds": settings.rounds,
         "quick": settings.quick,
         "server_options": list(settings.server_options),
     }
