@@ -147,6 +147,8 @@ class SimulatedDevice:
         """Drops what one queue should wait for of another."""
         self.captures_fail = False
         self.lost = False
+        self.allocated = 0
+        """Bytes of all buffers."""
         self.open_graphs: list[SimulatedGraphs] = []
 
     def begin(self, seed: int, faults: frozenset[int] = frozenset()) -> None:
@@ -169,9 +171,10 @@ class SimulatedDevice:
         return self.open_graphs[-1]
 
     def host_buffer(self, nbytes: int) -> Tensor:
-        return torch.zeros(nbytes, dtype=torch.uint8)
+        return self.buffer(nbytes)
 
     def buffer(self, nbytes: int) -> Tensor:
+        self.allocated += nbytes
         return torch.zeros(nbytes, dtype=torch.uint8)
 
     def settle(self) -> None:

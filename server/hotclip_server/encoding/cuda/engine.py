@@ -68,10 +68,12 @@ class CudaEngine:
         return self.submit(batch).wait()
 
     def warm_up(self) -> Iterator[float]:
-        """See `Slot.warm_up`; device thread only."""
+        """See `OverlappingEngine.warm_up` and `Slot.warm_up`."""
         engines = self._engines
         with self._lock:
+            engines.pipeline.reserve(self._open())
             steps = self._open().warm_up(engines.pipeline.compute, engines.gate)
+        yield 0.0
         while True:
             with self._lock:
                 self._open()

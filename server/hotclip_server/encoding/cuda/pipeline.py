@@ -69,6 +69,14 @@ class Pipeline:
                 raise
             raise told from error
 
+    def reserve(self, slot: Slot) -> None:
+        """Makes the lanes large enough for any batch of a slot; waits for what is under way."""
+        largest = slot.buckets.largest
+        row = slot.tower.row_bytes(largest.length)
+        for lane in self._lanes:
+            lane.free()
+            lane.reserve(largest.items * row, 4 * largest.items * slot.dim)
+
     def drain(self) -> None:
         """Blocks until all queues are empty, or the device has failed."""
         for queue in (self._arrive, self.compute, self._leave):

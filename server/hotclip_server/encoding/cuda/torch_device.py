@@ -20,6 +20,10 @@ What the code here rests on (torch 2.11; CUDA 12):
   copied out of the pool by the captured work itself, and all replays are in one stream.
 - A kernel's first launch may load its module, and a library's first call makes its handle;
   neither may happen in a capture. So the same work runs once before, on the same thread.
+- Memory that the allocator takes back from one stream while another still uses it is guarded by
+  events (`record_stream`), which an allocation beside a capture may query although they are part
+  of it (github.com/pytorch/pytorch/issues/193982). So no tensor crosses streams but buffers that
+  live as long as their lane or slot, and those are ready before any queue sees them.
 - A graph keeps addresses, not tensors: weights that are copied into place are seen by the next
   replay, weights that are put in their place are not.
 """

@@ -46,7 +46,7 @@ def test_versions_take_turns_in_one_slot(tower: Tower) -> None:
     engine.close()
     again = engines.build(third, "fp32")
     assert len(device.open_graphs) == 1, "the slot of the first, with its graphs"
-    assert list(again.warm_up()) == []
+    assert list(again.warm_up()) == [0.0], "there is nothing to capture"
     device.replays = 0
     assert_gives(again, third, 2)
     assert device.replays == 1
@@ -106,6 +106,20 @@ def test_memory_that_is_short_is_made_by_the_spare(monkeypatch: pytest.MonkeyPat
     assert tries == [1, 0]
 
 
+def test_after_the_warm_up_no_buffer_grows() -> None:
+    device = SimulatedDevice()
+    engines = engines_of(device)
+    sources = [tower_source("clip", tower) for tower in Tower]
+    made = [engines.build(source, "fp32") for source in sources]
+    for engine in made:
+        list(engine.warm_up())
+    before = device.allocated
+    for engine, source in zip(made, sources, strict=True):
+        for count in (4, 1, 3, 4):
+            assert_gives(engine, source, count)
+    assert device.allocated == before
+
+
 def test_a_closed_engine_says_so() -> None:
     source = tower_source("clip", Tower.TEXT)
     engine = engines_of(SimulatedDevice()).build(source, "fp32")
@@ -118,6 +132,7 @@ def test_a_closed_engine_says_so() -> None:
 def test_a_warm_up_ends_with_its_engine() -> None:
     engine = engines_of(SimulatedDevice()).build(tower_source("clip", Tower.TEXT), "fp32")
     steps = engine.warm_up()
+    next(steps)
     next(steps)
     engine.close()
     with pytest.raises(RuntimeError, match="closed"):
