@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -17,19 +18,24 @@ from hotclip_server.config import ServerConfig
 from hotclip_server.datasets.records import DatasetLimits
 from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.drain import Drain
+from hotclip_server.encoding.engines.choices import EngineWish
+from hotclip_server.encoding.engines.remembered import EngineMemory
+from hotclip_server.encoding.protocol import Encoder, Tower
 from hotclip_server.errors import Unimplemented
 from hotclip_server.health import Health
 from hotclip_server.jobs.context import JobHandler
 from hotclip_server.jobs.releases import RegistryReleases
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.lifecycle import App, Parts
+from hotclip_server.models.engines import EngineSelector
 from hotclip_server.models.memory import free_bytes_of
 from hotclip_server.models.protocol import ArchitectureInfo, VersionLoader, VersionManifest
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.staging import StagingLimits
+from hotclip_server.models.trials import Pieces
 from hotclip_server.pipeline import EncodePipeline, ItemLimits
 from hotclip_server.rpc import SERVICE_NAMES
-from hotclip_server.runtime import describe_runtime, resolve_device
+from hotclip_server.runtime import describe_machine, describe_runtime, resolve_device
 from hotclip_server.search.blobs import SourceBlobs
 from hotclip_server.search.collections import Collections
 from hotclip_server.search.edge import EdgeStore
@@ -44,6 +50,7 @@ from hotclip_server.storage.database import Database
 from hotclip_server.storage.folder_lock import FolderLock
 
 if TYPE_CHECKING:
+    from hotclip_server.encoding.cuda.engine import CudaEngines
     from hotclip_server.models.store import VersionStore
 
 DATASET_THREADS = 2
@@ -73,6 +80,8 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
     batcher = Batcher(device, batch_limits(config, device_name))
     health = Health(SERVICE_NAMES)
     pipeline = EncodePipeline(batcher, item_limits(config), config.prepare_threads)
+    cuda = make_cuda_engines(device_name) if store else None
+    engines = make_engines(config, device_name, device, batcher, cuda) if store else None
     registry = ModelRegistry(
         database,
         versions,
@@ -81,6 +90,7 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
             device=device_name,
             free_bytes=free_bytes_of(device_name),
         ),
+        engines,
     )
     dataset_pool = ThreadPoolExecutor(DATASET_THREADS, thread_name_prefix="hotclip-datasets")
     datasets = DatasetStore(folder / "datasets", database, dataset_pool, dataset_limits(config))
@@ -99,7 +109,7 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
     releases = RegistryReleases(registry)
     handlers: list[JobHandler] = [collections.reindexer]
     if store is not None:
-        handlers += make_trainers(config, device_name, store, datasets, releases)
+        handlers += make_trainers(config, device_name, store, datasets, releases, cuda)
     jobs = JobRunner(
         database,
         handlers,
@@ -114,7 +124,10 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
         JobService(jobs),
         SearchService(collections, jobs, config.max_items_per_request),
         ServerService(
-            config, describe_runtime(config, device_name), lambda: resident_versions(registry)
+            config,
+            describe_runtime(config, device_name),
+            lambda: resident_versions(registry),
+            lambda: engines is not None and engines.measuring > 0,
         ),
     ]
     if store is not None:
@@ -131,6 +144,7 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
         ),
         pipeline=pipeline,
         registry=registry,
+        engines=engines,
         remove_leftovers=store.remove_leftovers if store else lambda: None,
         dataset_pool=dataset_pool,
         datasets=datasets,
@@ -164,19 +178,59 @@ def make_store(config: ServerConfig) -> VersionStore:
     )
 
 
+def make_cuda_engines(device: str) -> CudaEngines | None:
+    """The engines of a GPU; None for another device. Imports torch."""
+    if not device.startswith("cuda"):
+        return None
+    from hotclip_server.encoding.cuda.engine import CudaEngines
+    from hotclip_server.encoding.cuda.gate import CaptureGate
+    from hotclip_server.encoding.cuda.torch_device import TorchDevice
+
+    return CudaEngines(TorchDevice(int(device.partition(":")[2] or 0)), CaptureGate())
+
+
+def make_engines(
+    config: ServerConfig,
+    device_name: str,
+    device: DeviceThread,
+    batcher: Batcher,
+    cuda: CudaEngines | None,
+) -> EngineSelector:
+    """What chooses engines. Imports torch."""
+    from hotclip_server.encoding.engines.factory import EngineFactory
+
+    return EngineSelector(
+        EngineFactory({"cuda": cuda.build} if cuda else {}).build,
+        Pieces(device.call, lambda: batcher.ledger.items > 0),
+        EngineMemory(
+            config.data_dir / "engines.json", describe_machine(device_name, config.threads)
+        ),
+        EngineWish(engine=config.engine, precision=config.precision),
+        device_name,
+    )
+
+
 def make_trainers(
     config: ServerConfig,
     device: str,
     store: VersionStore,
     datasets: DatasetStore,
     releases: RegistryReleases,
+    cuda: CudaEngines | None,
 ) -> list[JobHandler]:
     """The jobs that train and measure. Imports torch."""
     from hotclip_server.training.evaluate_job import EvaluateHandler
     from hotclip_server.training.finetune_job import FineTuneHandler
 
     return [
-        FineTuneHandler(store, datasets, releases, device=device, threads=config.threads),
+        FineTuneHandler(
+            store,
+            datasets,
+            releases,
+            device=device,
+            threads=config.threads,
+            drawing=cuda.gate.drawing if cuda else nullcontext,
+        ),
         EvaluateHandler(store, datasets, device=device),
     ]
 
@@ -242,4 +296,17 @@ def resident_versions(registry: ModelRegistry) -> Iterator[server_pb2.VersionInf
             image_size=resident.spec.image_size,
             live=live,
             image_preprocessing=types_pb2.ImagePreprocessing(**asdict(images), id=images.id),
+            engines=[engine_info(resident.encoder, tower) for tower in Tower],
         )
+
+
+def engine_info(encoder: Encoder, tower: Tower) -> server_pb2.EngineInfo:
+    """What runs a tower, for GetServerInfo."""
+    engine, figures = encoder.engine(tower), encoder.figures(tower)
+    return server_pb2.EngineInfo(
+        tower=tower.value,
+        engine=engine.engine,
+        precision=engine.precision,
+        best_batch=figures.best_batch if figures else 0,
+        items_per_s=figures.items_per_s if figures else 0.0,
+    )

@@ -93,8 +93,12 @@ class ServerConfig:
     """Accept <architecture>:: without a tag, which means random weights (for tests)."""
     device: Annotated[str, _device] = "auto"
     """Where the model runs: auto (CUDA if there is one), cpu, cuda or cuda:<n>."""
-    precision: Annotated[str, _one_of("fp32", "bf16", "fp16")] = "fp32"
-    """Arithmetic of the encoders: fp32, bf16 or fp16."""
+    engine: Annotated[str, _one_of("auto", "eager", "torch", "onnx", "cuda")] = "auto"
+    """What runs the model: auto (the fastest that gives open_clip's embeddings), eager (plain
+    open_clip), torch, onnx or cuda."""
+    precision: Annotated[str, _one_of("auto", "fp32", "bf16", "fp16", "int8")] = "auto"
+    """Arithmetic of the engine: auto (bf16 or fp16 where it keeps the embeddings), fp32, bf16,
+    fp16 or int8; where the engine does not keep them, plain open_clip runs in fp32."""
     threads: Annotated[int, _at_least(0)] = 0
     """CPU threads of one batch or training step; 0: one a core."""
     prepare_threads: Annotated[int, _at_least(0)] = 0

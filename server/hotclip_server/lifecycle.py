@@ -20,6 +20,7 @@ from hotclip_server.drain import Drain
 from hotclip_server.health import Health
 from hotclip_server.jobs.releases import RegistryReleases
 from hotclip_server.jobs.runner import JobRunner
+from hotclip_server.models.engines import EngineSelector
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.pipeline import EncodePipeline
 from hotclip_server.rpc import listen, make_server
@@ -44,6 +45,7 @@ class Parts:
     watchdog: Watchdog
     pipeline: EncodePipeline
     registry: ModelRegistry
+    engines: EngineSelector | None
     remove_leftovers: Callable[[], object]
     dataset_pool: ThreadPoolExecutor
     datasets: DatasetStore
@@ -90,14 +92,15 @@ class App:
         await parts.jobs.start()
         parts.watchdog.start()
         parts.health.set_ready(True)
+        if parts.engines is not None:
+            parts.engines.start()
         live = parts.registry.get_version(parts.registry.model_state(MODEL).live_version)
         log.info(
-            "hotclip serving on %s: %s (%s), version %s, in %s on %s, ready after %.1f s",
+            "hotclip serving on %s: %s (%s), version %s, on %s, ready after %.1f s",
             self.address,
             live.manifest.source,
             live.manifest.spec.architecture,
             live.id,
-            config.precision,
             self._device,
             time.monotonic() - started,
         )
@@ -114,6 +117,8 @@ class App:
         if self._server is not None:
             await self._end_calls(self._server)
         await parts.watchdog.stop()
+        if parts.engines is not None:
+            await parts.engines.stop()
         await parts.jobs.stop()
         await parts.collections.stop()
         await parts.batcher.stop()

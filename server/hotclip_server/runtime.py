@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from hotclip_server.config import ConfigError, ServerConfig
 from hotclip_server.services.server_info import Runtime
 
 LIBRARIES = ("torch", "open_clip_torch", "grpcio", "numpy")
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+ENGINE_LIBRARIES = (
+    *("hotclip", "torch", "open_clip_torch", "timm", "transformers"),
+    *("onnxruntime", "onnxruntime-gpu"),
+)
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def resolve_device(name: str) -> str:
@@ -35,10 +43,29 @@ def describe_runtime(config: ServerConfig, device: str) -> Runtime:
     return Runtime(
         server_version=_version("hotclip") or "0",
         device=device,
-        engine="eager",
-        precision=PRECISIONS[config.precision],
+        engine=config.engine,
+        precision=config.precision,
         libraries={name: found for name in LIBRARIES if (found := _version(name))},
     )
+
+
+def describe_machine(device: str, threads: int) -> str:
+    """Names what speed and rounding depend on: measurements of another machine do not count."""
+    parts = [device, platform.machine(), f"{threads or os.cpu_count()} threads"]
+    parts += [f"{name} {found}" for name in ENGINE_LIBRARIES if (found := _version(name))]
+    if device.startswith("cuda"):
+        import torch
+
+        parts.append(torch.cuda.get_device_name(device))
+    elif CPU_INFO.exists():
+        fields = (line.partition(":") for line in CPU_INFO.read_text().splitlines())
+        known = {name.strip(): value.strip() for name, _, value in fields}
+        parts += [known.get("model name", ""), _digest(known.get("flags", ""))]
+    return ", ".join(parts)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _version(name: str) -> str:

@@ -329,10 +329,11 @@ async def test_server_info(running, channel):
     info = await server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
         server_pb2.GetServerInfoRequest()
     )
-    assert (info.device, info.precision) == ("cpu", "float32")
+    assert (info.device, info.precision, info.measuring) == ("cpu", "auto", False)
     assert info.limits.max_items_per_request == 1024
     (version,) = info.versions
     assert version.live
+    assert [engine.engine for engine in version.engines] == ["eager", "eager"]
     assert version.dim == running.encoder.spec.dim
     assert info.uptime_s > 0
 

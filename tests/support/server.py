@@ -66,11 +66,16 @@ class ServerProcess:
 def spawn_server(
     data_dir: Path, *flags: str, env: Mapping[str, str] | None = None
 ) -> ServerProcess:
-    """Starts the process and does not wait for it; the caller stops it."""
+    """Starts the process and does not wait for it; the caller stops it.
+
+    In fp32 unless a flag says otherwise: answers then stay the same within rounding when an
+    engine takes the place of plain open_clip.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HOTCLIP_")}
     log_file = data_dir.with_name(f"{data_dir.name}-{time.monotonic_ns()}.log")
     command = [sys.executable, "-m", "hotclip_server", "--port", "0", "--data-dir", str(data_dir)]
+    command += ["--precision", "fp32"]
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             [*command, *flags],

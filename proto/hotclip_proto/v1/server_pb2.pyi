@@ -105,6 +105,7 @@ class VersionInfo(message.Message):
     IMAGE_SIZE_FIELD_NUMBER: builtins.int
     LIVE_FIELD_NUMBER: builtins.int
     IMAGE_PREPROCESSING_FIELD_NUMBER: builtins.int
+    ENGINES_FIELD_NUMBER: builtins.int
     model: builtins.str
     version: builtins.str
     space_id: builtins.str
@@ -117,6 +118,10 @@ class VersionInfo(message.Message):
     def image_preprocessing(self) -> types_pb2.ImagePreprocessing:
         """How it makes its input of an image."""
 
+    @builtins.property
+    def engines(self) -> containers.RepeatedCompositeFieldContainer[EngineInfo]:
+        """What runs it, a tower each."""
+
     def __init__(
         self,
         *,
@@ -127,10 +132,47 @@ class VersionInfo(message.Message):
         image_size: builtins.int = ...,
         live: builtins.bool = ...,
         image_preprocessing: types_pb2.ImagePreprocessing | None = ...,
+        engines: abc.Iterable[EngineInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["image_preprocessing", b"image_preprocessing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["dim", b"dim", "image_preprocessing", b"image_preprocessing", "image_size", b"image_size", "live", b"live", "model", b"model", "space_id", b"space_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["dim", b"dim", "engines", b"engines", "image_preprocessing", b"image_preprocessing", "image_size", b"image_size", "live", b"live", "model", b"model", "space_id", b"space_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class EngineInfo(message.Message):
+    """What runs one tower of a version."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    TOWER_FIELD_NUMBER: builtins.int
+    ENGINE_FIELD_NUMBER: builtins.int
+    PRECISION_FIELD_NUMBER: builtins.int
+    BEST_BATCH_FIELD_NUMBER: builtins.int
+    ITEMS_PER_S_FIELD_NUMBER: builtins.int
+    tower: builtins.str
+    """"clip-text" or "clip-vision"."""
+    engine: builtins.str
+    """"eager" (plain open_clip), "torch", "onnx", "cuda"."""
+    precision: builtins.str
+    """Of the products: "fp32", "bf16", "fp16", "int8"."""
+    best_batch: builtins.int
+    """Fewest items with at least 95 % of the best throughput; 0: not measured."""
+    items_per_s: builtins.float
+    """At that batch; texts of about a dozen tokens. 0: not measured."""
+    def __init__(
+        self,
+        *,
+        tower: builtins.str = ...,
+        engine: builtins.str = ...,
+        precision: builtins.str = ...,
+        best_batch: builtins.int = ...,
+        items_per_s: builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["best_batch", b"best_batch", "engine", b"engine", "items_per_s", b"items_per_s", "precision", b"precision", "tower", b"tower"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -166,16 +208,19 @@ class GetServerInfoResponse(message.Message):
     VERSIONS_FIELD_NUMBER: builtins.int
     LIBRARIES_FIELD_NUMBER: builtins.int
     UPTIME_S_FIELD_NUMBER: builtins.int
+    MEASURING_FIELD_NUMBER: builtins.int
     server_version: builtins.str
     """Of hotclip."""
     device: builtins.str
     """"cpu", "cuda:0"."""
     engine: builtins.str
-    """E.g. "eager"."""
+    """What was asked for: "auto" or an engine; `versions` says what serves."""
     precision: builtins.str
-    """"float32", "bfloat16"."""
+    """What was asked for: "auto" or a precision."""
     uptime_s: builtins.float
     """Since the start."""
+    measuring: builtins.bool
+    """Whether some version runs plain open_clip only until its engines are measured."""
     @builtins.property
     def limits(self) -> Limits: ...
     @builtins.property
@@ -195,9 +240,10 @@ class GetServerInfoResponse(message.Message):
         versions: abc.Iterable[VersionInfo] | None = ...,
         libraries: abc.Mapping[builtins.str, builtins.str] | None = ...,
         uptime_s: builtins.float = ...,
+        measuring: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["device", b"device", "engine", b"engine", "libraries", b"libraries", "limits", b"limits", "precision", b"precision", "server_version", b"server_version", "uptime_s", b"uptime_s", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["device", b"device", "engine", b"engine", "libraries", b"libraries", "limits", b"limits", "measuring", b"measuring", "precision", b"precision", "server_version", b"server_version", "uptime_s", b"uptime_s", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

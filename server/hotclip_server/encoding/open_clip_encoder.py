@@ -137,6 +137,10 @@ class OpenClipEncoder:
         if old is not engine:
             old.close()
 
+    def note(self, tower: Tower, figures: EngineFigures | None) -> None:
+        """Keeps what was measured of the engine in place."""
+        self._figures[tower] = figures
+
     def release_model(self) -> None:
         """Frees open_clip's own weights unless it runs a tower; no engine can be built any more."""
         if any(engine.name == "eager" for engine in self._engines.values()):

@@ -43,6 +43,9 @@ class Tolerance:
 FULL_PRECISION = Tolerance(relative=0.01, floor=1e-5)
 REDUCED_PRECISION = Tolerance(relative=0.10, floor=2e-2)
 
+MIN_COSINE = 0.99999
+"""Of a vector and its reference in fp32."""
+
 Probes = dict[Tower, list[Prepared]]
 Rows = dict[Tower, NDArray[np.float32]]
 
@@ -91,6 +94,49 @@ def check_rows(rows: Rows, probes: Probes, spec: EncoderSpec) -> None:
             raise unfit(f"{tower.value} gives vectors of length zero")
 
 
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How near vectors are to those of the reference.
+
+    distance: The largest from a vector to its reference, over the median distance between the
+        references of different inputs.
+    """
+
+    distance: float
+    min_cosine: float
+    nearest_is_own: bool
+
+    def holds_in(self, precision: str) -> bool:
+        """Whether they count as equal: in fp32 within 1 % and with a cosine of 0.99999, else
+        within 10 %; on random weights different images reach a cosine of .99."""
+        if precision == "fp32" and not self.min_cosine >= MIN_COSINE:
+            return False
+        tolerance = FULL_PRECISION if precision == "fp32" else REDUCED_PRECISION
+        return self.nearest_is_own and self.distance <= tolerance.relative
+
+    def __str__(self) -> str:
+        own = "" if self.nearest_is_own else ", nearest to another's"
+        return f"off by {self.distance:.2%}, cosine {self.min_cosine:.6f}{own}"
+
+
+def parity(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> Parity:
+    """Compares features (n, dim) of n different inputs with those of the reference."""
+    a, b = (unit_rows(rows).astype(np.float64) for rows in (expected, actual))
+    spread = _spread(a)
+    distances = np.linalg.norm(b[:, None] - a[None, :], axis=2)
+    own = np.diagonal(distances)
+    return Parity(
+        distance=float(own.max() / spread) if spread > 0 else float("inf"),
+        min_cosine=float((a * b).sum(1).min()),
+        nearest_is_own=bool((distances.argmin(1) == np.arange(len(a))).all()),
+    )
+
+
+def _spread(unit: NDArray[np.float64]) -> float:
+    upper = np.triu_indices(len(unit), 1)
+    return float(np.median(np.linalg.norm(unit[:, None] - unit[None, :], axis=2)[upper]))
+
+
 def compare(
     expected: NDArray[np.float32], actual: NDArray[np.float32], precision: str, what: str
 ) -> None:
@@ -100,8 +146,7 @@ def compare(
         FailedPrecondition: reason VERSION_UNFIT.
     """
     a, b = (unit_rows(rows).astype(np.float64) for rows in (expected, actual))
-    upper = np.triu_indices(len(a), 1)
-    spread = float(np.median(np.linalg.norm(a[:, None] - a[None, :], axis=2)[upper]))
+    spread = _spread(a)
     error = float(np.linalg.norm(a - b, axis=1).max())
     tolerance = FULL_PRECISION if precision == "fp32" else REDUCED_PRECISION
     allowed = max(tolerance.relative * spread, tolerance.floor)

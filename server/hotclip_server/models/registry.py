@@ -17,6 +17,7 @@ from hotclip_server.errors import FailedPrecondition, HotclipError, Unavailable
 from hotclip_server.models import naming
 from hotclip_server.models.background import Background
 from hotclip_server.models.catalog import Catalog, RequestNote, another_models
+from hotclip_server.models.engines import EngineSelector
 from hotclip_server.models.flip import FlipParticipant
 from hotclip_server.models.probes import RunOnDevice
 from hotclip_server.models.protocol import VersionLoader, VersionManifest
@@ -47,9 +48,10 @@ class ModelRegistry:
         loader: VersionLoader,
         run_on_device: RunOnDevice,
         limits: StagingLimits | None = None,
+        engines: EngineSelector | None = None,
     ) -> None:
         self._loader = loader
-        self._stager = Stager(loader, run_on_device, limits or StagingLimits())
+        self._stager = Stager(loader, run_on_device, limits or StagingLimits(), engines)
         self._catalog = Catalog(database)
         self._changes = Changes()
         self._slots = Slots(self._catalog, self._stager, self._changes, self._close)

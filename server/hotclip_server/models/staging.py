@@ -12,6 +12,7 @@ from typing import TypeVar
 from hotclip_server.encoding.protocol import Encoder
 from hotclip_server.errors import FailedPrecondition, HotclipError, ResourceExhausted
 from hotclip_server.models import probes
+from hotclip_server.models.engines import EngineSelector
 from hotclip_server.models.memory import host_free_bytes
 from hotclip_server.models.probes import RunOnDevice, unfit
 from hotclip_server.models.protocol import VersionLoader, VersionManifest
@@ -20,6 +21,7 @@ from hotclip_server.models.state import VersionRecord
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StagingLimits:
@@ -41,11 +43,17 @@ class Stager:
 
     Args:
         run_on_device: Runs a batch in its turn between those of requests.
+        engines: Chooses what runs a version; None: what the loader gave it.
     """
 
     def __init__(
-        self, loader: VersionLoader, run_on_device: RunOnDevice, limits: StagingLimits
+        self,
+        loader: VersionLoader,
+        run_on_device: RunOnDevice,
+        limits: StagingLimits,
+        engines: EngineSelector | None = None,
     ) -> None:
+        self._engines = engines
         self._loader = loader
         self._run = run_on_device
         self._limits = limits
@@ -120,6 +128,8 @@ class Stager:
         if encoder.spec != record.manifest.spec:
             raise unfit("the loaded weights are not what the manifest says")
         try:
+            if self._engines is not None:
+                await self._engines.fit(record.id, encoder)
             inputs = await self.blocking(lambda: probes.prepare(encoder))
             rows = await probes.encode(encoder, inputs, self._run)
             probes.check_rows(rows, inputs, encoder.spec)

@@ -31,6 +31,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
         config: Limits in force.
         runtime: Device and libraries.
         versions: Gives the resident versions.
+        measuring: Whether engines are being measured.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
         config: ServerConfig,
         runtime: Runtime,
         versions: Callable[[], Iterable[server_pb2.VersionInfo]],
+        measuring: Callable[[], bool],
     ) -> None:
         self._limits = limits_to_proto(config)
         self._runtime = runtime
         self._versions = versions
+        self._measuring = measuring
         self._started = time.monotonic()
 
     async def GetServerInfo(  # noqa: N802 - named by the proto
@@ -57,6 +60,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             versions=self._versions(),
             libraries=self._runtime.libraries,
             uptime_s=time.monotonic() - self._started,
+            measuring=self._measuring(),
         )
 
 

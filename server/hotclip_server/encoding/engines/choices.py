@@ -8,14 +8,13 @@ from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
 
 AUTO = "auto"
 
-_ENGINES = {"cpu": ("torch", "onnx", "inductor", "eager"), "cuda": ("cuda", "torch", "eager")}
+_ENGINES = {"cpu": ("torch", "onnx", "eager"), "cuda": ("cuda", "torch", "eager")}
 """In the order in which they are tried, by the kind of device."""
 _PRECISIONS = {"cpu": ("bf16", "fp32"), "cuda": ("fp16", "bf16", "fp32")}
 """Of every engine where nothing is asked for; int8 is never meant by that."""
-_ONLY = {"onnx": ("fp32", "int8"), "inductor": ("bf16", "fp32")}
-"""Precisions of engines that do not have all."""
-_ASKED_ONLY = ("inductor",)
-"""Engines that are never meant by auto."""
+_ONLY = {"onnx": ("fp32", "int8")}
+"""Precisions of engines that do not have the usual ones."""
+_USUAL = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,7 @@ def candidates(wish: EngineWish, device: str) -> list[EngineChoice]:
         wish: If nothing can be as it asks, the list is empty and the reference is left.
     """
     kind = device.partition(":")[0]
-    engines = _ENGINES.get(kind, ("torch", "eager"))
-    engines = tuple(name for name in engines if name not in _ASKED_ONLY)
+    engines: tuple[str, ...] = _ENGINES.get(kind, ("torch", "eager"))
     if wish.engine != AUTO:
         engines = (wish.engine,)
     precisions = _PRECISIONS.get(kind, ("fp32",))
@@ -47,6 +45,6 @@ def candidates(wish: EngineWish, device: str) -> list[EngineChoice]:
         EngineChoice(engine, precision)
         for precision in precisions
         for engine in engines
-        if precision in _ONLY.get(engine, precisions)
+        if precision in _ONLY.get(engine, _USUAL)
     ]
     return [choice for choice in found if choice != EAGER]

@@ -28,6 +28,7 @@ class EagerEngine:
     """
 
     name = "eager"
+    padded = True
 
     def __init__(self, source: TowerSource, precision: str = "fp32") -> None:
         if precision not in DTYPES:

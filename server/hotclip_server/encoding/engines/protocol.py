@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-ENGINES = ("eager", "torch", "inductor", "onnx", "cuda")
+ENGINES = ("eager", "torch", "onnx", "cuda")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
@@ -41,6 +41,10 @@ class Engine(Protocol):
     @property
     def precision(self) -> str:
         """One of `PRECISIONS`: of the products, not of the result."""
+
+    @property
+    def padded(self) -> bool:
+        """See `EngineFigures.padded`."""
 
     def run(self, batch: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """Runs one batch; blocks.

@@ -42,6 +42,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    padded = False
 
     def __init__(self, source: TowerSource, precision: str) -> None:
         self.precision = precision

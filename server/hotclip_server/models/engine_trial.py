@@ -1,0 +1,173 @@
+"""Whether an engine may serve one tower of one version: by its own weights, on 64 probes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotclip_server.encoding.engines.choices import EngineWish
+from hotclip_server.encoding.engines.protocol import (
+    EAGER,
+    Engine,
+    EngineChoice,
+    EngineFigures,
+    EngineUnfit,
+    OverlappingEngine,
+)
+from hotclip_server.encoding.engines.remembered import EngineMemory, Ranked
+from hotclip_server.encoding.protocol import Encoder, Tower
+from hotclip_server.models import probe_inputs, probes
+from hotclip_server.models.trials import Pieces
+
+log = logging.getLogger(__name__)
+
+Items = Sequence[NDArray[Any]]
+
+
+@runtime_checkable
+class EngineHost(Encoder, Protocol):
+    """An encoder whose engines can be changed."""
+
+    @property
+    def shape(self) -> str:
+        """What decides how fast it runs: equal for all versions of an architecture."""
+
+    def source(self, tower: Tower) -> Any:
+        """What engines are built from; None once it was closed or its model released."""
+
+    def install(self, tower: Tower, engine: Engine, figures: EngineFigures | None) -> None:
+        """Puts an engine in place and closes the one before; device thread only."""
+
+    def note(self, tower: Tower, figures: EngineFigures | None) -> None:
+        """Keeps what was measured of the engine in place."""
+
+    def release_model(self) -> None:
+        """Frees what only building needs."""
+
+
+class BuildEngine(Protocol):
+    """Makes an engine; blocks. Raises EngineUnfit."""
+
+    def __call__(self, choice: EngineChoice, source: Any, /) -> Engine: ...
+
+
+class HostClosed(Exception):
+    """The version was closed: nobody needs its engines any more."""
+
+
+class Trial:
+    """Builds engines for one tower and compares them with plain open_clip.
+
+    Args:
+        version: Id; verdicts are remembered by it.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        host: EngineHost,
+        tower: Tower,
+        build: BuildEngine,
+        pieces: Pieces,
+        memory: EngineMemory,
+    ) -> None:
+        self._version, self._host, self._tower = version, host, tower
+        self._build, self._pieces, self._memory = build, pieces, memory
+        self._items: Items | None = None
+        self._reference: NDArray[np.float32] | None = None
+
+    async def build(self, choice: EngineChoice) -> Engine | None:
+        """None: it can't run this tower; the log says why.
+
+        Raises:
+            HostClosed: the version is gone.
+        """
+        source = self._host.source(self._tower)
+        if source is None:
+            raise HostClosed
+        try:
+            engine = await asyncio.to_thread(self._build, choice, source)
+            if isinstance(engine, OverlappingEngine):
+                await self._pieces.warm_up(engine)
+            return engine
+        except EngineUnfit as error:
+            log.info("%s does not run %s: %s", choice, self.name, error)
+        except Exception:
+            # Whatever a library raises about this engine, another serves.
+            log.exception("%s can't be built for %s", choice, self.name)
+        return None
+
+    async def passes(self, choice: EngineChoice, engine: Engine) -> bool:
+        """Whether it gives the reference's embeddings of 64 inputs; remembered."""
+        verdict = self._memory.verdict(self._version, self._tower, choice)
+        if verdict is not None:
+            return verdict
+        try:
+            rows = await self._pieces.rows(engine, await self.items())
+        except Exception:
+            log.exception("%s can't run %s", choice, self.name)
+            return False
+        found = probes.parity(await self._reference_rows(), rows)
+        passed = found.holds_in(choice.precision)
+        say = log.info if passed else log.warning
+        say("%s on %s %s: %s", choice, self.name, "passes" if passed else "may not serve", found)
+        await asyncio.to_thread(
+            self._memory.remember_verdict, self._version, self._tower, choice, passed=passed
+        )
+        return passed
+
+    def known_to_fail(self, choice: EngineChoice) -> bool:
+        """Without building it."""
+        return self._memory.verdict(self._version, self._tower, choice) is False
+
+    async def install(self, engine: Engine | None, figures: EngineFigures | None) -> None:
+        """Puts an engine in place between two batches; None: the reference stays."""
+        if engine is None:
+            self._host.note(self._tower, figures)
+        else:
+            await self._pieces.run(lambda: self._host.install(self._tower, engine, figures))
+
+    async def remember(self, wish: EngineWish, ranking: Sequence[Ranked]) -> None:
+        """Keeps what was measured for every version of this architecture."""
+        await asyncio.to_thread(
+            self._memory.remember_ranking, self._host.shape, self._tower, wish, ranking
+        )
+
+    async def items(self) -> Items:
+        """The probes, prepared."""
+        if self._items is None:
+            self._items = await asyncio.to_thread(self._prepare)
+        return self._items
+
+    def _prepare(self) -> Items:
+        host = self._host
+        if self._tower is Tower.TEXT:
+            return [host.prepare_text(text).array for text in probe_inputs.texts()]
+        return list(probe_inputs.images(host.spec.image_size))
+
+    async def timed_items(self, words: Sequence[int]) -> list[Items]:
+        """What is timed: some texts of each length, or images."""
+        if self._tower is Tower.VISION:
+            return [(await self.items())[:8]]
+        texts = [self._host.prepare_text(" ".join(["photo"] * count)).array for count in words]
+        of_length = {len(text): text for text in reversed(texts)}
+        return [[text] for text in reversed(of_length.values())]
+
+    async def _reference_rows(self) -> NDArray[np.float32]:
+        if self._reference is None:
+            eager = await self.build(EAGER)
+            if eager is None:
+                raise HostClosed
+            self._reference = await self._pieces.rows(eager, await self.items())
+            eager.close()
+        return self._reference
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self._tower.value} of version {self._version}"

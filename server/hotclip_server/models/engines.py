@@ -1,0 +1,201 @@
+"""Which engine runs each tower of each version: the fastest that gives the same embeddings.
+
+An architecture is measured once a machine, in the background while plain open_clip answers;
+what was found is remembered, and every later version of that architecture gets it as soon as
+its own weights have passed the probes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hotclip_server.encoding.engines.choices import EngineWish, candidates
+from hotclip_server.encoding.engines.protocol import EAGER, Engine, EngineChoice
+from hotclip_server.encoding.engines.remembered import EngineMemory, Ranked
+from hotclip_server.encoding.protocol import Encoder, Tower
+from hotclip_server.models.engine_trial import (
+    BuildEngine,
+    EngineHost,
+    HostClosed,
+    Items,
+    Trial,
+)
+from hotclip_server.models.trials import Pieces
+
+log = logging.getLogger(__name__)
+
+LARGEST_BATCH = {"cpu": 64, "cuda": 256}
+"""Items of the largest batch that is measured."""
+RACE_S = 0.15
+"""Seconds of a batch that engines are compared on, if one item does not take longer."""
+RACE_ITEMS = 8
+WORTH = 0.9
+"""Part of fp32's time that a lower precision must not exceed, or exactness is given up for
+nothing."""
+WORDS = (10, 4, 24, 70)
+"""Of the texts that are timed, the typical one first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    version: str
+    host: EngineHost
+    towers: tuple[Tower, ...]
+
+
+class EngineSelector:
+    """Gives every loaded version its engines; `start` begins to measure.
+
+    Args:
+        build: Makes engines.
+        pieces: The device, between batches.
+        memory: What was measured before.
+        wish: What the configuration asks for.
+        device: E.g. "cpu" or "cuda:0".
+    """
+
+    def __init__(
+        self,
+        build: BuildEngine,
+        pieces: Pieces,
+        memory: EngineMemory,
+        wish: EngineWish,
+        device: str,
+    ) -> None:
+        self._build, self._pieces, self._memory = build, pieces, memory
+        self._wish, self._device = wish, device
+        self._waiting: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.measuring = 0
+        """Versions that run plain open_clip until they are measured."""
+
+    def start(self) -> None:
+        """Starts to measure what was loaded and is not known."""
+        self._task = asyncio.get_running_loop().create_task(self._work(), name="hotclip-engines")
+
+    async def stop(self) -> None:
+        """Stops measuring; what is in place stays."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def fit(self, version: str, encoder: Encoder) -> None:
+        """Puts remembered engines in place before a version serves; the rest is measured later."""
+        if not isinstance(encoder, EngineHost):
+            return
+        unknown = []
+        for tower in Tower:
+            ranking = await asyncio.to_thread(
+                self._memory.ranking, encoder.shape, tower, self._wish
+            )
+            if ranking is None:
+                unknown.append(tower)
+            else:
+                await self._take_first_fit(self._trial(version, encoder, tower), ranking)
+        if unknown:
+            self.measuring += 1
+            self._waiting.append(_Waiting(version, encoder, tuple(unknown)))
+            self._arrived.set()
+        else:
+            await asyncio.to_thread(encoder.release_model)
+
+    async def _work(self) -> None:
+        while True:
+            await self._arrived.wait()
+            while self._waiting:
+                waiting = self._waiting.popleft()
+                try:
+                    await self._measure_version(waiting)
+                except HostClosed:
+                    log.info("version %s was closed before it was measured", waiting.version)
+                except Exception:
+                    # What serves goes on as it is; the next start tries again.
+                    log.exception("measuring version %s failed", waiting.version)
+                finally:
+                    self.measuring -= 1
+            self._arrived.clear()
+
+    async def _measure_version(self, waiting: _Waiting) -> None:
+        for tower in waiting.towers:
+            trial = self._trial(waiting.version, waiting.host, tower)
+            # Another version of the same architecture may have been measured meanwhile.
+            ranking = self._memory.ranking(waiting.host.shape, tower, self._wish)
+            if ranking is None:
+                await self._measure(trial)
+            else:
+                await self._take_first_fit(trial, ranking)
+        await asyncio.to_thread(waiting.host.release_model)
+
+    def _trial(self, version: str, host: EngineHost, tower: Tower) -> Trial:
+        return Trial(version, host, tower, self._build, self._pieces, self._memory)
+
+    async def _take_first_fit(self, trial: Trial, ranking: Sequence[Ranked]) -> None:
+        """Installs the fastest known engine that this version's weights pass on."""
+        for ranked in ranking:
+            if ranked.choice == EAGER:
+                await trial.install(None, ranked.figures)
+                return
+            if trial.known_to_fail(ranked.choice):
+                continue
+            engine = await trial.build(ranked.choice)
+            if engine is None:
+                continue
+            if await trial.passes(ranked.choice, engine):
+                await trial.install(engine, ranked.figures)
+                return
+            engine.close()
+
+    async def _measure(self, trial: Trial) -> None:
+        """Races every candidate against the fastest that may serve, and installs that one."""
+        champion, best = EAGER, await trial.build(EAGER)
+        if best is None:
+            raise HostClosed
+        seconds: dict[EngineChoice, float] = {}
+        items = await self._race_items(best, await trial.items())
+        for choice in candidates(self._wish, self._device):
+            engine = await trial.build(choice)
+            if engine is None:
+                continue
+            fit = await trial.passes(choice, engine)
+            seconds[champion], seconds[choice] = await self._pieces.race((best, engine), items)
+            if fit and seconds[choice] < seconds[champion] * _handicap(choice, champion):
+                best.close()
+                champion, best = choice, engine
+            else:
+                engine.close()
+        kind = self._device.partition(":")[0]
+        figures = await self._pieces.figures(
+            best, await trial.timed_items(WORDS), LARGEST_BATCH.get(kind, 64)
+        )
+        seconds.setdefault(EAGER, float("inf"))
+        ranking = [
+            Ranked(choice=choice, figures=figures if choice == champion else None)
+            for choice in sorted(
+                seconds, key=lambda choice: seconds[choice] / _handicap(choice, EAGER)
+            )
+        ]
+        await trial.remember(self._wish, ranking)
+        await trial.install(None if champion == EAGER else best, figures)
+        log.info(
+            "%s runs %s: %.1f items/s, best batch %d (%s)",
+            champion,
+            trial.name,
+            figures.items_per_s,
+            figures.best_batch,
+            ", ".join(f"{choice} {1e3 * s / len(items):.2f} ms" for choice, s in seconds.items()),
+        )
+
+    async def _race_items(self, engine: Engine, items: Items) -> Items:
+        one = min(await self._pieces.race((engine,), items[:1]))
+        return items[: max(1, min(RACE_ITEMS, int(RACE_S / max(one, 1e-6))))]
+
+
+def _handicap(challenger: EngineChoice, champion: EngineChoice) -> float:
+    """Part of the champion's time that a challenger must stay below."""
+    exact = (challenger.precision == "fp32", champion.precision == "fp32")
+    return WORTH if exact == (False, True) else 1 / WORTH if exact == (True, False) else 1.0

@@ -1,0 +1,168 @@
+"""Which engine serves: the fastest that passes on the version's own weights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from hotclip_server.encoding.engines.choices import EngineWish
+from hotclip_server.encoding.engines.remembered import EngineMemory
+from hotclip_server.encoding.protocol import Tower
+from hotclip_server.models.engines import EngineSelector
+from hotclip_server.models.trials import Pieces
+from hotclip_server.testing import FakeEncoder
+
+from .engine_fakes import FakeHost, Workshop
+
+T = TypeVar("T")
+SPEEDS = {"eager/fp32": 4e-4, "torch/fp32": 2e-4, "torch/bf16": 1e-4}
+
+
+async def on_device(work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work)
+
+
+@asynccontextmanager
+async def selector(
+    folder: Path, workshop: Workshop, wish: EngineWish | None = None
+) -> AsyncIterator[EngineSelector]:
+    memory = EngineMemory(folder / "engines.json", "machine")
+    pieces = Pieces(on_device, lambda: False)
+    made = EngineSelector(workshop, pieces, memory, wish or EngineWish(), "cpu")
+    made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
+
+
+async def settled(chosen: EngineSelector) -> None:
+    async with asyncio.timeout(30):
+        while chosen.measuring:  # noqa: ASYNC110 - a count that nobody else waits for
+            await asyncio.sleep(0.01)
+
+
+def serving(host: FakeHost) -> list[str]:
+    return [str(host.engine(tower)) for tower in Tower]
+
+
+async def test_the_fastest_that_passes_takes_the_place_of_plain_open_clip(tmp_path: Path) -> None:
+    workshop = Workshop(SPEEDS)
+    host = FakeHost()
+    async with selector(tmp_path, workshop) as chosen:
+        await chosen.fit("v", host)
+        assert serving(host) == ["eager/fp32"] * 2  # until it is measured
+        assert not host.released
+        await settled(chosen)
+    assert serving(host) == ["torch/bf16"] * 2
+    assert host.released
+    for tower in Tower:
+        figures = host.figures(tower)
+        assert figures is not None
+        assert figures.best_batch >= 1
+        assert figures.items_per_s > 1000
+    kept = list(host.installed.values())
+    assert all(engine.closed == (engine not in kept) for engine in workshop.made)
+
+
+async def test_what_does_not_pass_is_not_taken(tmp_path: Path) -> None:
+    workshop = Workshop(SPEEDS, error={"torch/bf16": 0.3, "torch/fp32": 0.05})
+    host = FakeHost()
+    async with selector(tmp_path, workshop) as chosen:
+        await chosen.fit("v", host)
+        await settled(chosen)
+    assert serving(host) == ["eager/fp32"] * 2
+    assert host.figures(Tower.TEXT) is not None
+
+
+async def test_less_exact_and_hardly_faster_is_not_taken(tmp_path: Path) -> None:
+    speeds = {"eager/fp32": 20e-4, "torch/fp32": 10e-4, "torch/bf16": 9.7e-4}
+    host = FakeHost()
+    async with selector(tmp_path, Workshop(speeds)) as chosen:
+        await chosen.fit("v", host)
+        await settled(chosen)
+    assert serving(host) == ["torch/fp32"] * 2
+
+
+async def test_a_restart_measures_nothing_and_builds_one_engine(tmp_path: Path) -> None:
+    async with selector(tmp_path, Workshop(SPEEDS)) as chosen:
+        await chosen.fit("v", FakeHost())
+        await settled(chosen)
+    workshop, host = Workshop(SPEEDS), FakeHost()
+    async with selector(tmp_path, workshop) as chosen:
+        await chosen.fit("v", host)
+        assert chosen.measuring == 0
+        assert serving(host) == ["torch/bf16"] * 2
+        assert host.released
+        assert [engine.sizes for engine in workshop.made] == [[], []]  # verified already
+        assert host.figures(Tower.VISION) is not None
+
+
+async def test_another_version_gets_it_at_once_if_its_weights_pass(tmp_path: Path) -> None:
+    workshop = Workshop(SPEEDS, error={"torch/bf16 bad": 0.3, "torch/fp32 worse": 0.3})
+    workshop.error["torch/bf16 worse"] = 0.3
+    async with selector(tmp_path, workshop) as chosen:
+        await chosen.fit("v", FakeHost())
+        await settled(chosen)
+        good, bad, worse = FakeHost("good"), FakeHost("bad"), FakeHost("worse")
+        for name, host in (("g", good), ("b", bad), ("w", worse)):
+            await chosen.fit(name, host)
+            assert chosen.measuring == 0
+        assert serving(good) == ["torch/bf16"] * 2
+        assert serving(bad) == ["torch/fp32"] * 2
+        assert serving(worse) == ["eager/fp32"] * 2
+        built = workshop.count("torch/bf16")
+        await chosen.fit("b", FakeHost("bad"))
+        assert workshop.count("torch/bf16") == built  # known to fail
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        (EngineWish(engine="eager", precision="fp32"), "eager/fp32"),
+        (EngineWish(engine="torch", precision="fp32"), "torch/fp32"),
+        (EngineWish(engine="auto", precision="fp32"), "torch/fp32"),
+        (EngineWish(engine="onnx", precision="auto"), "eager/fp32"),
+    ],
+)
+async def test_what_is_asked_for(wish: EngineWish, expected: str, tmp_path: Path) -> None:
+    host = FakeHost()
+    async with selector(tmp_path, Workshop(SPEEDS), wish) as chosen:
+        await chosen.fit("v", host)
+        await settled(chosen)
+    assert serving(host) == [expected] * 2
+
+
+async def test_a_version_that_was_closed_is_forgotten(tmp_path: Path) -> None:
+    gone, next_one = FakeHost(), FakeHost()
+    gone.gone = True
+    async with selector(tmp_path, Workshop(SPEEDS)) as chosen:
+        await chosen.fit("v", gone)
+        await chosen.fit("w", next_one)
+        await settled(chosen)
+    assert serving(next_one) == ["torch/bf16"] * 2
+
+
+async def test_an_engine_that_raises_does_not_serve(tmp_path: Path) -> None:
+    class Broken(Workshop):
+        def __call__(self, choice, source):  # type: ignore[no-untyped-def]  # as in the base
+            if str(choice) == "torch/bf16":
+                raise RuntimeError("out of something")
+            return super().__call__(choice, source)
+
+    host = FakeHost()
+    async with selector(tmp_path, Broken(SPEEDS)) as chosen:
+        await chosen.fit("v", host)
+        await settled(chosen)
+    assert serving(host) == ["torch/fp32"] * 2
+
+
+async def test_an_encoder_without_engines_is_left_alone(tmp_path: Path) -> None:
+    async with selector(tmp_path, Workshop(SPEEDS)) as chosen:
+        await chosen.fit("v", FakeEncoder("x"))
+        assert chosen.measuring == 0
