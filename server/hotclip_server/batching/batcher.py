@@ -255,7 +255,7 @@ class Batcher:
 
     def _launch(self, batch: Batch, now: float) -> None:
         starts = max(now, self._flights[-1].ends) if self._flights else now
-        flight = Flight(batch, now, starts + batch.predicted_s())
+        flight = Flight(batch, now, starts + batch.seconds)
         self._flights.append(flight)
         task = asyncio.get_running_loop().create_task(self._fly(flight), name="hotclip-batch")
         self._tasks.add(task)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hotclip_server.encoding.overlapping import Overlapping
 from hotclip_server.encoding.protocol import Encoder, Prepared, Tower
-from hotclip_server.errors import DeviceLost
+from hotclip_server.errors import DeviceLost, HotclipError
 
 T = TypeVar("T")
 Calls = SimpleQueue[Callable[[], None] | None]
@@ -32,10 +32,13 @@ class DeviceThread:
 
     Args:
         depth: Batches that it takes at a time; more than one waits here for its turn.
+        is_lost: Asked after an error, on the thread that had it: whether the device fails every
+            call from now on.
     """
 
-    def __init__(self, depth: int = 1) -> None:
+    def __init__(self, depth: int = 1, is_lost: Callable[[], bool] = lambda: False) -> None:
         self.depth = depth
+        self._is_lost = is_lost
         self.lost = False
         """Whether the device has failed for good."""
         self._calls: Calls = SimpleQueue()
@@ -67,7 +70,7 @@ class DeviceThread:
         """Runs one batch; raises what the encoder raises."""
         if self.depth == 1 or not isinstance(encoder, Overlapping):
             return await self.call(lambda: encoder.encode(tower, batch))
-        answer: _Answer[NDArray[np.float32]] = _Answer(self._failed)
+        answer: _Answer[NDArray[np.float32]] = _Answer(self._told)
 
         def enqueue() -> None:
             try:
@@ -82,7 +85,7 @@ class DeviceThread:
 
     async def call(self, work: Callable[[], T]) -> T:
         """Runs `work` on the device thread, between two batches; raises what it raises."""
-        answer: _Answer[T] = _Answer(self._failed)
+        answer: _Answer[T] = _Answer(self._told)
         self._calls.put(lambda: answer.run(work))
         return await answer.future
 
@@ -94,21 +97,25 @@ class DeviceThread:
         self._threads.append(threading.Thread(target=work, name=name, daemon=True))
         self._threads[-1].start()
 
-    def _failed(self, error: Exception) -> None:
+    def _told(self, error: Exception) -> Exception:
+        """What the caller is told of an error."""
+        if not isinstance(error, HotclipError) and (self.lost or self._is_lost()):
+            error = DeviceLost()
         if isinstance(error, DeviceLost) and not self.lost:
             self.lost = True
             log.critical("the device has failed; this process can't use it any more")
+        return error
 
 
 class _Answer(Generic[T]):
     """A future of the running loop that another thread settles.
 
     Args:
-        failed: Told of every error, on that thread.
+        told: What the caller is told of an error; asked on that thread.
     """
 
-    def __init__(self, failed: Callable[[Exception], None]) -> None:
-        self._failed = failed
+    def __init__(self, told: Callable[[Exception], Exception]) -> None:
+        self._told = told
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[T] = self._loop.create_future()
 
@@ -124,7 +131,7 @@ class _Answer(Generic[T]):
     def settle(self, result: T | None, error: Exception | None) -> None:
         """Wakes whoever awaits the future."""
         if error is not None:
-            self._failed(error)
+            error = self._told(error)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._set, result, error)
 

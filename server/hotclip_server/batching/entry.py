@@ -11,9 +11,6 @@ from hotclip_server.errors import DeadlineExceeded
 if TYPE_CHECKING:
     from hotclip_server.batching.lane import Lane
 
-Rank = tuple[int, int, float]
-"""Class, round, due time; the smallest is next."""
-
 
 class Entry:
     """An item in a queue or on the device.
@@ -21,22 +18,20 @@ class Entry:
     lane: Where it waits; None: it runs, or is done with.
     bucket: Number of the bucket in its lane.
     prepared: None once nobody waits, or it is done.
-    rank: Of the most urgent of those who wait.
     at: Since when it waits.
     waiters: Ticket, index within it, and since when it waits.
     """
 
-    __slots__ = ("_live", "at", "bucket", "key", "lane", "length", "prepared", "rank", "waiters")
+    __slots__ = ("_live", "at", "bucket", "key", "lane", "length", "prepared", "waiters")
 
     def __init__(
-        self, lane: Lane, prepared: Prepared, rank: Rank, ticket: Ticket, index: int, at: float
+        self, lane: Lane, bucket: int, prepared: Prepared, ticket: Ticket, index: int, at: float
     ) -> None:
         self.lane: Lane | None = lane
-        self.bucket = 0
+        self.bucket = bucket
         self.prepared: Prepared | None = prepared
         self.key = prepared.key
         self.length = prepared.length
-        self.rank = rank
         self.at = at
         self.waiters = [(ticket, index, at)]
         self._live = 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hotclip_server.batching.entry import Entry, Rank
+from hotclip_server.batching.entry import Entry
 from hotclip_server.batching.lane import Bucket, Lane
+from hotclip_server.batching.ticket import Rank, Ticket
 from hotclip_server.encoding.protocol import Prepared
 
 
@@ -21,15 +22,13 @@ class Batch:
         self.items: list[Prepared] = []
         self.longest = 0
         self.tokens = 0
+        self.seconds = lane.cost.launch_s
+        """How long it takes, by prediction."""
 
     @property
     def counted_length(self) -> float:
         """Tokens that each item counts as."""
         return self.lane.cost.counted(len(self.items), self.longest, self.tokens)
-
-    def predicted_s(self) -> float:
-        """How long it takes."""
-        return self.lane.cost.predict(len(self.items), self.counted_length)
 
     def added_s(self, length: int) -> float:
         """How much longer it takes with one more item."""
@@ -41,24 +40,32 @@ class Batch:
         alone_s = cost.item_s(length)
         return alone_s + len(self.items) * (alone_s - cost.item_s(self.longest))
 
-    def fits(self, length: int) -> bool:
-        """Whether one more item may be added; the first always may."""
+    def fits(self, added_s: float) -> bool:
+        """Whether an item that adds so much may be added; the first always may."""
         if not self.items:
             return True
         cost = self.lane.cost
-        if len(self.items) >= cost.most:
-            return False
-        return self.predicted_s() + self.added_s(length) <= cost.full_s
+        return len(self.items) < cost.most and self.seconds + added_s <= cost.full_s
 
-    def add(self, entry: Entry, prepared: Prepared) -> None:
-        """Takes an item out of its queue."""
-        entry.lane = None
+    def add(self, entry: Entry, added_s: float, turn_of: Ticket) -> None:
+        """Takes an item out of its queue.
+
+        Args:
+            added_s: Of this item.
+            turn_of: Which of those who wait for it has its turn.
+        """
+        if entry.prepared is None:
+            raise RuntimeError("nobody waits for this item; this is a bug")
+        self.lane.take(entry)
         self.entries.append(entry)
-        self.items.append(prepared)
+        self.items.append(entry.prepared)
         self.longest = max(self.longest, entry.length)
         self.tokens += entry.length
+        self.seconds += added_s
         for ticket, index, _ in entry.waiters:
             ticket.begin(index)
+        cost = self.lane.cost
+        turn_of.charge(max(1 / cost.most, added_s / (cost.full_s - cost.launch_s)))
 
 
 class Riders:
@@ -73,9 +80,9 @@ class Riders:
         self._place = rank[:2]
         self._left_s = most_s
 
-    def admit(self, entry: Entry, added_s: float) -> bool:
-        """Whether it may come in, though it adds so many seconds."""
-        if self._left_s is None or entry.rank[:2] <= self._place:
+    def admit(self, rank: Rank, added_s: float) -> bool:
+        """Whether an item may come in, though it adds so many seconds."""
+        if self._left_s is None or rank[:2] <= self._place:
             return True
         if added_s > self._left_s:
             return False
@@ -83,20 +90,26 @@ class Riders:
         return True
 
 
-def fill(batch: Batch, head: Entry, now: float) -> None:
-    """Fills a batch that begins with `head`, or has it.
+def fill(batch: Batch, rank: Rank, own: int, now: float) -> None:
+    """Fills a batch that begins with the head of a bucket, or has items already.
 
-    Items of its class and round, and more urgent ones, fill it. Later ones may ride along as
-    long as they hold up the others no longer than a launch takes, which is what they save.
+    Items of the same class and round, and more urgent ones, fill it. Later ones may ride along
+    as long as they hold up the others no longer than a launch takes, which is what they save.
     Items of other lengths join where padding costs less than a batch of their own.
+
+    Args:
+        rank: Of the item that it is closed for.
+        own: Number of its bucket.
     """
-    lane, own = batch.lane, head.bucket
-    riders = Riders(head.rank, lane.cost.launch_s if lane.cost.known else None)
+    lane = batch.lane
+    riders = Riders(rank, lane.cost.launch_s if lane.cost.known else None)
     if own in lane.buckets:
         _move(lane.buckets[own], batch, riders, now)
+    if len(lane.buckets) == 1:
+        return
     for number in sorted(lane.buckets, key=lambda number: (abs(number - own), number)):
         bucket = lane.buckets[number]
-        if number != own and bucket.head(now) is not None and joining_pays(batch, bucket):
+        if number != own and bucket.waiting and joining_pays(batch, bucket):
             _move(bucket, batch, riders, now)
 
 
@@ -106,20 +119,21 @@ def joining_pays(batch: Batch, bucket: Bucket) -> bool:
     if not cost.padded:
         return True
     longest = max(batch.longest, bucket.longest)
-    items = min(len(bucket), cost.most - len(batch.items))
+    items = min(bucket.waiting, cost.most - len(batch.items))
     padded_s = cost.item_s(longest)
     padding_s = items * (padded_s - cost.item_s(bucket.longest))
     padding_s += len(batch.items) * (padded_s - cost.item_s(batch.longest))
-    saved = 1.0 if items == len(bucket) else items / cost.most_items(bucket.longest)
+    saved = 1.0 if items == bucket.waiting else items / cost.most_items(bucket.longest)
     return padding_s <= saved * cost.launch_s
 
 
 def _move(bucket: Bucket, batch: Batch, riders: Riders, now: float) -> None:
-    while (entry := bucket.head(now)) is not None:
-        prepared = entry.prepared
-        if prepared is None or not batch.fits(entry.length):
+    while (head := bucket.head(now)) is not None:
+        rank, flow, entry = head
+        added_s = batch.added_s(entry.length)
+        if not batch.fits(added_s):
+            flow.ticket.end_turn()
             return
-        if batch.items and not riders.admit(entry, batch.added_s(entry.length)):
+        if batch.items and not riders.admit(rank, added_s):
             return
-        bucket.pop()
-        batch.add(entry, prepared)
+        batch.add(entry, added_s, flow.ticket)

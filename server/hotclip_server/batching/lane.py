@@ -2,50 +2,78 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from collections import deque
+from heapq import heappop, heappush, heapreplace
 from itertools import count
 
 from hotclip_server.batching.cost import TowerCost, bucket_of
-from hotclip_server.batching.entry import Entry, Rank
-from hotclip_server.batching.ticket import Resident, Ticket
+from hotclip_server.batching.entry import Entry
+from hotclip_server.batching.ticket import Rank, Resident, Ticket
 from hotclip_server.encoding.protocol import Prepared, Tower
 
 
-class Bucket:
-    """Waiting items of about the same length, the most urgent first.
+class Flow:
+    """Items of one request in one bucket, in the order in which they came."""
 
-    longest: Tokens of the longest that was put in.
-    """
+    __slots__ = ("entries", "ticket")
 
-    def __init__(self) -> None:
-        self.longest = 0
-        self._heap: list[tuple[Rank, int, Entry]] = []
-        self._numbers = count()  # first come, first served among equals
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def put(self, entry: Entry) -> None:
-        """Adds an item; again once it became more urgent."""
-        if entry.length > self.longest:
-            self.longest = entry.length
-        heappush(self._heap, (entry.rank, next(self._numbers), entry))
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.entries: deque[Entry] = deque()
 
     def head(self, now: float) -> Entry | None:
-        """The most urgent item that is still wanted."""
-        heap = self._heap
-        while heap:
-            entry = heap[0][2]
+        """The first item that is still wanted."""
+        entries = self.entries
+        while entries:
+            entry = entries[0]
             if entry.wanted(now):
                 return entry
-            heappop(heap)
+            entries.popleft()
             if entry.lane is not None:
                 entry.lane.forget(entry)
         return None
 
-    def pop(self) -> None:
-        """Removes what `head` gave."""
-        heappop(self._heap)
+
+class Bucket:
+    """Waiting items of about the same length, those of the most urgent request first.
+
+    longest: Tokens of the longest that was put in.
+    waiting: Items that were not taken out.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0
+        self.waiting = 0
+        self._flows: dict[Ticket, Flow] = {}
+        self._heap: list[tuple[Rank, int, Flow]] = []
+        self._numbers = count()  # first come, first served among equals
+
+    def put(self, entry: Entry, ticket: Ticket) -> None:
+        """Adds an item to those of a request; it may be among those of several."""
+        if entry.length > self.longest:
+            self.longest = entry.length
+        flow = self._flows.get(ticket)
+        if flow is None:
+            flow = self._flows[ticket] = Flow(ticket)
+            heappush(self._heap, (ticket.rank, next(self._numbers), flow))
+        flow.entries.append(entry)
+
+    def head(self, now: float) -> tuple[Rank, Flow, Entry] | None:
+        """The most urgent item that is still wanted, and of which request it is."""
+        heap = self._heap
+        while heap:
+            rank, number, flow = heap[0]
+            entry = flow.head(now)
+            if entry is None:
+                heappop(heap)
+                del self._flows[flow.ticket]
+                continue
+            # A request's rank only ever gets worse, with each turn that it had.
+            latest = flow.ticket.rank
+            if latest == rank:
+                return rank, flow, entry
+            heapreplace(heap, (latest, number, flow))
+        return None
 
 
 class Lane:
@@ -62,9 +90,7 @@ class Lane:
         self.shared: dict[bytes, Entry] = {}
         self.buckets: dict[int, Bucket] = {}
 
-    def put(
-        self, ticket: Ticket, index: int, prepared: Prepared, rank: Rank, now: float
-    ) -> Entry | None:
+    def put(self, ticket: Ticket, index: int, prepared: Prepared, now: float) -> Entry | None:
         """Queues one item.
 
         Returns:
@@ -72,40 +98,44 @@ class Lane:
         """
         entry = self.shared.get(prepared.key)
         if entry is None or entry.prepared is None:
-            entry = Entry(self, prepared, rank, ticket, index, now)
+            number = bucket_of(prepared.length) if self.cost.padded else 0
+            entry = Entry(self, number, prepared, ticket, index, now)
             self.shared[prepared.key] = entry
             ticket.entries.append(entry)
-            self._queue(entry)
+            bucket = self.buckets.get(number)
+            if bucket is None:
+                bucket = self.buckets[number] = Bucket()
+            bucket.waiting += 1
+            bucket.put(entry, ticket)
             return entry
         entry.join(ticket, index, now)
         ticket.entries.append(entry)
         ticket.begin(index)
-        if entry.lane is not None and rank < entry.rank:
-            # The record that it has already is passed over once the item is taken.
-            entry.rank = rank
-            self._queue(entry)
+        if entry.lane is not None:
+            # It runs when the first of those who wait for it has its turn.
+            self.buckets[entry.bucket].put(entry, ticket)
         return None
 
-    def head(self, now: float) -> Entry | None:
+    def head(self, now: float) -> tuple[Rank, Entry] | None:
         """The most urgent item; forgets buckets that are empty."""
-        best: Entry | None = None
+        best: tuple[Rank, Entry] | None = None
         for number, bucket in list(self.buckets.items()):
-            entry = bucket.head(now)
-            if entry is None:
+            head = bucket.head(now)
+            if head is None:
                 del self.buckets[number]
-            elif best is None or entry.rank < best.rank:
-                best = entry
+            elif best is None or head[0] < best[0]:
+                best = (head[0], head[2])
         return best
+
+    def take(self, entry: Entry) -> None:
+        """Takes an item out to be run; who brings the same can still join it."""
+        self.buckets[entry.bucket].waiting -= 1
+        entry.lane = None
 
     def forget(self, entry: Entry) -> None:
         """An item is done with: nobody can join it any more."""
-        entry.prepared = entry.lane = None
+        if entry.lane is not None:
+            self.take(entry)
+        entry.prepared = None
         if self.shared.get(entry.key) is entry:
             del self.shared[entry.key]
-
-    def _queue(self, entry: Entry) -> None:
-        entry.bucket = bucket_of(entry.length) if self.cost.padded else 0
-        bucket = self.buckets.get(entry.bucket)
-        if bucket is None:
-            bucket = self.buckets[entry.bucket] = Bucket()
-        bucket.put(entry)

@@ -1,8 +1,9 @@
 """Which batch runs next.
 
-Order: class, then round, then due time. The items of a request are in rounds of one full
-batch's worth each, so a query waits for one batch's worth of every other request and not for
-a long one's rest. A request is due at its deadline, at the latest `HORIZON_S` after it came.
+Order: class, then round, then due time. A request that had a full batch's worth of the device
+goes on in the next round, after all that are in this one: a query waits for one batch's worth
+of every other request and not for a long one's rest. A request is due at its deadline, at the
+latest `HORIZON_S` after it came.
 
 Nothing starves: when the item that waits longest has waited `AGED_S`, every `AGED_EVERY`th
 batch begins with it, whatever its class, round, tower and version. Its place in that order
@@ -19,7 +20,7 @@ from hotclip_server.batching.cost import CostModel
 from hotclip_server.batching.entry import Entry
 from hotclip_server.batching.filling import Batch, fill
 from hotclip_server.batching.lane import Lane
-from hotclip_server.batching.ticket import Priority, Ticket
+from hotclip_server.batching.ticket import Priority, Rank, Ticket
 from hotclip_server.encoding.protocol import Prepared, Tower
 
 HORIZON_S = 2.0
@@ -51,15 +52,14 @@ class QueueSet:
             How many joined others that wait or run already.
         """
         joined = 0
-        place = ticket.place
+        # Who did not use the rounds that have passed does not get them later.
+        ticket.stand_in(self.rounds[ticket.place.priority])
         lanes: dict[Tower, Lane] = {}
         for index, prepared in items:
             lane = lanes.get(prepared.tower)
             if lane is None:
                 lane = lanes[prepared.tower] = self._lane(ticket, prepared.tower)
-            round_ = max(place.round_of(index), self.rounds[place.priority])
-            rank = (place.priority, round_, place.due)
-            entry = lane.put(ticket, index, prepared, rank, now)
+            entry = lane.put(ticket, index, prepared, now)
             if entry is None:
                 joined += 1
             else:
@@ -68,12 +68,12 @@ class QueueSet:
 
     def take(self, now: float) -> Batch | None:
         """Closes the next batch; None: nothing waits."""
-        best: tuple[Entry, Lane] | None = None
+        best: tuple[Rank, Entry, Lane] | None = None
         for key, lane in list(self._lanes.items()):
             head = lane.head(now)
             if head is not None:
-                if best is None or head.rank < best[0].rank:
-                    best = (head, lane)
+                if best is None or head[0] < best[0]:
+                    best = (*head, lane)
             elif not lane.shared:
                 # An empty lane would keep its version's weights alive.
                 del self._lanes[key]
@@ -84,12 +84,13 @@ class QueueSet:
         self._since_aged += 1
         batch = self._aged(now)
         if batch is None:
-            head, lane = best
-            self.rounds[head.rank[0]] = max(self.rounds[head.rank[0]], head.rank[1])
+            rank, entry, lane = best
+            priority, round_, _ = rank
+            self.rounds[priority] = max(self.rounds[priority], round_)
             # Its engine may have changed, and with it what a full batch is.
             self._costs.of(lane.resident.encoder, lane.tower)
             batch = Batch(lane, self._batches)
-            fill(batch, head, now)
+            fill(batch, rank, entry.bucket, now)
         return batch
 
     def forget(self, batch: Batch) -> None:
@@ -110,12 +111,15 @@ class QueueSet:
         if lane is None:
             raise RuntimeError("an item that waits is nowhere; this is a bug")
         batch = Batch(lane, self._batches)
+        rank = _whose_turn(head).rank
         entry: Entry | None = head
-        while entry is not None and entry.lane is lane and batch.fits(entry.length):
-            if entry.prepared is not None:
-                batch.add(entry, entry.prepared)
+        while entry is not None and entry.lane is lane:
+            added_s = batch.added_s(entry.length)
+            if not batch.fits(added_s):
+                break
+            batch.add(entry, added_s, _whose_turn(entry))
             entry = self._longest_waiting(now)
-        fill(batch, head, now)
+        fill(batch, rank, head.bucket, now)
         return batch
 
     def _longest_waiting(self, now: float) -> Entry | None:
@@ -135,6 +139,11 @@ class QueueSet:
             cost = self._costs.of(resident.encoder, tower)
             lane = self._lanes[key] = Lane(resident, tower, cost)
         return lane
+
+
+def _whose_turn(entry: Entry) -> Ticket:
+    waiting = [ticket for ticket, _, _ in entry.waiters if not ticket.done]
+    return min(waiting, key=lambda ticket: ticket.rank)
 
 
 def _key(lane: Lane) -> tuple[str, int, Tower]:

@@ -23,6 +23,12 @@ Row = NDArray[np.float32] | HotclipError
 """float32 of shape (dim,), or why there is none."""
 
 
+Rank = tuple[int, int, float]
+"""Class, round, due time; the smallest is next."""
+
+HALF_A_TURN = 0.5
+
+
 class Priority(IntEnum):
     """How urgent a request is; a smaller number goes first."""
 
@@ -88,6 +94,8 @@ class Ticket:
         self.resident = resident
         self.deadline = deadline
         self.place = place
+        self.rank: Rank = (place.priority, place.first_round, place.due)
+        """Where its items stand now; only ever gets worse."""
         self.entries: list[Entry] = []
         self._ledger = ledger
         self._backlog = backlog
@@ -98,6 +106,7 @@ class Ticket:
         self._queue_s = 0.0
         self._compute_s = 0.0
         self._batch = 0
+        self._turn = 0.0
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         backlog.add(place, len(self._sizes))
         if not self._remaining:
@@ -107,6 +116,25 @@ class Ticket:
     def done(self) -> bool:
         """Nobody waits any more: answered, failed or cancelled."""
         return self._answer.done()
+
+    def charge(self, share: float) -> None:
+        """An item ran that takes this share of a full batch. A full batch's worth is a turn."""
+        self._turn += share
+        # What is left of a turn is no use if the next such item is too large for it.
+        if self._turn + share > 1.0 + 1e-9:
+            self.stand_in(self.rank[1] + 1)
+
+    def end_turn(self) -> None:
+        """Its next item did not fit into a batch; the rest of a turn makes no good batch."""
+        if self._turn > HALF_A_TURN:
+            self.stand_in(self.rank[1] + 1)
+
+    def stand_in(self, round_: int) -> None:
+        """Goes on in a round, unless it is past it."""
+        priority, now, due = self.rank
+        if round_ > now:
+            self.rank = (priority, round_, due)
+            self._turn = 0.0
 
     async def answer(self) -> Answer:
         """Waits for every item.
