@@ -43,6 +43,16 @@ def test_types_are_as_small_and_as_near_as_they_say(
     np.testing.assert_allclose(vectors.dequantize(), exact, atol=error)
 
 
+def test_timings_add_up(client: Client) -> None:
+    items = [f"nobody asked for this {n}" for n in range(40)]
+    spent = client.encode(items).timings
+    assert spent is not None
+    assert 0 < spent.compute_s <= spent.total_s
+    assert 0 <= spent.queue_s <= spent.total_s
+    assert 0 < spent.preprocess_s
+    assert client.encode(items)[:3].timings is None
+
+
 def test_signs(client: Client, exact: Embeddings) -> None:
     vectors = client.encode(ITEMS, dtype="binary")
     assert (vectors.shape, vectors.dim) == ((4, exact.shape[1] // 8), exact.shape[1])

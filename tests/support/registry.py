@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from support.versions import FakeLoader, run_inline
 
@@ -34,6 +35,6 @@ async def load(registry: ModelRegistry, seed: str) -> str:
     return (await registry.load_version("", f"fake:{seed}")).id
 
 
-def pinned(registry: ModelRegistry, **kwargs: str) -> str:
+def pinned(registry: ModelRegistry, **kwargs: Any) -> str:
     with registry.pin(**kwargs) as pin:
         return pin.resident.version_id

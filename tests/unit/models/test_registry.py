@@ -9,6 +9,7 @@ import pytest
 from support.registry import load, pinned
 from support.versions import FakeLoader, spec_of
 
+from hotclip_server.encoding.spaces import truncated
 from hotclip_server.errors import (
     Aborted,
     FailedPrecondition,
@@ -160,6 +161,24 @@ async def test_spaces(registry: ModelRegistry) -> None:
         registry.pin(version="v-nowhere")
     with pytest.raises(NotFound):
         registry.pin(model="nobody")
+
+
+async def test_spaces_of_fewer_dimensions(registry: ModelRegistry) -> None:
+    cut = {seed: truncated(spec_of(seed), 8).space_id for seed in "abc"}
+    await registry.activate("", await load(registry, "b"))
+    assert pinned(registry, expected_space_id=cut["b"], dimensions=8) == "v-b"
+    assert pinned(registry, expected_space_id=cut["a"], dimensions=8) == "v-a"
+    for arguments in (
+        {"expected_space_id": cut["c"], "dimensions": 8},
+        {"expected_space_id": cut["b"], "dimensions": 7},
+        {"expected_space_id": cut["b"]},
+        {"expected_space_id": cut["a"], "dimensions": 8, "version": "v-b"},
+    ):
+        with pytest.raises(FailedPrecondition) as caught:
+            registry.pin(**arguments)
+        assert caught.value.reason == "SPACE_MISMATCH"
+    with pytest.raises(InvalidArgument, match="dimensions"):
+        registry.pin(expected_space_id=cut["b"], dimensions=1000)
 
 
 async def test_request_ids(registry: ModelRegistry, loader: FakeLoader) -> None:
