@@ -75,12 +75,12 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
         raise RuntimeError("neither a loader nor a store; this is a bug")
     folder = config.data_dir
     database = Database(config.database)
+    cuda = make_cuda_engines(device_name) if store else None
     # On a GPU the next batch is copied while one is computed.
-    device = DeviceThread(depth=2 if device_name.startswith("cuda") else 1)
+    device = DeviceThread(depth=2, is_lost=cuda.device.is_lost) if cuda else DeviceThread()
     batcher = Batcher(device, batch_limits(config, device_name))
     health = Health(SERVICE_NAMES)
     pipeline = EncodePipeline(batcher, item_limits(config), config.prepare_threads)
-    cuda = make_cuda_engines(device_name) if store else None
     engines = make_engines(config, device_name, device, batcher, cuda) if store else None
     registry = ModelRegistry(
         database,

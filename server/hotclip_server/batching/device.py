@@ -99,12 +99,13 @@ class DeviceThread:
 
     def _told(self, error: Exception) -> Exception:
         """What the caller is told of an error."""
+        told = error
         if not isinstance(error, HotclipError) and (self.lost or self._is_lost()):
-            error = DeviceLost()
-        if isinstance(error, DeviceLost) and not self.lost:
+            told = DeviceLost()
+        if isinstance(told, DeviceLost) and not self.lost:
             self.lost = True
-            log.critical("the device has failed; this process can't use it any more")
-        return error
+            log.critical("the device has failed; this process can't use it", exc_info=error)
+        return told
 
 
 class _Answer(Generic[T]):

@@ -53,7 +53,7 @@ class CudaEngine:
         """Enqueues a batch as `run` takes it; waits only if two are under way.
 
         Raises:
-            DeviceLost: every further batch would fail too.
+            RuntimeError: the device has failed.
         """
         most = self.batches[-1]
         parts = [batch[start : start + most] for start in range(0, len(batch), most)]

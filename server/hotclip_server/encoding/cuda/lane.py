@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from hotclip_server.encoding.cuda.device import Device
-from hotclip_server.errors import DeviceLost
 
 
 class Pending:
@@ -37,7 +36,7 @@ class Pending:
             float32 (items, dim).
 
         Raises:
-            DeviceLost: every further batch would fail too.
+            RuntimeError: the device has failed.
         """
         with self._lock:
             if self._rows is None and self._error is None:
@@ -45,7 +44,7 @@ class Pending:
                     self._lane.left.synchronize()
                     self._rows = self._lane.rows(self._shape)[self._order]
                 except Exception as error:  # noqa: BLE001 - belongs to everyone who waits
-                    self._error = self._lane.told(error)
+                    self._error = error
                 self._keep = ()
             if self._error is not None:
                 raise self._error
@@ -67,10 +66,6 @@ class Lane:
         )
         self.arrived, self.computed, self.left = device.event(), device.event(), device.event()
         self.pending: Pending | None = None
-
-    def told(self, error: Exception) -> Exception:
-        """What an error of the device means."""
-        return DeviceLost() if self._device.is_lost() else error
 
     def free(self) -> None:
         """Blocks until the batch before is done and read; how it ended is not told here."""

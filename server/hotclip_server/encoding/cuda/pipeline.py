@@ -52,7 +52,7 @@ class Pipeline:
 
         Raises:
             ValueError: too many items, or too long ones.
-            DeviceLost: every further batch would fail too.
+            RuntimeError: the device has failed.
         """
         length = max(map(len, batch)) if not slot.tower.row_shape else 1
         bucket = slot.buckets.of(len(batch), length)
@@ -61,13 +61,10 @@ class Pipeline:
         lane.free()
         try:
             return self._enqueue(lane, slot, bucket, batch, staged)
-        except Exception as error:
+        except Exception:
             # Part of it may be under way, in the buffers of this lane.
             self.drain()
-            told = lane.told(error)
-            if told is error:
-                raise
-            raise told from error
+            raise
 
     def reserve(self, slot: Slot) -> None:
         """Makes the lanes large enough for any batch of a slot; waits for what is under way."""

@@ -27,7 +27,7 @@ class PendingBatch(Protocol):
             float32 (items, dim).
 
         Raises:
-            DeviceLost: every further batch would fail too.
+            RuntimeError: the device has failed.
         """
 
 

@@ -17,7 +17,6 @@ from hotclip_server.encoding.cuda.gate import CaptureGate
 from hotclip_server.encoding.engines.protocol import EngineUnfit, OverlappingEngine, PendingBatch
 from hotclip_server.encoding.engines.source import TowerSource
 from hotclip_server.encoding.protocol import Tower
-from hotclip_server.errors import DeviceLost
 
 
 def engines_of(device: SimulatedDevice) -> CudaEngines:
@@ -137,15 +136,6 @@ def test_a_warm_up_ends_with_its_engine() -> None:
     engine.close()
     with pytest.raises(RuntimeError, match="closed"):
         next(steps)
-
-
-def test_a_lost_device() -> None:
-    device = SimulatedDevice()
-    source = tower_source("clip", Tower.TEXT)
-    engine = engines_of(device).build(source, "fp32")
-    device.lost = True
-    with pytest.raises(DeviceLost):
-        engine.run(inputs_of(source, 1))
 
 
 def test_one_thread_submits_another_waits() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
 from support.pictures import encoded, photograph
 from support.simulated_device import SimulatedDevice
 from support.small_models import TEXTS, write_model
+from support.towers import inputs_of, tower_source
 
 from hotclip_server.batching.device import DeviceThread
 from hotclip_server.encoding.cuda.engine import CudaEngines
@@ -16,7 +18,9 @@ from hotclip_server.encoding.cuda.gate import CaptureGate
 from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
 from hotclip_server.encoding.overlapping import Overlapping
 from hotclip_server.encoding.protocol import Prepared, Tower
+from hotclip_server.errors import DeviceLost
 from hotclip_server.models.store import VersionStore
+from hotclip_server.models.trials import Pieces
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +92,41 @@ def test_images_wait_where_the_device_fetches_them(
     assert placed.key == plain.prepare_tensor(pixels, 32, 32).key
     rows = served.encode(Tower.VISION, [placed, placed])
     np.testing.assert_array_equal(rows[0], rows[1])
+
+
+async def test_a_device_that_fails_under_way_is_lost() -> None:
+    simulated = SimulatedDevice()
+    source = tower_source("clip", Tower.TEXT)
+    engine = CudaEngines(simulated, CaptureGate(), (1, 4)).build(source, "fp32")
+    device = DeviceThread(depth=2, is_lost=simulated.is_lost)
+    device.start()
+    batch = inputs_of(source, 2)
+    with pytest.raises(ValueError, match="fit none"):
+        await device.call(lambda: engine.submit([np.zeros(99, np.int64)]))
+    assert not device.lost
+    pending = await device.call(lambda: engine.submit(batch))
+    simulated.lost = True
+    for work in (pending.wait, lambda: engine.run(batch)):
+        with pytest.raises(DeviceLost):
+            await device.call(work)
+    assert device.lost
+    assert await asyncio.to_thread(device.stop, 5)
+
+
+async def test_a_warm_up_takes_turns_with_requests_and_a_training() -> None:
+    source = tower_source("clip", Tower.VISION)
+    engines = CudaEngines(SimulatedDevice(), CaptureGate(), (1, 4))
+    engine = engines.build(source, "fp32")
+    device = DeviceThread(depth=2)
+    device.start()
+    others: list[str] = []
+    with engines.gate.drawing():
+        warm_up = asyncio.create_task(Pieces(device.call, lambda: True).warm_up(engine))
+        while len(others) < 10:
+            others.append(await device.call(lambda: threading.current_thread().name))
+            assert not warm_up.done()
+    await asyncio.wait_for(warm_up, 30)
+    assert set(others) == {"hotclip-device"}
+    assert engine._slot is not None
+    assert len(engine._slot.captured) == 2
+    assert await asyncio.to_thread(device.stop, 5)
