@@ -93,7 +93,11 @@ class Trial:
         try:
             engine = await asyncio.to_thread(self._build, choice, source)
             if isinstance(engine, OverlappingEngine):
-                await self._pieces.warm_up(engine)
+                try:
+                    await self._pieces.warm_up(engine)
+                except BaseException:
+                    await asyncio.shield(asyncio.to_thread(engine.close))
+                    raise
             return engine
         except EngineUnfit as error:
             log.info("%s does not run %s: %s", choice, self.name, error)

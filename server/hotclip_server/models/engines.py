@@ -148,7 +148,7 @@ class EngineSelector:
             if await trial.passes(ranked.choice, engine):
                 await trial.install(engine, ranked.figures)
                 return
-            engine.close()
+            await asyncio.to_thread(engine.close)
 
     async def _measure(self, trial: Trial) -> None:
         """Races every candidate against the fastest that may serve, and installs that one."""
@@ -164,10 +164,10 @@ class EngineSelector:
             fit = await trial.passes(choice, engine)
             seconds[champion], seconds[choice] = await self._pieces.race((best, engine), items)
             if fit and seconds[choice] < seconds[champion] * _handicap(choice, champion):
-                best.close()
+                await asyncio.to_thread(best.close)
                 champion, best = choice, engine
             else:
-                engine.close()
+                await asyncio.to_thread(engine.close)
         kind = self._device.partition(":")[0]
         figures = await self._pieces.figures(
             best, await trial.timed_items(WORDS), LARGEST_BATCH.get(kind, 64)
