@@ -90,6 +90,9 @@ class FastTokenizer:
         self._strip = settings.sep_id if options.get("strip_sep_token") else None
         backend.no_truncation()
         backend.no_padding()
+        self._marks = backend.num_special_tokens_to_add(False)
+        """Tokens that mark start and end."""
+        self._room = self.context_length - self._marks
 
     def ids(self, text: str, truncate: Truncate = Truncate.END) -> NDArray[np.int64]:
         ids = self._fitting_ids(self._clean(text), truncate)
@@ -103,15 +106,12 @@ class FastTokenizer:
         return stacked(self.ids, texts, self.context_length)
 
     def _fitting_ids(self, text: str, truncate: Truncate) -> list[int]:
-        ids = self._backend.encode(text).ids
-        if len(ids) <= self.context_length:
-            return ids
-        if truncate is Truncate.NONE:
-            raise too_long(len(ids), self.context_length)
-        side = "left" if truncate is Truncate.START else self._settings.truncation_side
         encoding = self._backend.encode(text, add_special_tokens=False)
-        room = self.context_length - self._backend.num_special_tokens_to_add(False)
-        encoding.truncate(room, direction=side)
+        if len(encoding) > self._room:
+            if truncate is Truncate.NONE:
+                raise too_long(len(encoding) + self._marks, self.context_length)
+            side = "left" if truncate is Truncate.START else self._settings.truncation_side
+            encoding.truncate(self._room, direction=side)
         return self._backend.post_process(encoding).ids
 
 
