@@ -49,7 +49,7 @@ def test_timings_add_up(client: Client) -> None:
     assert spent is not None
     assert 0 < spent.compute_s <= spent.total_s
     assert 0 <= spent.queue_s <= spent.total_s
-    assert 0 < spent.preprocess_s
+    assert spent.preprocess_s > 0
     assert client.encode(items)[:3].timings is None
 
 
