@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +14,16 @@ from support.small_models import TEXTS, write_model
 from support.towers import inputs_of, tower_source
 
 from hotclip_server.batching.device import DeviceThread
-from hotclip_server.encoding.cuda.engine import CudaEngines
+from hotclip_server.encoding.cuda.engine import CudaEngine, CudaEngines
 from hotclip_server.encoding.cuda.gate import CaptureGate
+from hotclip_server.encoding.engines.factory import EngineFactory
+from hotclip_server.encoding.engines.protocol import EngineChoice
+from hotclip_server.encoding.engines.remembered import EngineMemory
 from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
 from hotclip_server.encoding.overlapping import Overlapping
 from hotclip_server.encoding.protocol import Prepared, Tower
 from hotclip_server.errors import DeviceLost
+from hotclip_server.models.engine_trial import Trial
 from hotclip_server.models.store import VersionStore
 from hotclip_server.models.trials import Pieces
 
@@ -129,4 +134,27 @@ async def test_a_warm_up_takes_turns_with_requests_and_a_training() -> None:
     assert set(others) == {"hotclip-device"}
     assert engine._slot is not None
     assert len(engine._slot.captured) == 2
+    assert await asyncio.to_thread(device.stop, 5)
+
+
+async def test_an_engine_whose_warm_up_fails_gives_its_slot_back(
+    encoders: tuple[OpenClipEncoder, OpenClipEncoder], tmp_path: Path
+) -> None:
+    plain, _ = encoders
+    simulated = SimulatedDevice()
+    engines = CudaEngines(simulated, CaptureGate(), (1,))
+    factory = EngineFactory({"cuda": engines.build})
+    device = DeviceThread(depth=2)
+    device.start()
+    memory = EngineMemory(tmp_path / "engines.json", "here")
+    pieces = Pieces(device.call, lambda: False)
+    trial = Trial("v", plain, Tower.TEXT, factory.build, pieces, memory)
+    simulated.begin(0, frozenset([3]))
+    assert await trial.build(EngineChoice("cuda", "fp32")) is None
+    (spare,) = engines._spare
+    simulated.begin(0)
+    built = await trial.build(EngineChoice("cuda", "fp32"))
+    assert isinstance(built, CudaEngine)
+    assert built._slot is spare
+    assert await trial.passes(EngineChoice("cuda", "fp32"), built)
     assert await asyncio.to_thread(device.stop, 5)
