@@ -34,7 +34,7 @@ from hotclip._points import Point, Upserted, Vector
 from hotclip._queries import Hit, Hits, PointId
 from hotclip._ranking import Ranking, RankScore
 from hotclip._resize import ImagePreprocessing
-from hotclip._server import Limits, ServerInfo, VersionInfo
+from hotclip._server import EngineInfo, Limits, ServerInfo, VersionInfo
 from hotclip._streaming import Encoded
 from hotclip._sync.client import Client
 from hotclip._sync.jobs import Run
@@ -50,6 +50,7 @@ __all__ = [
     "Dataset",
     "Embeddings",
     "Encoded",
+    "EngineInfo",
     "Example",
     "Filter",
     "Heartbeat",

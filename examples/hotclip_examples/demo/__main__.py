@@ -46,7 +46,7 @@ def main() -> int:
         hotclip.Client(address) as client,
     ):
         info = client.server_info()
-        say(f"server {address}: {options.model} on {info.device}, {info.precision}")
+        say(f"server {address}: {options.model} on {info.device}")
         outcome = story.tell(client, data / "versions", output / "pictures", recipe)
     result = _result(outcome)
     result["seconds"] = round(time.monotonic() - began, 1)

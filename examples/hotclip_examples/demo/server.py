@@ -25,6 +25,8 @@ def running_server(data_dir: Path, log: Path, *, model: str, device: str) -> Ite
     address = f"127.0.0.1:{_free_port()}"
     command = [sys.executable, "-m", "hotclip_server", "--port", address.rpartition(":")[2]]
     command += ["--data-dir", str(data_dir), "--model", model, "--device", device]
+    # Every answer is held to 1 % of plain open_clip's: what tells two like versions apart.
+    command += ["--precision", "fp32"]
     # What somebody set for a server of their own must not change what is shown.
     inherited = {name: v for name, v in os.environ.items() if not name.startswith("HOTCLIP_")}
     with log.open("wb") as output:
