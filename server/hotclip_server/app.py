@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hotclip_proto.v1 import server_pb2, types_pb2
 from hotclip_server.batching.batcher import Batcher, BatchLimits
 from hotclip_server.batching.budget import Budget
+from hotclip_server.batching.cache import FeatureCache
 from hotclip_server.batching.device import DeviceThread
 from hotclip_server.batching.watchdog import Watchdog
 from hotclip_server.config import ServerConfig
@@ -80,7 +81,8 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
     device = DeviceThread(depth=2, is_lost=cuda.device.is_lost) if cuda else DeviceThread()
     batcher = Batcher(device, batch_limits(config, device_name))
     health = Health(SERVICE_NAMES)
-    pipeline = EncodePipeline(batcher, item_limits(config), config.prepare_threads)
+    cache = FeatureCache(config.cache_bytes)
+    pipeline = EncodePipeline(batcher, item_limits(config), config.prepare_threads, cache)
     engines = make_engines(config, device_name, device, batcher, cuda) if store else None
     registry = ModelRegistry(
         database,

@@ -123,6 +123,8 @@ class ServerConfig:
     """Items that may wait to be encoded; beyond, requests are refused with UNAVAILABLE."""
     max_queue_bytes: Annotated[int, _at_least(1 * MIB)] = 512 * MIB
     """Bytes that may wait to be encoded."""
+    cache_bytes: Annotated[int, _at_least(0)] = 0
+    """Bytes of memory for features of texts and images that come again; 0: none are kept."""
     max_stream_in_flight: Annotated[int, _within(1, LARGEST_UINT32)] = 16
     """Requests of one EncodeStream that may be unanswered."""
     max_concurrent_streams: Annotated[int, _within(1, LARGEST_INT32)] = 100

@@ -6,9 +6,7 @@ Encode, EncodeStream, Rank, Search, Upsert and Reindex all go through `encode_it
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,28 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotclip_proto.v1.types_pb2 import EncodeItem, ImageTensor
+from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.batching.batcher import Batcher
-from hotclip_server.batching.isolate import EncodeFailed
-from hotclip_server.batching.ticket import Demand, Priority, Row, Ticket
+from hotclip_server.batching.cache import FeatureCache
+from hotclip_server.batching.ticket import Priority, Row, Ticket
+from hotclip_server.contents import Content, Made, content_of, demand_of, prepare_contents
 from hotclip_server.encoding.features import unit_rows
-from hotclip_server.encoding.protocol import Encoder, Prepared, Tower, Truncate
-from hotclip_server.errors import (
-    FailedPrecondition,
-    FieldViolation,
-    HotclipError,
-    InvalidArgument,
-    ResourceExhausted,
-)
+from hotclip_server.encoding.protocol import Encoder, Prepared, Truncate
+from hotclip_server.errors import FieldViolation, HotclipError, InvalidArgument, ResourceExhausted
 from hotclip_server.models.residents import Pin
 
-log = logging.getLogger(__name__)
-
-Content = str | bytes | ImageTensor
-"""A text, an encoded image, or pixels."""
-
-BYTES_PER_TOKEN = 4
-"""Of a text, about: English has 4 to 5, Chinese 3."""
 TEXTS_PER_TASK = 32
 """Texts that one pool task tokenises: about a millisecond of work. Images go one by one."""
 
@@ -77,10 +63,18 @@ class EncodePipeline:
         batcher: Takes prepared items.
         limits: Of a request.
         threads: Size of the pool; 0: one a core.
+        cache: Remembers features; None: nothing is remembered.
     """
 
-    def __init__(self, batcher: Batcher, limits: ItemLimits, threads: int = 0) -> None:
+    def __init__(
+        self,
+        batcher: Batcher,
+        limits: ItemLimits,
+        threads: int = 0,
+        cache: FeatureCache | None = None,
+    ) -> None:
         self._batcher = batcher
+        self._cache = cache if cache is not None and cache.enabled else None
         self.limits = limits
         self._threads = threads or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
@@ -131,18 +125,22 @@ class EncodePipeline:
             if (problem := self._problem(content)) is not None
         }
         spent = [0.0]
+        missed: dict[int, bytes] = {}
 
         async def feed(ticket: Ticket, part: range) -> None:
             for at in part:
                 if at in problems:
                     self._batcher.settle(ticket, at - part.start, problems[at])
             good = [at for at in part if at not in problems]
-            spent[0] += await self._prepare(ticket, encoder, truncate, contents, good, part.start)
+            spent[0] += await self._prepare(
+                ticket, encoder, truncate, contents, good, part.start, missed
+            )
 
         demands = [demand_of(content, encoder) for content in contents]
         answer = await self._batcher.run(
             pin.resident, demands, feed, deadline=deadline, priority=priority
         )
+        self._remember(encoder, missed, answer.rows)
         vectors, errors = _assemble(answer.rows, encoder.spec.dim)
         if normalize:
             vectors = unit_rows(vectors)
@@ -162,9 +160,11 @@ class EncodePipeline:
         contents: Sequence[Content],
         positions: Sequence[int],
         start: int,
+        missed: dict[int, bytes],
     ) -> float:
         """Prepares items a few tasks at a time, so that one long request leaves the pool to
-        others between two of its tasks. Gives the seconds spent."""
+        others between two of its tasks. Gives the seconds spent, and into `missed` the keys of
+        items that are to be remembered."""
         tasks = _tasks(contents, positions)
         spent = 0.0
 
@@ -175,16 +175,19 @@ class EncodePipeline:
                     return
                 made, seconds = await self._run(
                     lambda task=task: prepare_contents(  # type: ignore[misc]
-                        encoder, [contents[at] for at in task], truncate
+                        encoder, [contents[at] for at in task], truncate, self._cache
                     )
                 )
                 spent += seconds
                 good = []
-                for at, result in zip(task, made, strict=True):
-                    if isinstance(result, HotclipError):
-                        self._batcher.settle(ticket, at - start, result)
-                    else:
-                        good.append((at - start, result))
+                for at, item in zip(task, made, strict=True):
+                    if isinstance(item.result, Prepared):
+                        good.append((at - start, item.result))
+                        missed[at] = item.key
+                        continue
+                    if self._cache is not None and not isinstance(item.result, HotclipError):
+                        self._cache.used(encoder, item.key)
+                    self._batcher.settle(ticket, at - start, item.result)
                 self._batcher.put(ticket, good)
 
         if len(positions) <= 1:
@@ -195,9 +198,15 @@ class EncodePipeline:
                     group.create_task(work())
         return spent
 
-    async def _run(
-        self, work: Callable[[], tuple[list[Prepared | HotclipError], float]]
-    ) -> tuple[list[Prepared | HotclipError], float]:
+    def _remember(self, encoder: Encoder, missed: dict[int, bytes], rows: Sequence[Row]) -> None:
+        if self._cache is None:
+            return
+        for at, key in missed.items():
+            row = rows[at]
+            if not isinstance(row, HotclipError):
+                self._cache.put(encoder, key, row)
+
+    async def _run(self, work: Callable[[], tuple[list[Made], float]]) -> tuple[list[Made], float]:
         if self._pool is None:
             raise RuntimeError("the pipeline is not started; this is a bug")
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -242,67 +251,6 @@ class EncodePipeline:
             if not content:
                 return InvalidArgument.field("image", "empty", reason="IMAGE_UNREADABLE")
         return None
-
-
-def content_of(item: EncodeItem) -> Content | None:
-    """What an item holds, copied once: each look at a field of a message copies it anew."""
-    match item.WhichOneof("content"):
-        case "text":
-            return item.text
-        case "image":
-            return item.image
-        case "tensor":
-            return item.tensor
-        case _:
-            return None
-
-
-def prepare_contents(
-    encoder: Encoder, contents: Sequence[Content], truncate: Truncate = Truncate.END
-) -> tuple[list[Prepared | HotclipError], float]:
-    """Decodes and tokenises on the calling thread; a bad item fails alone.
-
-    Returns:
-        One prepared item or error each, and the seconds that it took.
-    """
-    started = time.perf_counter()
-    made: list[Prepared | HotclipError] = []
-    for content in contents:
-        try:
-            made.append(_prepare_content(encoder, content, truncate))
-        except HotclipError as error:
-            made.append(error)
-        except Exception:
-            # A decoder's own fault is this item's answer; the others of the request go on.
-            log.exception("preparing one item (%s) failed", type(content).__name__)
-            made.append(EncodeFailed("preparing this item failed", reason="PREPARE_FAILED"))
-    return made, time.perf_counter() - started
-
-
-def _prepare_content(encoder: Encoder, content: Content, truncate: Truncate) -> Prepared:
-    if isinstance(content, str):
-        return encoder.prepare_text(content, truncate)
-    if isinstance(content, bytes):
-        return encoder.prepare_image(content)
-    made_for = content.preprocessing_id
-    if made_for and made_for != encoder.image_preprocessing.id:
-        raise FailedPrecondition(
-            "tensor: made as another version preprocesses images", reason="PREPROCESSING_CHANGED"
-        )
-    return encoder.prepare_tensor(content.data, content.height, content.width)
-
-
-def demand_of(content: Content, encoder: Encoder) -> Demand:
-    """What an item will take: bytes as it came and prepared, and its length, which of a text is
-    a guess."""
-    if isinstance(content, str):
-        context = encoder.spec.context_length
-        length = min(context, 2 + len(content.encode()) // BYTES_PER_TOKEN)
-        return Demand(Tower.TEXT, length, len(content) + 8 * context)
-    pixels = 3 * encoder.spec.image_size**2
-    # A tensor that is not of this size is refused when it is prepared.
-    held = len(content) if isinstance(content, bytes) else pixels
-    return Demand(Tower.VISION, 1, pixels + held)
 
 
 def _tasks(contents: Sequence[Content], positions: Sequence[int]) -> Iterator[list[int]]:

@@ -10,10 +10,11 @@ import numpy as np
 
 from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.batching.ticket import Priority
+from hotclip_server.contents import content_of
 from hotclip_server.encoding.protocol import Truncate
 from hotclip_server.errors import FieldViolation, InvalidArgument, ResourceExhausted
 from hotclip_server.models.residents import Pin
-from hotclip_server.pipeline import Encoded, EncodePipeline, content_of
+from hotclip_server.pipeline import Encoded, EncodePipeline
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,142 @@
+"""Items of a request to vectors, on the real batcher and device thread."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from hotclip_proto.v1.types_pb2 import EncodeItem, ImageTensor
+from hotclip_server.batching.batcher import Batcher, BatchLimits
+from hotclip_server.batching.budget import Budget
+from hotclip_server.batching.cache import FeatureCache
+from hotclip_server.batching.device import DeviceThread
+from hotclip_server.contents import demand_of, key_of
+from hotclip_server.encoding.protocol import Tower, Truncate
+from hotclip_server.errors import InvalidArgument
+from hotclip_server.models.residents import Pin, Resident, Residents
+from hotclip_server.pipeline import EncodePipeline, ItemLimits
+from hotclip_server.testing import FakeEncoder
+
+JPEG = b"\xff\xd8\xff" + b"picture" * 10
+
+
+@dataclass
+class Server:
+    pipeline: EncodePipeline
+    batcher: Batcher
+    cache: FeatureCache
+    encoder: FakeEncoder
+    residents: Residents
+
+    def pin(self, encoder: FakeEncoder | None = None) -> Pin:
+        resident = Resident(version_id="v", model="default", encoder=encoder or self.encoder)
+        return Pin(self.residents, resident)
+
+
+@asynccontextmanager
+async def serving(*, cache_bytes: int = 0) -> AsyncIterator[Server]:
+    device = DeviceThread()
+    device.start()
+    batcher = Batcher(device, BatchLimits(budget=Budget(items=1000, nbytes=1 << 24)))
+    cache = FeatureCache(cache_bytes)
+    pipeline = EncodePipeline(batcher, ItemLimits(), 2, cache)
+    pipeline.start()
+    try:
+        yield Server(pipeline, batcher, cache, FakeEncoder(), Residents(lambda _: None))
+    finally:
+        await batcher.stop()
+        pipeline.stop()
+        assert device.stop(5)
+
+
+def texts(*words: str) -> list[EncodeItem]:
+    return [EncodeItem(text=word) for word in words]
+
+
+async def test_timings_tell_the_wait_and_the_batches():
+    async with serving() as server:
+        server.encoder.faults.delay_s = 0.02
+        with server.pin() as pin:
+            encoded = await server.pipeline.encode_items(texts("a", "b"), pin)
+        assert encoded.compute_us >= 20_000
+        assert encoded.queue_us >= 0
+        assert server.batcher.figures.device_s == pytest.approx(1e-6 * encoded.compute_us, abs=1e-5)
+
+
+async def test_content_that_comes_again_is_not_computed_again():
+    async with serving(cache_bytes=1 << 20) as server:
+        items = [*texts("a", "b"), EncodeItem(image=JPEG)]
+        with server.pin() as pin:
+            first = await server.pipeline.encode_items(items, pin)
+            ran = server.batcher.figures.items
+            again = await server.pipeline.encode_items([items[2], *items], pin)
+        assert (ran, server.batcher.figures.items) == (3, 3)
+        np.testing.assert_array_equal(again.vectors, first.vectors[[2, 0, 1, 2]])
+        assert (server.cache.figures.hits, server.cache.figures.misses) == (4, 3)
+        assert again.compute_us == 0
+        assert server.batcher.ledger.items == 0
+
+
+async def test_another_version_computes_its_own():
+    async with serving(cache_bytes=1 << 20) as server:
+        other = FakeEncoder("other")
+        with server.pin() as pin, server.pin(other) as pin_of_other:
+            first = await server.pipeline.encode_items(texts("a"), pin)
+            second = await server.pipeline.encode_items(texts("a"), pin_of_other)
+        assert server.cache.figures.hits == 0
+        assert not np.allclose(first.vectors, second.vectors)
+
+
+async def test_without_a_cache_everything_is_computed():
+    async with serving() as server:
+        with server.pin() as pin:
+            for _ in range(2):
+                await server.pipeline.encode_items(texts("a"), pin)
+        assert server.batcher.figures.items == 2
+        assert server.cache.figures.misses == 0
+
+
+async def test_errors_are_not_remembered():
+    async with serving(cache_bytes=1 << 20) as server:
+        items = [EncodeItem(image=b"no picture"), *texts("a")]
+        with server.pin() as pin:
+            for _ in range(2):
+                encoded = await server.pipeline.encode_items(items, pin)
+                assert list(encoded.errors) == [0]
+                assert isinstance(encoded.errors[0], InvalidArgument)
+        assert (server.cache.figures.hits, server.cache.figures.misses) == (1, 1)
+
+
+async def test_raw_features_and_unit_vectors_share_what_is_remembered():
+    async with serving(cache_bytes=1 << 20) as server:
+        with server.pin() as pin:
+            raw = await server.pipeline.encode_items(texts("a"), pin, normalize=False)
+            unit = await server.pipeline.encode_items(texts("a"), pin)
+        assert server.cache.figures.hits == 1
+        np.testing.assert_allclose(
+            unit.vectors, raw.vectors / np.linalg.norm(raw.vectors), rtol=1e-6
+        )
+
+
+def test_keys_tell_contents_apart():
+    tensor = ImageTensor(data=b"abcdef" * 8, height=4, width=4)
+    turned = ImageTensor(data=b"abcdef" * 8, height=8, width=2)
+    other = ImageTensor(data=b"abcdef" * 8, height=4, width=4, preprocessing_id="x")
+    contents = ["a", "ab", b"a", b"ab", tensor, turned, other]
+    keys = {key_of(content, truncate) for content in contents for truncate in Truncate}
+    # How a text is cut is part of what becomes of it; an image is never cut.
+    assert len(keys) == 2 * len(Truncate) + 5
+    assert key_of("a", Truncate.END) == key_of("a", Truncate.END)
+
+
+def test_demands_grow_with_the_text_up_to_the_context():
+    encoder = FakeEncoder()
+    lengths = [demand_of("word " * count, encoder).length for count in (1, 10, 1000)]
+    assert lengths == [3, 14, encoder.spec.context_length]
+    image = demand_of(JPEG, encoder)
+    assert (image.tower, image.length) == (Tower.VISION, 1)
+    assert image.nbytes == len(JPEG) + 3 * encoder.spec.image_size**2
