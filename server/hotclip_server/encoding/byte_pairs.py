@@ -12,6 +12,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from hotclip_server.encoding.cleaning import quick_clean
+from hotclip_server.encoding.merges import merged
 from hotclip_server.encoding.protocol import Truncate
 from hotclip_server.encoding.token_ids import padded, stacked, too_long
 
@@ -72,10 +73,12 @@ class BytePairTokenizer:
         ids: list[int] = []
         for match in own.pat.findall(word):
             token = "".join(own.byte_encoder[byte] for byte in match.encode())
-            ids += [own.encoder[part] for part in own.bpe(token).split(" ")]
+            if token in own.cache:  # <start_of_text> and <end_of_text>
+                parts = [token]
+            else:
+                parts = merged([*token[:-1], token[-1] + "</w>"], own.bpe_ranks)
+            ids += [own.encoder[part] for part in parts]
         known = tuple(ids)
-        if len(word) > _LONGEST_KNOWN or len(own.cache) > _KNOWN_WORDS:
-            own.cache = {name: name for name in ("<start_of_text>", "<end_of_text>")}
         if len(word) <= _LONGEST_KNOWN:
             if len(self._words) > _KNOWN_WORDS:
                 self._words = {}

@@ -123,5 +123,5 @@ def test_words_do_not_pile_up() -> None:
     tokenizer._words |= {str(number): () for number in range(50_001)}
     tokenizer.ids("new " + "long" * 100)
     assert np.array_equal(tokenizer.ids("a photo of <end_of_text>"), before)
-    assert len(own.cache) < 10
+    assert len(own.cache) == 2
     assert len(tokenizer._words) < 10
