@@ -27,6 +27,8 @@ TEXTS = ("text", "text_long")
 CONTENTS = (*SIZES, "tensor", *TEXTS)
 SEED = 20_260_101
 
+TEXT_TOWER, VISION_TOWER = "clip-text", "clip-vision"
+
 Item = str | bytes | NDArray[np.uint8]
 
 
@@ -82,6 +84,11 @@ def read_references(root: Path, content: str) -> NDArray[np.float32]:
 
 def write_references(root: Path, content: str, rows: NDArray[np.float32]) -> None:
     np.save(root / f"{content}.reference.npy", rows)
+
+
+def tower_of(content: str) -> str:
+    """Which tower a kind of item goes to."""
+    return TEXT_TOWER if content in TEXTS else VISION_TOWER
 
 
 def encode_request(items: Sequence[Item]) -> EncodeRequest:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.corpus import SIZES, write_corpus
+from benchmarks.corpus import SIZES, tower_of, write_corpus
 from benchmarks.encode_plan import ONE, Compared, Plan, Shape, plan_of
-from benchmarks.engines import wait_for_engines
+from benchmarks.engines import Serving, wait_for_engines
 from benchmarks.figures import Figure
 from benchmarks.server_process import running_server
 from benchmarks.settings import Settings, label
@@ -85,7 +85,9 @@ def measure_model(
                 "data_dir": str(data_dir),
                 "corpus": str(corpus),
                 "device": settings.device,
-                **serving.as_dict(),
+                "version": serving.version,
+                "engines": serving.engines,
+                "exact": serving.exact,
             },
         )
         generator.ask(
@@ -98,16 +100,17 @@ def measure_model(
             },
         )
         workers = Workers(generator=generator, engine=engine, plain=plain)
-        yield from ModelBench(label(source), plan, workers).figures()
+        yield from ModelBench(label(source), plan, workers, serving).figures()
 
 
 class ModelBench:
     """Asks the processes in turn and makes figures of their answers."""
 
-    def __init__(self, model: str, plan: Plan, workers: Workers) -> None:
+    def __init__(self, model: str, plan: Plan, workers: Workers, serving: Serving) -> None:
         self._model = model
         self._plan = plan
         self._workers = workers
+        self._serving = serving
         self._knees_s: dict[str, float] = {}
         """Seconds of the smallest batch at nearly the best rate, by content."""
 
@@ -145,6 +148,7 @@ class ModelBench:
                 + (f", open_clip {plain[-1]:.1f}/s" if plain else "")
             )
         raw_rates = [one["rate"] for one in raw]
+        engine = self._serving.engine(tower_of(content))
         cosine = min(one["min_cosine"] for one in (*served, *raw))
         if compared.raw:
             yield Figure(
@@ -153,6 +157,7 @@ class ModelBench:
                 unit="ratio",
                 baseline=statistics.median(raw_rates),
                 min_cosine=cosine,
+                engine=engine,
                 generator_cpu=statistics.median(one["generator_cpu"] for one in served),
                 server_cpu=statistics.median(one["server_cpu"] for one in served),
             )
@@ -163,6 +168,7 @@ class ModelBench:
                 unit="ratio",
                 baseline=statistics.median(plain),
                 min_cosine=min(one["min_cosine"] for one in raw),
+                engine=engine,
             )
         yield self._rate(content, compared.shape, served)
 
@@ -181,6 +187,7 @@ class ModelBench:
             f" generator late by {at_random['lag_ms']:.1f} ms at most"
         )
         load = {
+            "engine": self._serving.engine(tower_of(content)),
             "min_cosine": at_random["min_cosine"],
             "generator_cpu": at_random["generator_cpu"],
             "server_cpu": at_random["server_cpu"],
@@ -236,6 +243,7 @@ class ModelBench:
             min_cosine=min(one["min_cosine"] for one in segments),
             generator_cpu=statistics.median(one["generator_cpu"] for one in segments),
             server_cpu=statistics.median(one["server_cpu"] for one in segments),
+            engine=self._serving.engine(tower_of(content)),
         )
         note(f"{figure.name}: {figure.value:.1f}/s")
         return figure

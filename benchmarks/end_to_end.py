@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.corpus import TEXT_TOWER, VISION_TOWER
 from benchmarks.engines import wait_for_engines
 from benchmarks.load import Load
 from benchmarks.parity import compare
@@ -57,10 +58,10 @@ def parity(
         client.encode(list(images), version=version),
     )
     own = reference.encode_texts(texts), reference.encode_images(images)
-    names = "text", "image"
+    names, towers = ("text", "image"), (TEXT_TOWER, VISION_TOWER)
     return {
-        name: compare(np.asarray(got), wanted).as_dict(exact=exact)
-        for name, got, wanted in zip(names, served, own, strict=True)
+        name: compare(np.asarray(got), wanted).as_dict(exact=exact[tower])
+        for name, tower, got, wanted in zip(names, towers, served, own, strict=True)
     }
 
 

@@ -1,11 +1,15 @@
-"""Which engine a server answers with, by what GetServerInfo says."""
+"""Which engines a server answers with, by what GetServerInfo says."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import time
+from dataclasses import dataclass
 
 from hotclip import Client
 
-PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+POLL_S = 0.5
+
+
+class StillMeasuring(RuntimeError):
+    """The server has not chosen its engines in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,25 +19,39 @@ class Serving:
     version: str
     image_size: int
     """Height and width of the model's input in pixels."""
-    engine: str
-    precision: str
+    engines: dict[str, dict[str, str]]
+    """Engine and precision by tower ("clip-text", "clip-vision")."""
 
     @property
-    def exact(self) -> bool:
-        """Whether answers must be as near to open_clip's as fp32 is."""
-        return self.precision == "fp32"
+    def exact(self) -> dict[str, bool]:
+        """Whether a tower's answers must be as near to open_clip's as fp32 is."""
+        return {name: engine["precision"] == "fp32" for name, engine in self.engines.items()}
 
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "exact": self.exact}
+    def engine(self, tower: str) -> str:
+        """For people, e.g. "torch/bf16"."""
+        return "/".join(self.engines[tower].values())
+
+    def __str__(self) -> str:
+        chosen = (f"{tower} by {self.engine(tower)}" for tower in self.engines)
+        return f"version {self.version}, {', '.join(chosen)}"
 
 
-def wait_for_engines(client: Client) -> Serving:
-    """Waits until the server has chosen its engines, and tells them."""
-    info = client.server_info()
+def wait_for_engines(client: Client, *, seconds: float = 600.0) -> Serving:
+    """Waits until the server has chosen its engines, and tells them.
+
+    Raises:
+        StillMeasuring: it had not after so many seconds.
+    """
+    until = time.monotonic() + seconds
+    while (info := client.server_info()).measuring:
+        if time.monotonic() > until:
+            raise StillMeasuring(f"the server is still measuring engines after {seconds:.0f} s")
+        time.sleep(POLL_S)
     live = next(version for version in info.versions if version.live)
     return Serving(
         version=live.version,
         image_size=live.image_size,
-        engine=info.engine,
-        precision=PRECISIONS.get(info.precision, info.precision),
+        engines={
+            one.tower: {"engine": one.engine, "precision": one.precision} for one in live.engines
+        },
     )

@@ -8,7 +8,10 @@ from typing import Any
 
 from benchmarks.targets import Target, target_of
 
-COLUMNS = ("figure", "value", "unit", "target", "", "baseline", "min cosine", "gen", "server")
+COLUMNS = (
+    *("figure", "value", "unit", "target", "", "baseline", "min cosine"),
+    *("gen", "server", "engine"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class Figure:
     """Cores that the load generator kept busy."""
     server_cpu: float | None = None
     """Cores that the server kept busy."""
+    engine: str | None = None
+    """What ran the tower, e.g. "torch/bf16"."""
 
 
 def judged(figure: Figure, device: str) -> Figure:
@@ -55,7 +60,7 @@ def table(figures: Iterable[Figure], device: str) -> str:
     """Rows for a terminal, aligned; no line ends in spaces."""
     rows = [COLUMNS, *(_cells(figure, target_of(figure.name, device)) for figure in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    left = {0, 2, 4}
+    left = {0, 2, 4, 9}
     lines = []
     for row in rows:
         cells = [
@@ -77,6 +82,7 @@ def _cells(figure: Figure, target: Target | None) -> tuple[str, ...]:
         "" if figure.min_cosine is None else f"{figure.min_cosine:.6f}",
         "" if figure.generator_cpu is None else f"{figure.generator_cpu:.2f}",
         "" if figure.server_cpu is None else f"{figure.server_cpu:.2f}",
+        figure.engine or "",
     )
 
 

@@ -1,6 +1,6 @@
 """The server's own engine without the server: the loop that serving is compared with.
 
-    load        {data_dir, version, device, engine, precision, corpus, exact}
+    load        {data_dir, version, device, engines, corpus, exact}
     best_batch  {content, candidates, seconds}  → batch, rate, cap, cap_s
     run         {content, batch, seconds}       → rate, min_cosine
 
@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.answers import compare_rows
-from benchmarks.corpus import Item, read_items, read_references
+from benchmarks.corpus import Item, read_items, read_references, tower_of
 from benchmarks.loops import best_batch, run_loop
 from benchmarks.worker import obey
-from hotclip_server.encoding.protocol import Encoder, Prepared
+from hotclip_server.encoding.engines.factory import EngineFactory
+from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
+from hotclip_server.encoding.protocol import Encoder, Prepared, Tower
 from hotclip_server.models.store import VersionStore
 
 
@@ -70,14 +72,22 @@ class InProcess:
         items = read_items(self._corpus, content)
         looped = run_loop(self._loop, items, told["batch"], told["seconds"])
         references = read_references(self._corpus, content)
-        parity = compare_rows(looped.rows, references, exact=self._exact)
+        parity = compare_rows(looped.rows, references, exact=self._exact[tower_of(content)])
         return {"rate": looped.rate, **parity}
 
 
 def load_encoder(told: dict[str, Any]) -> Encoder:
     """The version with the engines that the server named."""
     store = VersionStore(Path(told["data_dir"]) / "versions")
-    return store.load(told["version"], device=told["device"])
+    encoder = store.load(told["version"], device=told["device"])
+    factory = EngineFactory()
+    for tower in Tower:
+        choice = EngineChoice(**told["engines"][tower.value])
+        source = encoder.source(tower)
+        if choice != EAGER and source is not None:
+            encoder.install(tower, factory.build(choice, source), None)
+    encoder.release_model()
+    return encoder
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 from benchmarks.answers import Answers
-from benchmarks.corpus import encode_request, read_items, read_references
+from benchmarks.corpus import encode_request, read_items, read_references, tower_of
 from benchmarks.segment import (
     PATIENCE_S,
     Busy,
@@ -64,8 +64,9 @@ class Generator:
 
     address: str = ""
     corpus: Path = Path()
-    exact: bool | None = None
-    """Whether answers must be as near to the references as fp32 is; None: there are none."""
+    exact: dict[str, bool] | None = None
+    """Whether a tower's answers must be as near to the references as fp32 is; None: there are
+    no references."""
     server: psutil.Process = field(default_factory=psutil.Process)
     _channels: list[grpc.Channel] = field(default_factory=list)
     _requests: dict[tuple[str, int], list[bytes]] = field(default_factory=dict)
@@ -204,7 +205,8 @@ class Generator:
     def answers(self, content: str, items: int) -> Answers:
         if self.exact is None:
             return Answers(None, items, exact=False)
-        return Answers(read_references(self.corpus, content), items, exact=self.exact)
+        references = read_references(self.corpus, content)
+        return Answers(references, items, exact=self.exact[tower_of(content)])
 
 
 def report(measured: Measured, answers: Answers) -> dict[str, Any]:

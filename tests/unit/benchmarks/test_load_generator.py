@@ -17,6 +17,7 @@ from benchmarks.segment import CallFailed
 from hotclip_server.testing import RunningServer, running_server
 
 SECONDS = 0.2
+EXACT = {"clip-text": True, "clip-vision": True}
 
 
 @pytest_asyncio.fixture
@@ -30,7 +31,7 @@ async def ask(
 ) -> dict[str, Any]:
     """Runs a load on a thread, for the server needs this one's loop."""
     generator = Generator()
-    told = {"address": server.address, "corpus": str(corpus), "exact": True}
+    told = {"address": server.address, "corpus": str(corpus), "exact": EXACT}
     generator.connect({**told, "server_pid": os.getpid()})
     try:
         return await asyncio.to_thread(load, generator)

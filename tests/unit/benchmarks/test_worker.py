@@ -20,4 +20,4 @@ def test_a_process_that_ended_is_an_error() -> None:
         worker.ask("connect")
 
 
-CONNECT = {"address": "127.0.0.1:1", "corpus": "none", "exact": True, "server_pid": 1}
+CONNECT = {"address": "127.0.0.1:1", "corpus": "none", "exact": None, "server_pid": 1}
