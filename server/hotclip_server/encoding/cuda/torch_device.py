@@ -14,7 +14,7 @@ What the code here rests on (torch 2.11; CUDA 12):
 - A captured product keeps the address of a cuBLAS workspace that belongs to (handle, stream),
   and resetting a graph frees the workspaces of the stream that it was captured on
   (github.com/pytorch/pytorch/issues/193402). So every set of graphs is captured on a stream of
-  its own, nothing else ever runs there, and the set ends as a whole.
+  its own, no other work ever runs there, and the set ends as a whole.
 - Graphs may share a memory pool if none reads another's result and no two run at a time
   (docs.pytorch.org/docs/stable/notes/cuda.html#sharing-memory-across-captures): results are
   copied out of the pool by the captured work itself, and all replays are in one stream.
@@ -102,13 +102,14 @@ class TorchGraph:
 
 
 class TorchGraphs:
-    """`Graphs`: one capture stream and one memory pool."""
+    """`Graphs`: one capture stream and one memory pool. Made on the thread that captures."""
 
     def __init__(self, stream: Any, give_back: Callable[[Any], None]) -> None:
         self._stream = stream
         self._give_back = give_back
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: list[TorchGraph] = []
+        self._make_workspaces()
 
     def capture(self, work: Callable[[], None]) -> TorchGraph:
         """See `Graphs.capture`. On the thread that ran the work before."""
@@ -131,6 +132,14 @@ class TorchGraphs:
             graph.native.reset()
         self._graphs.clear()
         self._give_back(self._stream)
+
+    def _make_workspaces(self) -> None:
+        """Of cuBLAS and cuBLASLt, in ordinary memory: made in a capture, they would be in the
+        pool of the graphs and keep all of it."""
+        with torch.cuda.stream(self._stream), torch.no_grad():
+            square = torch.zeros(16, 16, device=self._stream.device)
+            torch.addmm(square[0], square, square @ square)
+        self._stream.synchronize()
 
     def _abandon(self, graph: Any) -> None:
         """Ends a capture that has failed.
@@ -165,6 +174,7 @@ class TorchDevice:
         self.torch_device = torch.device("cuda", index)
         self._lock = threading.Lock()
         self._taken: set[int] = set()
+        self._free: list[Any] = []
 
     def queue(self) -> TorchQueue:
         """See `Device.queue`."""
@@ -207,6 +217,8 @@ class TorchDevice:
 
     def _take_stream(self) -> Any:
         with self._lock:
+            if self._free:  # its workspaces are there already
+                return self._free.pop()
             for _ in range(STREAMS):
                 stream: Any = torch.cuda.Stream(self.torch_device, priority=HIGH_PRIORITY)  # type: ignore[no-untyped-call]  # torch has no types
                 if stream.cuda_stream not in self._taken:
@@ -216,7 +228,7 @@ class TorchDevice:
 
     def _give_back_stream(self, stream: Any) -> None:
         with self._lock:
-            self._taken.discard(stream.cuda_stream)
+            self._free.append(stream)
 
 
 @contextlib.contextmanager
