@@ -127,7 +127,7 @@ def _middle(pixels: NDArray[np.uint8], kept: int, axis: int) -> NDArray[np.uint8
         return pixels
     start = round(spare / 2)
     part = slice(start, start + kept)
-    return np.ascontiguousarray(pixels[part] if axis == 0 else pixels[:, part])
+    return (pixels[part] if axis == 0 else pixels[:, part]).copy()  # lets go of what is cropped
 
 
 def _padded(pixels: NDArray[np.uint8], size: Size, fill: int) -> NDArray[np.uint8]:
