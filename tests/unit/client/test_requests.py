@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hotclip import Image
 from hotclip._encoding import EncodePlan, Options, chunks, options, preprocessing_of
 from hotclip._points import UpsertTally, point_blocks
 from hotclip._queries import SearchPlan
@@ -262,3 +264,17 @@ def test_images_resized_for_another_version_are_resized_anew() -> None:
         plan.restart(caught.value)
     plan.add(chunk, answer(plan.request(chunk), "v2"))
     assert plan.result().version == "v2"
+
+
+def test_resizing_here_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    how = info_of(v1="a").versions[0].image_preprocessing
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)  # as if it were not installed
+    for attempt in (
+        lambda: Image.resized(b"image", how),
+        lambda: options(
+            model="", version="", expected_space_id="", **(GOOD | {"resize": "client"})
+        ),
+    ):
+        with pytest.raises(FailedPrecondition, match=r"hotclip\[image\]") as caught:
+            attempt()
+        assert caught.value.reason == "PILLOW_MISSING"
