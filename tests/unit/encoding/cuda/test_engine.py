@@ -159,3 +159,45 @@ def test_one_thread_submits_another_waits() -> None:
     np.testing.assert_allclose(
         np.concatenate(rows), np.tile(wanted, (10, 1)), atol=1e-4 * np.abs(wanted).max()
     )
+
+
+def test_versions_change_while_batches_are_under_way() -> None:
+    sources = [tower_source("clip", Tower.TEXT, seed=seed) for seed in range(3)]
+    batch = inputs_of(sources[0], 4)
+    wanted = [expected(source, batch) for source in sources]
+    engines = engines_of(SimulatedDevice(8))
+    live = [(0, engines.build(sources[0], "fp32"))]
+    stop = threading.Event()
+    swaps = []
+
+    def swap() -> None:
+        while not stop.is_set():
+            number = (live[0][0] + 1) % 3
+            old, live[0] = live[0], (number, engines.build(sources[number], "fp32"))
+            old[1].close()  # batches of it may be enqueued
+            swaps.append(number)
+
+    def wait() -> None:
+        while (entry := enqueued.get()) is not None:
+            answers.append((entry[0], entry[1].wait()))
+
+    enqueued: SimpleQueue[tuple[int, PendingBatch] | None] = SimpleQueue()
+    answers: list[tuple[int, NDArray[np.float32]]] = []
+    threads = [threading.Thread(target=target) for target in (swap, wait)]
+    for thread in threads:
+        thread.start()
+    while len(swaps) < 30 and threads[0].is_alive():
+        number, engine = live[0]
+        try:
+            enqueued.put((number, engine.submit(batch)))
+        except RuntimeError as error:
+            if "closed" not in str(error):
+                raise
+    stop.set()
+    enqueued.put(None)
+    for thread in threads:
+        thread.join()
+    assert len(swaps) >= 30
+    assert len({number for number, _ in answers}) == 3
+    for number, rows in answers:
+        np.testing.assert_allclose(rows, wanted[number], atol=1e-4 * np.abs(wanted[number]).max())
