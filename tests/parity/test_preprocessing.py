@@ -74,6 +74,7 @@ QUICKLY: dict[str, Kind] = {
     "jpeg-rgb": lambda i, r: jpeg(i, r, keep_rgb=True, subsampling=0),
     "jpeg-grey": lambda i, r: jpeg(i.convert("L"), r),
     "jpeg-rotated": lambda i, r: jpeg(i, r, exif=EXIF.tobytes()),
+    "jpeg-mpo": lambda i, r: encoded(i, "MPO", save_all=True, append_images=[i.rotate(90)]),
     "png": lambda i, r: encoded(i, compress_level=1),
     "png-one-transparent": lambda i, r: encoded(i, compress_level=1, transparency=(1, 2, 3)),
     "png-grey": lambda i, r: encoded(i.convert("L"), compress_level=1),

@@ -46,9 +46,10 @@ def stored(folder: Path, config: OpenClipConfig, *, clips: bool = False) -> Path
     return target
 
 
-@pytest.fixture(scope="module")
-def byte_pairs() -> tuple[TextTokenizer, SimpleTokenizer]:
-    return BytePairTokenizer(SimpleTokenizer(context_length=20)), SimpleTokenizer(context_length=20)
+@pytest.fixture(scope="module", params=["lower", "whitespace", "canonicalize"])
+def byte_pairs(request: pytest.FixtureRequest) -> tuple[TextTokenizer, SimpleTokenizer]:
+    ours, theirs = (SimpleTokenizer(context_length=20, clean=request.param) for _ in range(2))
+    return BytePairTokenizer(ours), theirs
 
 
 @pytest.fixture(scope="module", params=["siglip", "mini"])
