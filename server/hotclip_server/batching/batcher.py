@@ -313,6 +313,8 @@ class Batcher:
     def _broken(self, error: BaseException) -> None:
         log.critical("the batch loop failed; this is a bug", exc_info=error)
         self._fail_all(EncodeFailed("the batch loop failed"))
+        # What was half taken out of a queue would be joined and never run.
+        self._queues.clear()
 
     def _busy_s(self, now: float) -> float:
         """Seconds until the device has ended what it was given, by prediction."""

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from itertools import combinations
 from weakref import WeakKeyDictionary
 
-import numpy as np
-
 from hotclip_server.encoding.engines.protocol import EngineFigures
 from hotclip_server.encoding.protocol import Encoder, Tower
 
@@ -27,6 +25,8 @@ FOLLOW = 0.12
 CLIP = math.log(2.0)
 """A batch moves that average as if it took at most twice or half of what is predicted, so one
 outlier moves it by 9 %, and a lasting change is followed within some twenty batches."""
+WORTH_A_PART = 1e-6
+"""Of the mean square of relative errors: what a further part must explain to be believed."""
 REFIT_EVERY = 8
 """Batches between two fits to what was observed, where nothing was measured."""
 
@@ -37,25 +37,45 @@ def fit(points: Iterable[Point]) -> tuple[float, float, float]:
     Returns:
         Seconds of a launch, of an item, of a token of an item.
     """
-    table = np.array([(1.0, n, n * length, seconds) for n, length, seconds in points])
-    seconds = table[:, 3]
-    scaled = table[:, :3] / seconds[:, None]
-    best, best_error = (0.0, 0.0, float((seconds / table[:, 2]).mean())), math.inf
+    # Sums of products over the points: what is left of them does not grow with their number.
+    matrix = [[0.0] * 3 for _ in range(3)]
+    right = [0.0] * 3
+    total = 0
+    for n, length, seconds in points:
+        row = (1 / seconds, n / seconds, n * length / seconds)
+        total += 1
+        for i in range(3):
+            right[i] += row[i]
+            for j in range(3):
+                matrix[i][j] += row[i] * row[j]
+    best, best_error = (0.0, 0.0, right[2] / matrix[2][2]), math.inf
     for size in (1, 2, 3):
         for parts in sorted(combinations((0, 1, 2), size), reverse=True):
-            columns = list(parts)
-            found, _, rank, _ = np.linalg.lstsq(scaled[:, columns], np.ones(len(scaled)))
-            if rank < size or (found < 0).any():
+            found = _solve([[matrix[i][j] for j in parts] + [right[i]] for i in parts])
+            if found is None or min(found) < 0:
                 continue
-            error = float(np.square(scaled[:, columns] @ found - 1).mean())
-            # A thousandth squared: what a further part must explain to be believed.
-            if error < 0.9 * best_error - 1e-6:
-                best_error = error
-                full = [0.0, 0.0, 0.0]
-                for part, value in zip(parts, found, strict=True):
-                    full[part] = float(value)
-                best = (full[0], full[1], full[2])
+            full = [0.0, 0.0, 0.0]
+            for part, value in zip(parts, found, strict=True):
+                full[part] = value
+            # At the least squares the mean square is 1 - x·right / total.
+            error = 1 - sum(x * r for x, r in zip(full, right, strict=True)) / total
+            if error < 0.9 * best_error - WORTH_A_PART:
+                best, best_error = (full[0], full[1], full[2]), error
     return best
+
+
+def _solve(rows: list[list[float]]) -> list[float] | None:
+    """Gauss; None where the equations say too little."""
+    size = len(rows)
+    for at in range(size):
+        pivot = rows[at][at]
+        if pivot <= 1e-9 * abs(rows[at][size]) ** 2 or pivot <= 0:
+            return None
+        for other in range(size):
+            if other != at:
+                factor = rows[other][at] / pivot
+                rows[other] = [x - factor * y for x, y in zip(rows[other], rows[at], strict=True)]
+    return [row[size] / row[at] for at, row in enumerate(rows)]
 
 
 class TowerCost:
@@ -112,6 +132,11 @@ class TowerCost:
         """What an item costs in a full batch."""
         return self.item_s(length) + self.launch_s / self.most_items(length)
 
+    def turn_share(self, added_s: float) -> float:
+        """The share of a full batch that an item takes which makes it so much longer."""
+        room_s = self.full_s - self.launch_s
+        return max(1 / self.most, added_s / room_s if added_s < room_s else 1.0)
+
     def most_items(self, length: float) -> int:
         """Items of a full batch."""
         item_s = self.item_s(length)
@@ -151,11 +176,12 @@ class TowerCost:
         self._shape = shape
         factor = math.exp(self._log_factor)
         self.launch_s, self._item_s, self._token_s = (factor * part for part in shape)
-        self.full_s = LONGEST_BATCH_S
+        # Where launching is all that takes time, small batches would help nobody.
+        self.full_s = max(LONGEST_BATCH_S, 2 * self.launch_s)
         if self._best is not None:
             best, length = self._best
             # Rounding must not make the best batch one item smaller.
-            self.full_s = min(LONGEST_BATCH_S, (1 + 1e-9) * self.predict(best, length))
+            self.full_s = min(self.full_s, (1 + 1e-9) * self.predict(best, length))
             self.most = self._most_ever or 4 * best
 
 

@@ -64,8 +64,7 @@ class Batch:
         self.seconds += added_s
         for ticket, index, _ in entry.waiters:
             ticket.begin(index)
-        cost = self.lane.cost
-        turn_of.charge(max(1 / cost.most, added_s / (cost.full_s - cost.launch_s)))
+        turn_of.charge(self.lane.cost.turn_share(added_s))
 
 
 class Riders:

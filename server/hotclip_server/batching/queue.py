@@ -98,8 +98,13 @@ class QueueSet:
         lane = batch.lane
         for entry in batch.entries:
             lane.forget(entry)
-        if not lane.shared:
-            self._lanes.pop(_key(lane), None)
+        if not lane.shared and self._lanes.get(_key(lane)) is lane:
+            del self._lanes[_key(lane)]
+
+    def clear(self) -> None:
+        """Forgets everything, after all who wait were told."""
+        self._lanes.clear()
+        self._oldest.clear()
 
     def _aged(self, now: float) -> Batch | None:
         """A batch that begins with what has waited longest, if its turn has come."""
@@ -116,6 +121,7 @@ class QueueSet:
         while entry is not None and entry.lane is lane:
             added_s = batch.added_s(entry.length)
             if not batch.fits(added_s):
+                _whose_turn(entry).end_turn()
                 break
             batch.add(entry, added_s, _whose_turn(entry))
             entry = self._longest_waiting(now)

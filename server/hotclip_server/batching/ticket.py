@@ -27,6 +27,7 @@ Rank = tuple[int, int, float]
 """Class, round, due time; the smallest is next."""
 
 HALF_A_TURN = 0.5
+ROUNDING = 1e-6
 
 
 class Priority(IntEnum):
@@ -120,8 +121,7 @@ class Ticket:
     def charge(self, share: float) -> None:
         """An item ran that takes this share of a full batch. A full batch's worth is a turn."""
         self._turn += share
-        # What is left of a turn is no use if the next such item is too large for it.
-        if self._turn + share > 1.0 + 1e-9:
+        if self._turn >= 1.0 - ROUNDING:
             self.stand_in(self.rank[1] + 1)
 
     def end_turn(self) -> None:

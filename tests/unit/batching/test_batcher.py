@@ -268,3 +268,22 @@ async def test_an_emptied_queue_keeps_no_version_alive():
     await batcher.encode(version("a"), [item(0)], deadline=None)
     await settle()
     assert batcher._queues._lanes == {}
+
+
+async def test_a_fault_of_the_loop_fails_who_waits_and_not_who_comes_later(caplog):
+    batcher, device, _ = make_batcher()
+    live = version("a")
+    take = batcher._queues.take
+
+    def broken(now: float) -> None:
+        take(now)  # the items are out of their queue, and nobody runs them
+        raise ZeroDivisionError
+
+    batcher._queues.take = broken
+    with pytest.raises(EncodeFailed):
+        await batcher.encode(live, [item(1)], deadline=None)
+    batcher._queues.take = take
+    assert "the batch loop failed" in caplog.text
+    assert batcher.ledger.items == 0
+    assert numbers(await batcher.encode(live, [item(1)], deadline=None)) == [1]
+    assert [batch.numbers for batch in device.batches] == [[1]]

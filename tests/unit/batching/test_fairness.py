@@ -120,7 +120,7 @@ VICTIM = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(flood=FLOOD, victims=st.lists(VICTIM, min_size=1, max_size=4))
 def test_nothing_starves(flood, victims):
     """A flood of urgent queries, more than the device can do, and requests that stand behind."""
