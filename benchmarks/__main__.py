@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.corpus import CONTENTS
 from benchmarks.machine import has_device
 from benchmarks.settings import RESULTS, Settings
 from benchmarks.suites import SUITES, run_suite
@@ -36,6 +37,9 @@ def parse(arguments: list[str] | None) -> tuple[list[str], Settings]:
     parser.add_argument("--device", default="cpu", help="cuda, cuda:<n> or cpu (default cpu)")
     parser.add_argument("--models", nargs="+", default=(), help="sources of LoadVersion")
     parser.add_argument(
+        "--contents", nargs="+", default=(), choices=CONTENTS, help="kinds of items (default all)"
+    )
+    parser.add_argument(
         "--seconds", type=float, default=10.0, help="of a segment of a comparison (default 10)"
     )
     parser.add_argument(
@@ -53,6 +57,7 @@ def parse(arguments: list[str] | None) -> tuple[list[str], Settings]:
     settings = Settings(
         device=told.device,
         models=tuple(told.models),
+        contents=tuple(told.contents),
         seconds=told.seconds,
         rounds=told.rounds,
         quick=told.quick,

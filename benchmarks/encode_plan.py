@@ -1,6 +1,7 @@
 """What the suite encode measures of a model, so that a run is as long as it is worth."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 from benchmarks.settings import Settings, label
 
@@ -67,6 +68,16 @@ class Plan:
     def contents(self) -> tuple[str, ...]:
         return tuple(self.counts)
 
+    def only(self, contents: Collection[str]) -> "Plan":
+        """What concerns some kinds of items."""
+        return replace(
+            self,
+            counts={name: count for name, count in self.counts.items() if name in contents},
+            compared=tuple(one for one in self.compared if one.content in contents),
+            rates={name: shapes for name, shapes in self.rates.items() if name in contents},
+            latency=tuple(name for name in self.latency if name in contents),
+        )
+
 
 IMAGES_AND_TEXTS = (
     Compared(content="tensor"),
@@ -78,8 +89,11 @@ IMAGES_AND_TEXTS = (
 
 def plan_of(source: str, settings: Settings) -> Plan:
     """The plan of a model by its source."""
-    if settings.quick:
-        return _quick(settings)
+    plan = _quick(settings) if settings.quick else _plan(source, settings)
+    return plan.only(settings.contents) if settings.contents else plan
+
+
+def _plan(source: str, settings: Settings) -> Plan:
     batches = CPU_BATCHES if settings.device == "cpu" else CUDA_BATCHES
     slow = settings.device == "cpu"
     many = 256 if slow else 1024

@@ -5,11 +5,11 @@
     run         {content, batch, seconds}       → rate, min_cosine
 
 In a process of its own. Images are decoded on as many threads as there are cores, as the
-server does it; on a GPU the next batch is prepared while one is encoded.
+server does it; on a GPU the next batch is prepared and copied while one is computed.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from benchmarks.answers import compare_rows
 from benchmarks.corpus import Item, read_items, read_references, tower_of
 from benchmarks.loops import best_batch, run_loop
 from benchmarks.worker import obey
+from hotclip_server.app import make_cuda_engines
 from hotclip_server.encoding.engines.factory import EngineFactory
 from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
+from hotclip_server.encoding.overlapping import Overlapping
 from hotclip_server.encoding.protocol import Encoder, Prepared, Tower
 from hotclip_server.models.store import VersionStore
 
@@ -40,10 +42,13 @@ class EngineLoop:
             return list(self._pool.map(self._prepare, items))
         return [self._prepare(item) for item in items]
 
-    def encode(self, prepared: list[Prepared]) -> NDArray[np.float32]:
-        features = self._encoder.encode(prepared[0].tower, prepared)
-        unit: NDArray[np.float32] = features / np.linalg.norm(features, axis=1, keepdims=True)
-        return unit
+    def submit(self, prepared: list[Prepared]) -> Callable[[], NDArray[np.float32]]:
+        tower = prepared[0].tower
+        if self.overlap and isinstance(self._encoder, Overlapping):
+            pending = self._encoder.submit(tower, prepared)
+            return lambda: _unit(pending.wait())
+        rows = _unit(self._encoder.encode(tower, prepared))
+        return lambda: rows
 
     def _prepare(self, item: Item) -> Prepared:
         if isinstance(item, str):
@@ -76,11 +81,17 @@ class InProcess:
         return {"rate": looped.rate, **parity}
 
 
+def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = features / np.linalg.norm(features, axis=1, keepdims=True)
+    return unit
+
+
 def load_encoder(told: dict[str, Any]) -> Encoder:
     """The version with the engines that the server named."""
     store = VersionStore(Path(told["data_dir"]) / "versions")
     encoder = store.load(told["version"], device=told["device"])
-    factory = EngineFactory()
+    cuda = make_cuda_engines(told["device"])
+    factory = EngineFactory({"cuda": cuda.build} if cuda else {})
     for tower in Tower:
         choice = EngineChoice(**told["engines"][tower.value])
         source = encoder.source(tower)

@@ -1,7 +1,8 @@
 """A loop in one process over batches of one size: prepare, encode, again."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,18 +13,22 @@ from numpy.typing import NDArray
 from benchmarks.corpus import Item
 from benchmarks.timing import smallest_near_best
 
+IN_FLIGHT = 2
+"""Batches that a device has at a time."""
+
 
 class Loop(Protocol):
     """What one turn does."""
 
     overlap: bool
-    """Whether the next batch is prepared while one is encoded (where a device encodes)."""
+    """Whether batches overlap, because a device of its own encodes: the next is prepared, and
+    handed over, while one is computed."""
 
     def prepare(self, items: Sequence[Item]) -> Any:
         """Decodes, resizes, tokenises a batch."""
 
-    def encode(self, prepared: Any) -> NDArray[np.float32]:
-        """float32 (n, dim), rows of unit length."""
+    def submit(self, prepared: Any) -> Callable[[], NDArray[np.float32]]:
+        """Begins to encode a batch; what it returns gives float32 (n, dim), rows of unit length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +52,21 @@ def run_loop(loop: Loop, items: Sequence[Item], batch: int, seconds: float) -> L
     starts = range(0, len(items) - batch + 1, batch)
     rows: dict[int, NDArray[np.float32]] = {}
     count, began = 0, 0.0
+    waiting: deque[tuple[int, Callable[[], NDArray[np.float32]]]] = deque()
     for start, prepared in _prepared(loop, items, batch, starts):
-        vectors = loop.encode(prepared)
-        rows |= dict(enumerate(vectors, start))
+        waiting.append((start, loop.submit(prepared)))
+        if loop.overlap and len(waiting) < IN_FLIGHT:
+            continue
+        first, wait = waiting.popleft()
+        rows |= dict(enumerate(wait(), first))
         now = time.perf_counter()
         if not began:
             began = now
             continue
         count += batch
         if now - began >= seconds:
+            for first, wait in waiting:
+                rows |= dict(enumerate(wait(), first))
             return Looped(rate=count / (now - began), rows=rows)
     raise RuntimeError("batches never end; this is a bug")
 

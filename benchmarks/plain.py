@@ -8,7 +8,7 @@
 Its own preprocessing, one picture after another, and texts padded to the whole context.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,12 @@ class PlainLoop:
             return True, self._reference.tokens(texts)
         return False, self._reference.pixels([item for item in items if not isinstance(item, str)])
 
+    def submit(self, prepared: tuple[bool, Tensor]) -> Callable[[], NDArray[np.float32]]:
+        rows = self.encode(prepared)
+        return lambda: rows
+
     def encode(self, prepared: tuple[bool, Tensor]) -> NDArray[np.float32]:
+        """float32 (n, dim), rows of unit length."""
         is_text, tensor = prepared
         if is_text:
             return self._reference.encode_tokens(tensor)

@@ -16,6 +16,8 @@ class Settings:
     """ "cpu", "cuda" or "cuda:<n>"."""
     models: tuple[str, ...] = ()
     """Sources of LoadVersion; empty: the suite's own."""
+    contents: tuple[str, ...] = ()
+    """Kinds of items; empty: all that the suite has for a model."""
     seconds: float = 10.0
     """Of one timed segment of a comparison."""
     rounds: int = 3

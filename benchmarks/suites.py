@@ -22,6 +22,7 @@ def run_suite(suite: str, settings: Settings) -> Path:
     figures = [judged(figure, device) for figure in SUITES[suite](settings)]
     machine = {
         **describe_machine(settings.device),
+        "contents": list(settings.contents),
         "seconds": settings.seconds,
         "rounds": settings.rounds,
         "quick": settings.quick,

@@ -34,7 +34,9 @@ class Worker:
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **(environment or {})},
+            # As the server waits: threads that spin between products slow down whatever else
+            # runs on the same cores, and a baseline must not suffer from its neighbours.
+            env={"OMP_WAIT_POLICY": "passive", **os.environ, **(environment or {})},
             text=True,
             encoding="utf-8",
         )

@@ -1,7 +1,7 @@
 """The loops that serving is compared with."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -16,13 +16,21 @@ class Counting:
 
     def __init__(self, *, overlap: bool) -> None:
         self.overlap = overlap
+        self.in_flight = self.most = 0
 
     def prepare(self, items: Sequence[Item]) -> list[int]:
         return [int(str(item)) for item in items]
 
-    def encode(self, prepared: list[int]) -> NDArray[np.float32]:
-        time.sleep(0.005 + 0.001 * len(prepared))
-        return np.array([[number, 1] for number in prepared], np.float32)
+    def submit(self, prepared: list[int]) -> Callable[[], NDArray[np.float32]]:
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+
+        def wait() -> NDArray[np.float32]:
+            time.sleep(0.005 + 0.001 * len(prepared))
+            self.in_flight -= 1
+            return np.array([[number, 1] for number in prepared], np.float32)
+
+        return wait
 
 
 ITEMS: list[Item] = [str(number) for number in range(16)]
@@ -30,7 +38,9 @@ ITEMS: list[Item] = [str(number) for number in range(16)]
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_every_item_gets_its_own_vector(overlap: bool) -> None:
-    looped = run_loop(Counting(overlap=overlap), ITEMS, 4, 0.1)
+    loop = Counting(overlap=overlap)
+    looped = run_loop(loop, ITEMS, 4, 0.1)
+    assert (loop.most, loop.in_flight) == (2 if overlap else 1, 0)
     assert {at: float(row[0]) for at, row in looped.rows.items()} == {n: n for n in range(16)}
     assert 0 < looped.rate <= 4 / 0.009
 
