@@ -32,6 +32,7 @@ class BytePairTokenizer:
         self.context_length = int(tokenizer.context_length)
         self._tokenizer = tokenizer
         self._clean = quick_clean(tokenizer.clean_fn)
+        self._marks = {tokenizer.decoder[mark] for mark in tokenizer.all_special_ids}
         self._words: dict[str, tuple[int, ...]] = {}
 
     @staticmethod
@@ -73,7 +74,7 @@ class BytePairTokenizer:
         ids: list[int] = []
         for match in own.pat.findall(word):
             token = "".join(own.byte_encoder[byte] for byte in match.encode())
-            if token in own.cache:  # <start_of_text> and <end_of_text>
+            if token in self._marks:
                 parts = [token]
             else:
                 parts = merged([*token[:-1], token[-1] + "</w>"], own.bpe_ranks)
