@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hotclip_server.encoding.engines.choices import EngineWish, candidates
+from hotclip_server.encoding.engines.choices import AUTO, EngineWish, candidates
 from hotclip_server.encoding.engines.protocol import EAGER, Engine, EngineChoice
 from hotclip_server.encoding.engines.remembered import EngineMemory, Ranked
 from hotclip_server.encoding.protocol import Encoder, Tower
@@ -33,6 +33,9 @@ LARGEST_BATCH = {"cpu": 64, "cuda": 256}
 RACE_S = 0.15
 """Seconds of a batch that engines are compared on, if one item does not take longer."""
 RACE_ITEMS = 8
+SLOW_TO_MAKE = ("onnx",)
+"""Engines whose graph is exported for minutes: unless asked for, they are only tried where no
+other takes the place of plain open_clip."""
 WORTH = 0.9
 """Part of fp32's time that a lower precision must not exceed, or exactness is given up for
 nothing."""
@@ -158,6 +161,8 @@ class EngineSelector:
         seconds: dict[EngineChoice, float] = {}
         items = await self._race_items(best, await trial.items())
         for choice in candidates(self._wish, self._device):
+            if self._wish.engine == AUTO and choice.engine in SLOW_TO_MAKE and champion != EAGER:
+                continue
             engine = await trial.build(choice)
             if engine is None:
                 continue

@@ -14,7 +14,7 @@ from hotclip_server.encoding.engines.protocol import Engine, EngineFigures, Over
 
 T = TypeVar("T")
 
-PIECE_S = 0.05
+PIECE_S = 0.01
 """Seconds of the device that probes take at a time, where one item does not take longer."""
 LARGEST_PROBE_BATCH = 16
 LONGEST_BATCH_S = 0.25

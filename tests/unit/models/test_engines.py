@@ -121,6 +121,22 @@ async def test_another_version_gets_it_at_once_if_its_weights_pass(tmp_path: Pat
         assert workshop.count("torch/bf16") == built  # known to fail
 
 
+async def test_nothing_is_exported_where_an_engine_serves_already(tmp_path: Path) -> None:
+    workshop = Workshop({**SPEEDS, "onnx/fp32": 0.5e-4})
+    host = FakeHost()
+    async with selector(tmp_path, workshop) as chosen:
+        await chosen.fit("v", host)
+        await settled(chosen)
+    assert serving(host) == ["torch/bf16"] * 2
+    assert workshop.count("onnx/fp32") == 0
+    alone = Workshop({"eager/fp32": 4e-4, "onnx/fp32": 1e-4})
+    host = FakeHost(shape="another")
+    async with selector(tmp_path, alone) as chosen:
+        await chosen.fit("v", host)
+        await settled(chosen)
+    assert serving(host) == ["onnx/fp32"] * 2
+
+
 @pytest.mark.parametrize(
     ("wish", "expected"),
     [

@@ -31,7 +31,7 @@ ITEMS = [np.array([number, number + 1]) for number in range(64)]
 
 
 async def test_probes_run_in_small_pieces_and_come_back_in_order() -> None:
-    slow, fast = engine(0.03), engine(0.0)
+    slow, fast = engine(0.006), engine(0.0)
     pieces = Pieces(inline, lambda: False)
     await pieces.rows(slow, ITEMS[:8])
     assert max(slow.sizes) <= 2  # an item takes more than half of a piece

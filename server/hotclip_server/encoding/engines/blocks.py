@@ -191,10 +191,11 @@ class OneQuery:
         n = len(query)
         split = (query * self._scale).view(n, self._heads, -1).transpose(0, 1)  # [heads, n, size]
         over_x = torch.bmm(split, self._key).transpose(0, 1)  # [n, heads, width of x]
-        scores = torch.bmm(over_x, x.transpose(1, 2)).float()  # [n, heads, length]
+        exact = x.float()  # little work, in shapes of which there are many
+        scores = torch.bmm(over_x.float(), exact.transpose(1, 2))  # [n, heads, length]
         if mask is not None:
             scores = scores + mask
-        context = torch.bmm(scores.softmax(-1).to(x.dtype), x)  # [n, heads, width of x]
+        context = torch.bmm(scores.softmax(-1), exact).to(x.dtype)  # [n, heads, width of x]
         values = torch.bmm(context.transpose(0, 1), self._value.transpose(1, 2))
         pooled = values.transpose(0, 1).reshape(n, -1)
         return pooled if self._value_bias is None else pooled + self._value_bias

@@ -43,8 +43,8 @@ class OpenClipText:
     def __call__(self, ids: Tensor, places: Tensor, sequences: Sequences) -> Tensor:
         """
         Args:
-            ids: int64 [tokens], packed.
-            places: int64 [tokens], each token's place in its text.
+            ids: int64 [rows], packed.
+            places: int64 [rows], each token's place in its text.
 
         Returns:
             fp32 [n, dim].

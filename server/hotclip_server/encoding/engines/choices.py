@@ -8,8 +8,9 @@ from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
 
 AUTO = "auto"
 
-_ENGINES = {"cpu": ("torch", "onnx", "eager"), "cuda": ("cuda", "torch", "eager")}
-"""In the order in which they are tried, by the kind of device."""
+_ENGINES = {"cpu": ("torch", "onnx"), "cuda": ("cuda", "torch")}
+"""What auto means, in the order in which they are tried, by the kind of device. Plain open_clip
+in a lower precision casts every weight at every batch: it is there for who asks for it."""
 _PRECISIONS = {"cpu": ("bf16", "fp32"), "cuda": ("fp16", "bf16", "fp32")}
 """Of every engine where nothing is asked for; int8 is never meant by that."""
 _ONLY = {"onnx": ("fp32", "int8")}
@@ -35,7 +36,7 @@ def candidates(wish: EngineWish, device: str) -> list[EngineChoice]:
         wish: If nothing can be as it asks, the list is empty and the reference is left.
     """
     kind = device.partition(":")[0]
-    engines: tuple[str, ...] = _ENGINES.get(kind, ("torch", "eager"))
+    engines: tuple[str, ...] = _ENGINES.get(kind, ("torch",))
     if wish.engine != AUTO:
         engines = (wish.engine,)
     precisions = _PRECISIONS.get(kind, ("fp32",))

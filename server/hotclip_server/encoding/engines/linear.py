@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU
+from timm.layers import activations as timm_activations
+from timm.layers import norm as timm_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,7 +79,7 @@ class Norm:
     """Layer normalisation: statistics and affine part in fp32, result in `dtype`."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        if type(module) not in (nn.LayerNorm, LayerNorm, LayerNormFp32):
+        if type(module) not in (nn.LayerNorm, LayerNorm, LayerNormFp32, timm_norm.LayerNorm):
             raise EngineUnfit(f"{type(module).__name__} is not a layer normalisation known here")
         known: Any = module
         self._shape = tuple(known.normalized_shape)
@@ -112,6 +114,10 @@ def activation_of(module: nn.Module) -> str:
     """
     if type(module) is nn.GELU:
         return "gelu" if module.approximate == "none" else "gelu_tanh"
+    if type(module) is timm_activations.GELU:
+        return "gelu"
+    if type(module) is timm_activations.GELUTanh:
+        return "gelu_tanh"
     if type(module) is QuickGELU:
         return "quick_gelu"
     raise EngineUnfit(f"{type(module).__name__} is not an activation known here")

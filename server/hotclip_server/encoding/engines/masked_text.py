@@ -55,17 +55,16 @@ class HuggingFaceText:
     def __call__(self, ids: Tensor, places: Tensor, sequences: Sequences) -> Tensor:
         """
         Args:
-            ids: int64 [tokens], packed.
-            places: int64 [tokens], each token's place in its text.
+            ids: int64 [rows], packed.
+            places: int64 [rows], each token's place in its text.
 
         Returns:
             fp32 [n, dim].
         """
         if self._counted_from is not None:
-            places = torch.arange(
-                self._counted_from, self._counted_from + len(ids), device=ids.device
-            )
-            places = places - sequences.first.index_select(0, sequences.owner)
+            counted = torch.arange(len(sequences.owner), device=ids.device) + self._counted_from
+            counted -= sequences.first.index_select(0, sequences.owner)
+            places = F.pad(counted, (0, len(ids) - len(counted)))
         x = self._words.index_select(0, ids) + self._places.index_select(0, places)
         x = self._norm(x.float()).to(self._compute.stream)
         for layer in self._layers:
@@ -76,7 +75,7 @@ class HuggingFaceText:
     def _pool(self, x: Tensor, sequences: Sequences) -> Tensor:
         if type(self._pooler) is MeanPooler:
             sums = torch.zeros(sequences.n, x.shape[1], device=x.device)
-            sums.index_add_(0, sequences.owner, x.float())
+            sums.index_add_(0, sequences.owner, x[: len(sequences.owner)].float())
             return sums / (sequences.last - sequences.first + 1)[:, None]
         first = x.index_select(0, sequences.first).float()
         after = type(self._pooler) is ClsPooler and self._pooler.use_pooler_output

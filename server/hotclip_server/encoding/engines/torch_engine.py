@@ -2,7 +2,8 @@
 
 Normalising and batch normalisation are folded into weights, weights are cast and packed once,
 texts are packed without padding, and the last block computes only the token that is pooled.
-A tower that is not exactly of a known class is not taken.
+Of other towers of timm and Hugging Face only the heavy layers are replaced; a tower that is
+not exactly of a known class is not taken.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from hotclip_server.encoding.engines.blocks import Compute
 from hotclip_server.encoding.engines.causal_text import OpenClipText
+from hotclip_server.encoding.engines.converted import ConvertedImages, ConvertedText
 from hotclip_server.encoding.engines.eager import DTYPES, to_device
 from hotclip_server.encoding.engines.linear import packing_helps
 from hotclip_server.encoding.engines.masked_text import HuggingFaceText
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.resnet import OpenClipResNet
-from hotclip_server.encoding.engines.sequences import Sequences
+from hotclip_server.encoding.engines.sequences import Sequences, rounded_rows
 from hotclip_server.encoding.engines.source import TowerSource
 from hotclip_server.encoding.engines.vit import OpenClipVit, TimmVit
 from hotclip_server.encoding.protocol import Tower
@@ -92,7 +94,9 @@ def build_image_tower(source: TowerSource, compute: Compute) -> ImageTower:
     Raises:
         EngineUnfit: not a tower known here.
     """
-    tower: ImageTower = _first_fit([OpenClipVit, TimmVit, OpenClipResNet], source, compute)
+    tower: ImageTower = _first_fit(
+        [OpenClipVit, TimmVit, OpenClipResNet, ConvertedImages], source, compute
+    )
     return tower
 
 
@@ -102,14 +106,14 @@ def build_text_tower(source: TowerSource, compute: Compute) -> TextTower:
     Raises:
         EngineUnfit: not a tower known here.
     """
-    tower: TextTower = _first_fit([OpenClipText, HuggingFaceText], source, compute)
+    tower: TextTower = _first_fit([OpenClipText, HuggingFaceText, ConvertedText], source, compute)
     return tower
 
 
 def pack_texts(
     batch: Sequence[NDArray[np.int64]], masked_id: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor, Sequences]:
-    """Ids [tokens] and places [tokens], one text after the other, without what is masked."""
+    """Ids [rows] and places [rows], one text after the other, without what is masked."""
     kept = [np.arange(len(ids)) for ids in batch]
     if masked_id is not None:
         # A text may hold the padding's token itself; then the tower doesn't look there either.
@@ -118,9 +122,13 @@ def pack_texts(
             for ids, at in zip(batch, kept, strict=True)
         ]
         kept = [at if len(at) else np.zeros(1, np.int64) for at in kept]
-    sequences = Sequences([len(at) for at in kept], device)
-    ids = np.concatenate([ids[at] for ids, at in zip(batch, kept, strict=True)])
-    return to_device(ids, device), to_device(np.concatenate(kept), device), sequences
+    lengths = [len(at) for at in kept]
+    tokens = sum(lengths)
+    packed = np.zeros((2, rounded_rows(tokens)), np.int64)
+    np.concatenate([ids[at] for ids, at in zip(batch, kept, strict=True)], out=packed[0, :tokens])
+    np.concatenate(kept, out=packed[1, :tokens])
+    ids, places = to_device(packed, device)
+    return ids, places, Sequences(lengths, device, packed.shape[1])
 
 
 def _first_fit(kinds: Sequence[Any], source: TowerSource, compute: Compute) -> Any:

@@ -8,7 +8,7 @@ from hotclip_server.encoding.engines.choices import EngineWish, candidates
 @pytest.mark.parametrize(
     ("engine", "precision", "device", "expected"),
     [
-        ("auto", "auto", "cpu", "torch/bf16 eager/bf16 torch/fp32 onnx/fp32"),
+        ("auto", "auto", "cpu", "torch/bf16 torch/fp32 onnx/fp32"),
         ("auto", "fp32", "cpu", "torch/fp32 onnx/fp32"),
         ("auto", "int8", "cpu", "onnx/int8"),
         ("torch", "auto", "cpu", "torch/bf16 torch/fp32"),
