@@ -52,6 +52,7 @@ from hotclip_server.storage.folder_lock import FolderLock
 
 if TYPE_CHECKING:
     from hotclip_server.encoding.cuda.engine import CudaEngines
+    from hotclip_server.encoding.engines.onnx_engines import OnnxEngines
     from hotclip_server.models.store import VersionStore
 
 DATASET_THREADS = 2
@@ -83,7 +84,8 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
     health = Health(SERVICE_NAMES)
     cache = FeatureCache(config.cache_bytes)
     pipeline = EncodePipeline(batcher, item_limits(config), config.prepare_threads, cache)
-    engines = make_engines(config, device_name, device, batcher, cuda) if store else None
+    onnx = make_onnx_engines(config) if store else None
+    engines = make_engines(config, device_name, device, batcher, cuda, onnx) if store else None
     registry = ModelRegistry(
         database,
         versions,
@@ -147,6 +149,7 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
         pipeline=pipeline,
         registry=registry,
         engines=engines,
+        onnx=onnx,
         remove_leftovers=store.remove_leftovers if store else lambda: None,
         dataset_pool=dataset_pool,
         datasets=datasets,
@@ -191,18 +194,32 @@ def make_cuda_engines(device: str) -> CudaEngines | None:
     return CudaEngines(TorchDevice(int(device.partition(":")[2] or 0)), CaptureGate())
 
 
+def make_onnx_engines(config: ServerConfig) -> OnnxEngines:
+    """The engines of ONNX Runtime. Imports torch."""
+    from hotclip_server.encoding.engines.onnx_engines import OnnxEngines
+    from hotclip_server.encoding.engines.onnx_graphs import OnnxGraphs
+
+    return OnnxEngines(OnnxGraphs(config.data_dir / "graphs"), config.threads)
+
+
 def make_engines(
     config: ServerConfig,
     device_name: str,
     device: DeviceThread,
     batcher: Batcher,
     cuda: CudaEngines | None,
+    onnx: OnnxEngines | None,
 ) -> EngineSelector:
     """What chooses engines. Imports torch."""
-    from hotclip_server.encoding.engines.factory import EngineFactory
+    from hotclip_server.encoding.engines.factory import Build, EngineFactory
 
+    more: dict[str, Build] = {}
+    if cuda:
+        more["cuda"] = cuda.build
+    if onnx:
+        more["onnx"] = onnx.build
     return EngineSelector(
-        EngineFactory({"cuda": cuda.build} if cuda else {}).build,
+        EngineFactory(more).build,
         Pieces(device.call, lambda: batcher.ledger.items > 0),
         EngineMemory(
             config.data_dir / "engines.json", describe_machine(device_name, config.threads)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -29,6 +30,9 @@ from hotclip_server.search.edge import EdgeStore
 from hotclip_server.storage.database import Database
 from hotclip_server.storage.folder_lock import FolderLock
 
+if TYPE_CHECKING:
+    from hotclip_server.encoding.engines.onnx_engines import OnnxEngines
+
 log = logging.getLogger(__name__)
 
 MODEL = "default"
@@ -46,6 +50,7 @@ class Parts:
     pipeline: EncodePipeline
     registry: ModelRegistry
     engines: EngineSelector | None
+    onnx: OnnxEngines | None
     remove_leftovers: Callable[[], object]
     dataset_pool: ThreadPoolExecutor
     datasets: DatasetStore
@@ -117,6 +122,8 @@ class App:
         if self._server is not None:
             await self._end_calls(self._server)
         await parts.watchdog.stop()
+        if parts.onnx is not None:
+            parts.onnx.stop()
         if parts.engines is not None:
             await parts.engines.stop()
         await parts.jobs.stop()

@@ -1,0 +1,40 @@
+"""Makes engines of ONNX Runtime; imports it with the first."""
+
+from __future__ import annotations
+
+from hotclip_server.encoding.engines.onnx_graphs import OnnxGraphs
+from hotclip_server.encoding.engines.protocol import Engine, EngineUnfit
+from hotclip_server.encoding.engines.source import TowerSource
+
+PRECISIONS = ("fp32", "int8")
+
+
+class OnnxEngines:
+    """Long-lived: `build` is what `EngineFactory` takes.
+
+    Args:
+        threads: Of one batch on the CPU; 0: one a core.
+    """
+
+    def __init__(self, graphs: OnnxGraphs, threads: int = 0) -> None:
+        self._graphs, self._threads = graphs, threads
+
+    def build(self, source: TowerSource, precision: str) -> Engine:
+        """Exports the architecture's graph if that was never done; blocks.
+
+        Raises:
+            EngineUnfit: it can't run this tower here.
+        """
+        from hotclip_server.encoding.engines.onnx_engine import OnnxEngine, providers
+
+        if precision not in PRECISIONS:
+            raise EngineUnfit(f"computes in fp32 or int8, not in {precision}")
+        if source.folder is None:
+            raise EngineUnfit("only a stored version can be exported")
+        chosen = providers(source.device)  # before the export, which takes much longer
+        graph = self._graphs.graph(source.folder, source.tower)
+        return OnnxEngine(graph, source, precision, chosen, threads=self._threads)
+
+    def stop(self) -> None:
+        """Ends an export that runs."""
+        self._graphs.stop()
