@@ -74,7 +74,7 @@ class Prepared:
 
     def __post_init__(self) -> None:
         digest = hashlib.blake2b(self.tower.value.encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(self.array))
+        digest.update(np.ascontiguousarray(self.array).data)
         object.__setattr__(self, "key", digest.digest())
 
     @property
