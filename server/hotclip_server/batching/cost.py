@@ -27,6 +27,7 @@ CLIP = math.log(2.0)
 outlier moves it by 9 %, and a lasting change is followed within some twenty batches."""
 WORTH_A_PART = 1e-6
 """Of the mean square of relative errors: what a further part must explain to be believed."""
+SINGULAR = 1e-9
 REFIT_EVERY = 8
 """Batches between two fits to what was observed, where nothing was measured."""
 
@@ -67,9 +68,11 @@ def fit(points: Iterable[Point]) -> tuple[float, float, float]:
 def _solve(rows: list[list[float]]) -> list[float] | None:
     """Gauss; None where the equations say too little."""
     size = len(rows)
+    diagonal = [row[at] for at, row in enumerate(rows)]
     for at in range(size):
         pivot = rows[at][at]
-        if pivot <= 1e-9 * abs(rows[at][size]) ** 2 or pivot <= 0:
+        # What is left of a part that the parts before explain is rounding.
+        if pivot <= SINGULAR * diagonal[at]:
             return None
         for other in range(size):
             if other != at:

@@ -52,6 +52,27 @@ def test_few_points_mean_proportional(points):
     assert 2 * (item + token * 10) == pytest.approx(0.04)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    points=st.lists(
+        st.tuples(st.integers(1, 300), st.integers(1, 77), st.floats(1e-5, 100)),
+        min_size=1,
+        max_size=20,
+    ),
+    same_items=st.booleans(),
+    same_length=st.booleans(),
+)
+def test_any_points_give_a_fit(points, same_items, same_length):
+    (items, length, _), *_ = points
+    points = [
+        (items if same_items else n, length if same_length else k, seconds)
+        for n, k, seconds in points
+    ]
+    parts = fit(points)
+    assert min(parts) >= 0
+    assert max(parts) > 0
+
+
 def measured() -> TowerCost:
     cost = TowerCost(32)
     cost.calibrate(SPEED.figures())
@@ -98,7 +119,7 @@ def test_one_outlier_moves_little(outlier):
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    first=st.floats(1, 20),
+    first=st.floats(1, 5),
 )
 def test_learns_from_batches_where_nothing_was_measured(seed, first):
     """The first batch may be slow: weights are touched, memory is mapped."""

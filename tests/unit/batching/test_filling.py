@@ -30,6 +30,13 @@ def test_short_texts_do_not_pay_for_a_long_one():
     assert [run.lengths for run in runs if 70 in run.lengths] == [[70]]
 
 
+def test_lengths_stay_apart_where_padding_costs_more_than_a_launch():
+    live = version("a", Speed(launch_s=0.002, token_s=0.0001, best_batch=64))
+    lengths = [10] * 8 + [70]
+    runs, _ = run_all([Request(at=0, version=live, numbers=range(9), lengths=lengths)])
+    assert sorted(run.lengths for run in runs) == [[10] * 8, [70]]
+
+
 def test_lengths_join_where_a_launch_costs_more_than_the_padding():
     live = version("a", Speed(launch_s=0.5, token_s=0.0001, best_batch=64))
     lengths = [10] * 3 + [70] + [30] * 3
