@@ -59,6 +59,8 @@ class EngineSelector:
         memory: What was measured before.
         wish: What the configuration asks for.
         device: E.g. "cpu" or "cuda:0".
+        first_after_s: Seconds after the start in which nothing is measured: the first answers
+            of a fresh server have the machine for themselves.
     """
 
     def __init__(
@@ -68,9 +70,11 @@ class EngineSelector:
         memory: EngineMemory,
         wish: EngineWish,
         device: str,
+        first_after_s: float = 1.0,
     ) -> None:
         self._build, self._pieces, self._memory = build, pieces, memory
         self._wish, self._device = wish, device
+        self._first_after_s = first_after_s
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -108,6 +112,7 @@ class EngineSelector:
             await asyncio.to_thread(encoder.release_model)
 
     async def _work(self) -> None:
+        await asyncio.sleep(self._first_after_s)
         while True:
             await self._arrived.wait()
             while self._waiting:

@@ -33,7 +33,7 @@ async def selector(
 ) -> AsyncIterator[EngineSelector]:
     memory = EngineMemory(folder / "engines.json", "machine")
     pieces = Pieces(on_device, lambda: False)
-    made = EngineSelector(workshop, pieces, memory, wish or EngineWish(), "cpu")
+    made = EngineSelector(workshop, pieces, memory, wish or EngineWish(), "cpu", 0.0)
     made.start()
     try:
         yield made

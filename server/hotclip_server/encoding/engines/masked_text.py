@@ -8,9 +8,6 @@ import torch
 from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.bert.modeling_bert import BertModel
-from transformers.models.roberta.modeling_roberta import RobertaModel
-from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaModel
 
 from hotclip_server.encoding.engines.blocks import Compute, attention
 from hotclip_server.encoding.engines.protocol import EngineUnfit
@@ -18,7 +15,9 @@ from hotclip_server.encoding.engines.sequences import Sequences
 from hotclip_server.encoding.engines.source import TowerSource
 from hotclip_server.encoding.text_tower import Trim
 
-ENCODERS = (BertModel, RobertaModel, XLMRobertaModel)
+PLACES_COUNTED = {"BertModel": False, "RobertaModel": True, "XLMRobertaModel": True}
+"""Encoders of transformers, and whether places count only tokens that are looked at. By name,
+because their modules take half a second to import where no model needs them."""
 
 
 class HuggingFaceText:
@@ -26,7 +25,7 @@ class HuggingFaceText:
 
     def __init__(self, source: TowerSource, compute: Compute) -> None:
         tower: Any = getattr(source.model, "text", None)
-        if type(tower) is not HFTextEncoder or type(tower.transformer) not in ENCODERS:
+        if type(tower) is not HFTextEncoder or not _is_known(tower.transformer):
             raise EngineUnfit("not a text tower of Hugging Face that is known here")
         encoder = tower.transformer
         config = encoder.config
@@ -39,7 +38,7 @@ class HuggingFaceText:
         embeddings = encoder.embeddings
         # RoBERTa counts only tokens that it looks at, from the padding's id + 1.
         self._counted_from: int | None = None
-        if type(encoder) is not BertModel:
+        if PLACES_COUNTED[type(encoder).__name__]:
             self._counted_from = config.pad_token_id + 1
         self._words = embeddings.word_embeddings.weight.detach().to(compute.stream)
         self._places = (
@@ -83,6 +82,11 @@ class HuggingFaceText:
             pooled: Tensor = self._after(first[:, None])
             return pooled
         return first
+
+
+def _is_known(encoder: nn.Module) -> bool:
+    kind = type(encoder)
+    return kind.__name__ in PLACES_COUNTED and kind.__module__.startswith("transformers.models.")
 
 
 class _Layer:
