@@ -5,18 +5,24 @@ wrong, so there are no figures; 2: a bad option, or no such device.
 """
 
 import argparse
+import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from benchmarks.corpus import CONTENTS
 from benchmarks.machine import has_device
 from benchmarks.settings import RESULTS, Settings
-from benchmarks.suites import SUITES, run_suite
 from benchmarks.worker import WorkerFailed
 
 
 def main(arguments: list[str] | None = None) -> int:
-    suites, settings = parse(arguments)
+    # Read when grpc is imported: its handlers are for children that go on without exec, and
+    # none here does.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+    from benchmarks.suites import SUITES, run_suite
+
+    suites, settings = parse(arguments, SUITES)
     if not has_device(settings.device):
         print(f"PyTorch finds no device {settings.device}", file=sys.stderr)
         return 2
@@ -30,10 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def parse(arguments: list[str] | None) -> tuple[list[str], Settings]:
+def parse(arguments: list[str] | None, known: Collection[str]) -> tuple[list[str], Settings]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    known = ", ".join(SUITES)
-    parser.add_argument("suites", nargs="*", metavar="suite", help=f"{known} (default all)")
+    names = ", ".join(known)
+    parser.add_argument("suites", nargs="*", metavar="suite", help=f"{names} (default all)")
     parser.add_argument("--device", default="cpu", help="cuda, cuda:<n> or cpu (default cpu)")
     parser.add_argument("--models", nargs="+", default=(), help="sources of LoadVersion")
     parser.add_argument(
@@ -52,8 +58,8 @@ def parse(arguments: list[str] | None) -> tuple[list[str], Settings]:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON")
     told = parser.parse_args(arguments)
     for suite in told.suites:
-        if suite not in SUITES:
-            parser.error(f"there is no suite {suite!r}; there is: {known}")
+        if suite not in known:
+            parser.error(f"there is no suite {suite!r}; there is: {names}")
     settings = Settings(
         device=told.device,
         models=tuple(told.models),
@@ -64,7 +70,7 @@ def parse(arguments: list[str] | None) -> tuple[list[str], Settings]:
         server_options=tuple(told.server_option),
         output=told.output,
     )
-    return told.suites or list(SUITES), settings
+    return told.suites or list(known), settings
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Answers:
         self._exact = exact
         self._kept: dict[int, bytes] = {}
         self._streamed: dict[int, bytes] = {}
+        self._unpacked: dict[int, NDArray[np.float32]] = {}
 
     def keep(self, request: int, answer: bytes) -> None:
         """An EncodeResponse, by the position of its request."""
@@ -38,6 +39,10 @@ class Answers:
     def keep_streamed(self, request: int, answer: bytes) -> None:
         """An EncodeStreamResponse that holds one."""
         self._streamed[request] = answer
+
+    def keep_rows(self, request: int, rows: NDArray[np.float32]) -> None:
+        """Vectors (items, dim) that a client unpacked."""
+        self._unpacked[request] = rows
 
     def checked(self) -> dict[str, float]:
         """The smallest cosine, and the largest distance over the references' median one.
@@ -58,7 +63,11 @@ class Answers:
 
     def _rows(self, responses: Mapping[int, EncodeResponse]) -> dict[int, NDArray[np.float32]]:
         """Vectors by position of the item."""
-        rows: dict[int, NDArray[np.float32]] = {}
+        rows: dict[int, NDArray[np.float32]] = {
+            at * self._items + row: vector
+            for at, vectors in self._unpacked.items()
+            for row, vector in enumerate(vectors)
+        }
         for at, response in responses.items():
             for error in response.errors:
                 raise WrongAnswer(f"item {error.index}: {error.reason}: {error.message}")

@@ -216,9 +216,10 @@ class ModelBench:
             "items": shape.items,
             "seconds": seconds or self._plan.seconds / 2,
         }
-        if shape.clients:
-            return self._workers.generator.ask("closed", {**told, "clients": shape.clients})
-        return self._workers.generator.ask("stream", told)
+        if not shape.clients:
+            return self._workers.generator.ask("stream", told)
+        command = "public" if shape.public else "closed"
+        return self._workers.generator.ask(command, {**told, "clients": shape.clients})
 
     def _best_batch(self, worker: Worker, content: str) -> dict[str, Any]:
         found = worker.ask(

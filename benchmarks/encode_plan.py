@@ -17,8 +17,12 @@ class Shape:
     """That ask one after another; 0: one stream, as full as the server allows."""
     items: int
     """Of one request."""
+    public: bool = False
+    """Whether hotclip.Client sends it; else requests are made ready beforehand."""
 
     def __str__(self) -> str:
+        if self.public:
+            return f"client_{self.clients}x{self.items}"
         return f"{self.clients}x{self.items}" if self.clients else f"stream_x{self.items}"
 
 
@@ -27,7 +31,8 @@ CLOSED = Shape(4, 16)
 """The shape of the comparisons."""
 ONE, EIGHT, MANY = Shape(1, 1), Shape(8, 1), Shape(32, 1)
 LONG = Shape(2, 64)
-ALL = (ONE, EIGHT, MANY, LONG, STREAM)
+PUBLIC = Shape(4, 16, public=True)
+ALL = (ONE, EIGHT, MANY, LONG, STREAM, PUBLIC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +170,7 @@ def _quick(settings: Settings) -> Plan:
             Compared(content="jpeg_large", shape=shape, open_clip=True),
             Compared(content="text", shape=shape, open_clip=True),
         ),
-        rates={"jpeg_small": (ONE, Shape(0, 4))},
+        rates={"jpeg_small": (ONE, Shape(0, 4), Shape(2, 4, public=True))},
         latency=("text",),
         most=Shape(4, 1),
         batches=(4, 8),

@@ -2,6 +2,7 @@
 
     connect  {address, corpus, server_pid, exact}
     closed   {content, clients, items, seconds}   → rate, latencies, processor time, parity
+    public   {content, clients, items, seconds}   → the same, by the public client
     stream   {content, items, seconds}            → the same
     open     {content, rate, seconds, seed}       → latencies from the planned arrivals
 
@@ -15,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,7 @@ import numpy as np
 import psutil
 
 from benchmarks.answers import Answers
-from benchmarks.corpus import encode_request, read_items, read_references, tower_of
+from benchmarks.corpus import Item, encode_request, read_items, read_references, tower_of
 from benchmarks.segment import (
     PATIENCE_S,
     Busy,
@@ -37,6 +39,7 @@ from benchmarks.segment import (
 )
 from benchmarks.timing import Span, percentile, poisson_arrivals
 from benchmarks.worker import obey
+from hotclip import Client, Image
 from hotclip_proto.v1.encode_pb2 import (
     EncodeRequest,
     EncodeStreamRequest,
@@ -90,6 +93,20 @@ class Generator:
         calls = [self.call(client) for client in range(told["clients"])]
         clients = closed_clients(calls, self.requests(content, items), items, answers.keep)
         return report(Segment(clients, self.server).run(told["seconds"]), answers)
+
+    def public(self, told: dict[str, Any]) -> dict[str, Any]:
+        """As `closed`, with `hotclip.Client`, which packs and unpacks while the clock runs."""
+        content, items = told["content"], told["items"]
+        pool = [as_input(item) for item in read_items(self.corpus, content)]
+        requests = [pool[at : at + items] for at in range(0, len(pool) - items + 1, items)]
+        answers = self.answers(content, items)
+        with ExitStack() as stack:
+            calls = [
+                stack.enter_context(Client(self.address, timeout=PATIENCE_S)).encode
+                for _ in range(told["clients"])
+            ]
+            clients = closed_clients(calls, requests, items, answers.keep_rows)
+            return report(Segment(clients, self.server).run(told["seconds"]), answers)
 
     def stream(self, told: dict[str, Any]) -> dict[str, Any]:
         content, items = told["content"], told["items"]
@@ -209,6 +226,11 @@ class Generator:
         return Answers(references, items, exact=self.exact[tower_of(content)])
 
 
+def as_input(item: Item) -> str | bytes | Image:
+    """What the client takes."""
+    return Image.from_pixels(item) if isinstance(item, np.ndarray) else item
+
+
 def report(measured: Measured, answers: Answers) -> dict[str, Any]:
     """A segment as JSON; latencies in milliseconds."""
     milliseconds = [1000 * seconds for seconds in measured.latencies]
@@ -229,6 +251,7 @@ def main() -> None:
         {
             "connect": generator.connect,
             "closed": generator.closed,
+            "public": generator.public,
             "stream": generator.stream,
             "open": generator.open,
         }

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import psutil
 
@@ -18,6 +18,8 @@ PATIENCE_S = 600.0
 Client: TypeAlias = Callable[["Segment", int], None]
 """Runs on a thread of its own until the segment ends; is told the segment and its position."""
 Call: TypeAlias = Callable[[bytes], bytes]
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
 
 
 class CallFailed(RuntimeError):
@@ -123,7 +125,10 @@ class Segment:
 
 
 def closed_clients(
-    calls: Sequence[Call], requests: Sequence[bytes], items: int, keep: Callable[[int, bytes], None]
+    calls: Sequence[Callable[[Request], Answer]],
+    requests: Sequence[Request],
+    items: int,
+    keep: Callable[[int, Answer], None],
 ) -> list[Client]:
     """Clients that each ask one request after another; no two ask for the same at a time.
 

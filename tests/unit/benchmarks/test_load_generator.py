@@ -53,6 +53,14 @@ async def test_a_closed_loop(
     assert found["generator_cpu"] > 0
 
 
+@pytest.mark.parametrize("content", ["text", "tensor", "jpeg_small"])
+async def test_the_public_client(server: RunningServer, corpus: Path, content: str) -> None:
+    told = {"content": content, "clients": 2, "items": 4, "seconds": SECONDS}
+    found = await ask(server, corpus, lambda generator: generator.public(told))
+    assert found["rate"] > 0
+    assert found["min_cosine"] > 0.99999
+
+
 async def test_a_stream_is_as_full_as_the_server_allows(
     server: RunningServer, corpus: Path
 ) -> None:

@@ -24,6 +24,7 @@ NAMES = {
     "frontend.calls_per_s",
     "rate.jpeg_small.1x1.mini",
     "rate.jpeg_small.stream_x4.mini",
+    "rate.jpeg_small.client_2x4.mini",
 }
 RELATIVE = ("served_over_raw", "over_open_clip", "latency", "cold_start_s")
 
