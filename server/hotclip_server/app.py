@@ -197,9 +197,8 @@ def make_cuda_engines(device: str) -> CudaEngines | None:
 def make_onnx_engines(config: ServerConfig) -> OnnxEngines:
     """The engines of ONNX Runtime. Imports torch."""
     from hotclip_server.encoding.engines.onnx_engines import OnnxEngines
-    from hotclip_server.encoding.engines.onnx_graphs import OnnxGraphs
 
-    return OnnxEngines(OnnxGraphs(config.data_dir / "graphs"), config.threads)
+    return OnnxEngines(config.data_dir / "graphs", config.threads)
 
 
 def make_engines(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hotclip_server.encoding.engines.onnx_graphs import OnnxGraphs
+from pathlib import Path
+
+from hotclip_server.encoding.engines.onnx_graphs import ExportProcess, OnnxGraphs
 from hotclip_server.encoding.engines.protocol import Engine, EngineUnfit
 from hotclip_server.encoding.engines.source import TowerSource
 
@@ -13,11 +15,14 @@ class OnnxEngines:
     """Long-lived: `build` is what `EngineFactory` takes.
 
     Args:
+        folder: Where graphs are kept.
         threads: Of one batch on the CPU; 0: one a core.
     """
 
-    def __init__(self, graphs: OnnxGraphs, threads: int = 0) -> None:
-        self._graphs, self._threads = graphs, threads
+    def __init__(self, folder: Path, threads: int = 0) -> None:
+        self._export = ExportProcess()
+        self._graphs = OnnxGraphs(folder, self._export)
+        self._threads = threads
 
     def build(self, source: TowerSource, precision: str) -> Engine:
         """Exports the architecture's graph if that was never done; blocks.
@@ -37,4 +42,4 @@ class OnnxEngines:
 
     def stop(self) -> None:
         """Ends an export that runs."""
-        self._graphs.stop()
+        self._export.stop()

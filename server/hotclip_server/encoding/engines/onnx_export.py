@@ -1,6 +1,6 @@
 """A tower as an ONNX graph that names its weights and does not hold them.
 
-    python -m hotclip_server.encoding.engines.onnx_export FOLDER TOWER OUT
+    python -m hotclip_server.encoding.engines.onnx_export FOLDER TOWER OUT PARENT
 
 A process of its own at low priority: exporting holds the interpreter lock for seconds, and
 while it traces a module nothing else may run it. Only the configuration of the version in
@@ -9,8 +9,10 @@ FOLDER is read: every version of an architecture has the same graph.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -32,6 +34,7 @@ OPSET = 18
 """Known to every ONNX Runtime that is admitted, and to most else that reads ONNX."""
 PIXELS, IDS, FEATURES = "pixels", "ids", "features"
 """Names of the inputs, by tower, and of the output."""
+_PR_SET_PDEATHSIG = 1
 
 
 def export_graph(model: nn.Module, tower: Tower, context_length: int) -> onnx.ModelProto:
@@ -141,6 +144,11 @@ def _without_weights(model: ir.Model, weights: set[str]) -> None:
 def main() -> None:
     """Writes the graph of a stored version's tower."""
     folder, tower, out = Path(sys.argv[1]), Tower(sys.argv[2]), Path(sys.argv[3])
+    if sys.platform == "linux":
+        # It can't notice that its parent is gone while torch works.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[4]):
+        sys.exit("the server is gone")
     os.nice(10)
     logging.basicConfig(level=logging.ERROR)
     config = OpenClipConfig.from_json((folder / CONFIG_FILE).read_bytes())

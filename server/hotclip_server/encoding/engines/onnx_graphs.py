@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import threading
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 from hotclip_server.encoding.architecture import CONFIG_FILE, HF_CONFIG_FILE
 from hotclip_server.encoding.engines.protocol import EngineUnfit
@@ -38,21 +40,25 @@ _DIGEST_BYTES = 32
 _log = logging.getLogger(__name__)
 
 
+class ExportGraph(Protocol):
+    """Makes the serialised graph of a stored version's tower; blocks. Raises EngineUnfit."""
+
+    def __call__(self, version_folder: Path, tower: Tower, /) -> bytes: ...
+
+
 class OnnxGraphs:
-    """Exports what is missing, in a process of its own; thread-safe, blocks.
+    """Graphs by architecture and tower; thread-safe, blocks.
 
     Args:
         folder: Made with the first graph; nothing else writes there.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, export: ExportGraph) -> None:
+        self._folder, self._export = folder, export
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._stopped = False
 
     def graph(self, version_folder: Path, tower: Tower) -> bytes:
-        """The serialised graph of a stored version's tower.
+        """The serialised graph of a stored version's tower; exported if it is not there.
 
         Raises:
             EngineUnfit: it can't be exported.
@@ -68,6 +74,30 @@ class OnnxGraphs:
                 self._forget_oldest()
         return found
 
+    def _forget_oldest(self) -> None:
+        graphs = sorted(self._folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime)
+        for path in graphs[:-MOST_GRAPHS]:
+            path.unlink()
+
+
+class ExportProcess:
+    """Implements `ExportGraph` in a process of its own: see `onnx_export`."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    def __call__(self, version_folder: Path, tower: Tower, /) -> bytes:
+        """See `ExportGraph`."""
+        with tempfile.TemporaryDirectory(prefix="hotclip-onnx-") as scratch:
+            out = Path(scratch, "graph.onnx")
+            command = [sys.executable, "-m", "hotclip_server.encoding.engines.onnx_export"]
+            command += [str(version_folder), tower.value, str(out), str(os.getpid())]
+            self._run(command)
+            if not out.is_file():
+                raise EngineUnfit("can't be exported: the exporter wrote nothing")
+            return out.read_bytes()
+
     def stop(self) -> None:
         """Ends an export that runs; none begins any more."""
         self._stopped = True
@@ -75,14 +105,7 @@ class OnnxGraphs:
         if child is not None:
             child.kill()
 
-    def _export(self, version_folder: Path, tower: Tower) -> bytes:
-        with tempfile.TemporaryDirectory(prefix="hotclip-onnx-") as scratch:
-            out = Path(scratch, "graph.onnx")
-            module = "hotclip_server.encoding.engines.onnx_export"
-            command = [sys.executable, "-m", module, str(version_folder), tower.value, str(out)]
-            return self._run(command, out)
-
-    def _run(self, command: Sequence[str], out: Path) -> bytes:
+    def _run(self, command: Sequence[str]) -> None:
         with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -90,7 +113,7 @@ class OnnxGraphs:
             stderr=subprocess.PIPE,
         ) as child:
             self._child = child
-            if self._stopped:  # it may have been asked for before there was a child to end
+            if self._stopped:  # asked for before there was a child to end
                 child.kill()
             try:
                 _, errors = child.communicate(timeout=EXPORT_S)
@@ -99,16 +122,11 @@ class OnnxGraphs:
                 raise EngineUnfit(f"exporting took more than {EXPORT_S:.0f} s") from error
             finally:
                 self._child = None
-        if child.returncode != 0 or not out.is_file():
-            _log.debug("%s", errors.decode(errors="replace"))
-            lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]
-            raise EngineUnfit(f"can't be exported (status {child.returncode}): {lines[-1]}")
-        return out.read_bytes()
-
-    def _forget_oldest(self) -> None:
-        graphs = sorted(self._folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime)
-        for path in graphs[:-MOST_GRAPHS]:
-            path.unlink()
+        if child.returncode != 0:
+            said = errors.decode(errors="replace").strip()
+            _log.debug("%s", said)
+            last = said.splitlines()[-1] if said else "no message"
+            raise EngineUnfit(f"can't be exported (status {child.returncode}): {last}")
 
 
 def _key(version_folder: Path, tower: Tower) -> str:
