@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -19,8 +21,11 @@ PIECE_S = 0.01
 LARGEST_PROBE_BATCH = 16
 LONGEST_BATCH_S = 0.25
 """No larger batch is measured than one of this many seconds."""
-BUDGET_S = 2.0
-"""Seconds of the device that the figures of one tower may take."""
+BUDGET_S = 2.5
+"""Seconds of the device after which no further round of the figures of a tower begins."""
+MOST_ROUNDS = 8
+OTHER_SIZES = (1, 8)
+"""Items of the batches that are timed at lengths other than the typical one."""
 SHARE = 0.25
 """Part of the device that measuring takes while requests wait."""
 ENOUGH = 0.95
@@ -68,7 +73,7 @@ class Pieces:
         rows, at, size = [], 0, 1
         while at < len(items):
             batch = items[at : at + size]
-            block, seconds = await self.run(lambda batch=batch: engine.run(batch))  # type: ignore[misc]  # mypy can't infer a default
+            block, seconds = await self.run(partial(engine.run, batch))
             rows.append(block)
             at += len(batch)
             fitting = int(PIECE_S * len(batch) / max(seconds, 1e-6))
@@ -76,13 +81,11 @@ class Pieces:
         return np.concatenate(rows)
 
     async def race(self, engines: Sequence[Engine], items: Sequence[NDArray[Any]]) -> list[float]:
-        """Seconds of a batch of the same size on each engine: the best of interleaved rounds."""
-        size = len(items)
+        """Seconds of the same batch on each engine: the best of interleaved rounds."""
         best = [float("inf")] * len(engines)
         for _ in range(ROUNDS):
             for number, engine in enumerate(engines):
-                _, seconds = await self.run(lambda engine=engine: engine.run(items[:size]))  # type: ignore[misc]  # as above
-                best[number] = min(best[number], seconds)
+                best[number] = min(best[number], await self._seconds(engine, items))
         return best
 
     async def figures(
@@ -97,35 +100,50 @@ class Pieces:
             items: Of each length, the typical one first; the batches of a size repeat them.
             largest: No more items.
         """
-        points: list[tuple[int, int, float]] = []
-        spent = [0.0]
+        batches: list[_Batch] = []
+        spent = 0.0
         for series in items:
             length = len(series[0]) if series[0].ndim == 1 else 1
-            sizes = _sizes(largest) if series is items[0] else [1, 8]
-            for size in sizes:
-                known = [seconds / n for n, of, seconds in points if of == length]
-                expected = size * min(known, default=0.0)
-                if expected > LONGEST_BATCH_S or spent[0] + 2 * expected > BUDGET_S:
+            each = 0.0
+            for size in _sizes(largest) if series is items[0] else OTHER_SIZES:
+                if size * each > LONGEST_BATCH_S or spent + size * each > BUDGET_S:
                     break
-                batch = [series[number % len(series)] for number in range(size)]
-                points.append((size, length, await self._best_of(engine, batch, spent)))
-        typical = [(n, seconds / n) for n, of, seconds in points if of == points[0][1]]
-        fastest = min(each for _, each in typical)
-        best_batch = min(n for n, each in typical if each * ENOUGH <= fastest)
-        return EngineFigures(best_batch=best_batch, seconds=tuple(points), padded=engine.padded)
-
-    async def _best_of(
-        self, engine: Engine, batch: Sequence[NDArray[Any]], spent: list[float]
-    ) -> float:
-        """The best of several, the first of which also warms the shape up."""
-        best = float("inf")
-        for _ in range(1 + ROUNDS):
-            _, seconds = await self.run(lambda: engine.run(batch))
-            spent[0] += seconds
-            best = min(best, seconds)
-            if seconds > PIECE_S and best < float("inf") and spent[0] > BUDGET_S / 2:
+                arrays = [series[number % len(series)] for number in range(size)]
+                first = await self._seconds(engine, arrays)  # also makes the code of this shape
+                seconds = min(first, await self._seconds(engine, arrays))
+                batches.append(_Batch(size, length, arrays, seconds))
+                each, spent = seconds / size, spent + 2 * seconds
+        # What runs beside disturbs one moment, not one size: the rounds go over all of them.
+        for _ in range(MOST_ROUNDS):
+            if spent > BUDGET_S:
                 break
-        return best
+            for batch in batches:
+                seconds = await self._seconds(engine, batch.arrays)
+                batch.seconds = min(batch.seconds, seconds)
+                spent += seconds
+        typical = [batch for batch in batches if batch.length == batches[0].length]
+        fastest = min(batch.each for batch in typical)
+        return EngineFigures(
+            best_batch=min(batch.size for batch in typical if batch.each * ENOUGH <= fastest),
+            seconds=tuple((batch.size, batch.length, batch.seconds) for batch in batches),
+            padded=engine.padded,
+        )
+
+    async def _seconds(self, engine: Engine, batch: Sequence[NDArray[Any]]) -> float:
+        _, seconds = await self.run(partial(engine.run, batch))
+        return seconds
+
+
+@dataclass(slots=True)
+class _Batch:
+    size: int
+    length: int
+    arrays: Sequence[NDArray[Any]]
+    seconds: float
+
+    @property
+    def each(self) -> float:
+        return self.seconds / self.size
 
 
 def _sizes(largest: int) -> list[int]:
