@@ -78,3 +78,25 @@ async def test_a_row_that_depends_on_its_batch_is_found() -> None:
     rows = await probes.encode(encoder, inputs, run_inline)
     with pytest.raises(FailedPrecondition, match="alone"):
         await probes.check_alone(encoder, inputs, rows, run_inline)
+
+
+def test_int8_is_judged_by_what_it_retrieves() -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((64, 32)).astype(np.float32)
+    near = probes.parity(rows, rows + 0.02 * rng.standard_normal((64, 32)).astype(np.float32))
+    far = probes.parity(rows, rows + 0.5 * rng.standard_normal((64, 32)).astype(np.float32))
+    assert probes.parity(rows, 3 * rows).recall == 1
+    assert 0.9 <= near.recall < 1
+    assert near.holds_in("int8")
+    assert not near.holds_in("fp32")
+    assert far.recall < 0.9
+    assert not far.holds_in("int8")
+    assert f"recall@10 {far.recall:.3f}" in str(far)
+
+
+def test_a_turned_space_does_not_find_what_is_stored() -> None:
+    """Vectors that fit together but not with those of before."""
+    rng = np.random.default_rng(4)
+    rows = rng.standard_normal((64, 32)).astype(np.float32)
+    turned = rows @ np.linalg.qr(rng.standard_normal((32, 32)))[0].astype(np.float32)
+    assert probes.parity(rows, turned).recall < 0.5
