@@ -1,5 +1,5 @@
-"""Ends the calls of a server that stops: unary calls finish, streams are told to resume
-elsewhere, new calls are refused."""
+"""Refuses calls until the server has started, and ends those of one that stops: unary calls
+finish, streams are told to resume elsewhere, new calls are refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from hotclip_server.errors import Unavailable
 
 HEALTH = "/grpc.health.v1."
+OURS = "/hotclip.v1."
 QUIET_S, QUIET_ROUNDS = 0.05, 20
 
 Call = asyncio.Task[object]
@@ -32,14 +33,19 @@ class Drain:
         self._streams: dict[Call, str] = {}
         self._ended: set[Call] = set()
         self._arrivals = 0
+        self._started = False
         self.draining = asyncio.Event()
+
+    def set_started(self) -> None:
+        """From now on calls are taken."""
+        self._started = True
 
     @contextmanager
     def unary(self, method: str) -> Iterator[None]:
         """Counts the running task as a call with one answer.
 
         Raises:
-            Unavailable: the server is stopping.
+            Unavailable: the server is starting or stopping.
         """
         call = self._admit(method)
         self._unary.add(call)
@@ -53,7 +59,7 @@ class Drain:
         """Counts the running task as a stream.
 
         Raises:
-            Unavailable: the server is stopping.
+            Unavailable: the server is starting or stopping.
         """
         call = self._admit(method)
         self._streams[call] = method
@@ -106,6 +112,8 @@ class Drain:
         if call is None:
             raise RuntimeError("a call runs outside of a task; this is a bug")
         self._arrivals += 1
+        if not self._started and method.startswith(OURS):
+            raise Unavailable("the server is starting", retry_after_s=1.0, reason="SERVER_STARTING")
         if self.draining.is_set() and not method.startswith(HEALTH):
             raise self.error()
         return call

@@ -96,6 +96,7 @@ class App:
         parts.releases.start()
         await parts.jobs.start()
         parts.watchdog.start()
+        parts.drain.set_started()
         parts.health.set_ready(True)
         if parts.engines is not None:
             parts.engines.start()
