@@ -14,7 +14,7 @@ from hotclip_server.services.server_info import Runtime
 LIBRARIES = ("torch", "open_clip_torch", "grpcio", "numpy")
 ENGINE_LIBRARIES = (
     *("hotclip", "torch", "open_clip_torch", "timm", "transformers"),
-    *("onnxruntime", "onnxruntime-gpu"),
+    *("onnxruntime", "onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript"),
 )
 CPU_INFO = Path("/proc/cpuinfo")
 

@@ -34,6 +34,8 @@ class OnnxEngines:
 
         if precision not in PRECISIONS:
             raise EngineUnfit(f"computes in fp32 or int8, not in {precision}")
+        if precision == "int8" and source.device.type != "cpu":
+            raise EngineUnfit(f"computes in int8 on the CPU only, not on {source.device}")
         if source.folder is None:
             raise EngineUnfit("only a stored version can be exported")
         chosen = providers(source.device)  # before the export, which takes much longer

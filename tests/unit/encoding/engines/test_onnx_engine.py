@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from support.small_models import model_cfg, random_model
 from hotclip_server.encoding.architecture import OpenClipConfig, build_model
 from hotclip_server.encoding.engines.eager import EagerEngine
 from hotclip_server.encoding.engines.onnx_engine import CPU, CUDA, OnnxEngine, providers
+from hotclip_server.encoding.engines.onnx_engines import OnnxEngines
 from hotclip_server.encoding.engines.onnx_export import export_graph
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.source import TowerSource
@@ -188,6 +190,18 @@ def test_a_graph_of_another_model_is_refused(folder: Path) -> None:
     source = source_of("xlm-roberta", Tower.TEXT, folder)
     with pytest.raises(EngineUnfit, match="another model"):
         OnnxEngine(graph, source, "fp32", ON_CPU)
+
+
+def test_what_can_not_be_built_is_said_before_anything_is_exported(folder: Path) -> None:
+    source = source_of("clip", Tower.TEXT, folder)
+    engines = OnnxEngines(folder / "graphs")
+    with pytest.raises(EngineUnfit, match="not in bf16"):
+        engines.build(source, "bf16")
+    with pytest.raises(EngineUnfit, match="only a stored version"):
+        engines.build(source, "fp32")
+    with pytest.raises(EngineUnfit, match="int8 on the CPU only"):
+        engines.build(replace(source, device=torch.device("cuda:0")), "int8")
+    assert not (folder / "graphs").exists()
 
 
 def test_only_what_is_there_is_asked_for() -> None:
