@@ -42,6 +42,8 @@ class Linear:
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
         if packed:
+            # Added in fp32, whatever is multiplied.
+            self.bias = None if bias is None else bias.detach()
             self.weight = torch.ops.mkldnn._reorder_linear_weight(
                 self.weight.contiguous(), PACKED_ROWS
             )
@@ -56,7 +58,7 @@ class Linear:
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """[..., in] to [..., out], added to `residual`; there must be no activation."""
-        if self.packed and residual.dtype == x.dtype:
+        if self.packed and residual.dtype == x.dtype == torch.float32:
             y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
                 x, residual, self.weight, self.bias, "add"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch.nn import functional as F
 from hotclip_server.encoding.engines.blocks import Compute, OneQuery
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.source import TowerSource
+
+_PLAIN = ([1, 1], 1)
+"""Dilation and groups."""
 
 
 class Convolution:
@@ -41,7 +45,11 @@ class Convolution:
         weight = convolution.weight.detach() * gain[:, None, None, None]
         if scale is not None:
             weight = weight * scale[None, :, None, None]
-        self._bias = (norm.bias.detach() - norm.running_mean * gain).to(compute.dtype)
+        # oneDNN adds a bias in fp32. Rounded to bf16 it would be most of the error: what is
+        # folded into it cancels against the sum.
+        self._onednn = compute.packed
+        bias = norm.bias.detach() - norm.running_mean * gain
+        self._bias = bias if self._onednn else bias.to(compute.dtype)
         self._weight = weight.to(compute.dtype).contiguous(memory_format=torch.channels_last)
         self._padding: list[int] = list(convolution.padding)  # type: ignore[arg-type]  # never a word here
         self._stride = list(convolution.stride)
@@ -49,13 +57,22 @@ class Convolution:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, in, height, width] to [n, out, ...]."""
-        y = F.conv2d(x, self._weight, self._bias, self._stride, self._padding)
-        return F.relu_(y) if self._relu else y
+        return self._run(x, self._bias, relu=self._relu)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """ReLU of the result added to `residual`, in place of the result."""
-        y = F.conv2d(x, self._weight, self._bias, self._stride, self._padding)
-        return F.relu_(y.add_(residual))
+        """ReLU of the result and `residual` together, summed in fp32 and rounded once."""
+        y = self._run(x, None, relu=False)
+        return F.relu_(y + self._bias.float().view(1, -1, 1, 1) + residual).to(x.dtype)
+
+    def _run(self, x: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
+        if self._onednn:
+            after = "relu" if relu else "none"
+            y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+                x, self._weight, bias, self._padding, self._stride, *_PLAIN, after, [], ""
+            )
+            return y
+        y = F.conv2d(x, self._weight, bias, self._stride, self._padding)
+        return F.relu_(y) if relu else y
 
 
 class OpenClipResNet:
@@ -88,7 +105,7 @@ class OpenClipResNet:
         x = self._halve(x)
         for block in self._blocks:
             x = block(x)
-        return self._pool(x).float()
+        return self._pool(x)
 
 
 class _Bottleneck:
@@ -112,9 +129,13 @@ class _Bottleneck:
 
 
 class _Pool:
-    """Attention of the mean over all places and itself; only its own result counts."""
+    """Attention of the mean over all places and itself; only its own result counts.
+
+    In fp32: there is one query an image, so it is little work.
+    """
 
     def __init__(self, pool: Any, compute: Compute) -> None:
+        compute = replace(compute, dtype=torch.float32)
         self._position = pool.positional_embedding.detach().to(compute.dtype)
         self._query = compute.linear(pool.q_proj.weight, pool.q_proj.bias)
         self._attention = OneQuery(
@@ -124,6 +145,6 @@ class _Pool:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, width, rows, columns] to [n, dim]."""
-        tokens = x.flatten(2).transpose(1, 2)  # [n, places, width]
+        tokens = x.float().flatten(2).transpose(1, 2)  # [n, places, width]
         tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1) + self._position
         return self._out(self._attention(self._query(tokens[:, 0]), tokens, None))
