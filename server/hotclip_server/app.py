@@ -23,6 +23,7 @@ from hotclip_server.encoding.engines.choices import EngineWish
 from hotclip_server.encoding.engines.remembered import EngineMemory
 from hotclip_server.encoding.protocol import Encoder, Tower
 from hotclip_server.errors import Unimplemented
+from hotclip_server.frontends.supervisor import Frontends
 from hotclip_server.health import Health
 from hotclip_server.jobs.context import JobHandler
 from hotclip_server.jobs.releases import RegistryReleases
@@ -59,13 +60,19 @@ DATASET_THREADS = 2
 """Uploads are checked and written apart from the pool that requests need."""
 
 
-def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
+def build(
+    config: ServerConfig,
+    *,
+    loader: VersionLoader | None = None,
+    frontend: str = "hotclip_server.frontends",
+) -> App:
     """Makes a server; starts nothing.
 
     Args:
         loader: Where versions come from instead of the store below the data directory, which
             needs torch. With it the server trains nothing: FineTune and Evaluate answer
             UNIMPLEMENTED.
+        frontend: Module that front ends run; it prepares items for the encoders of the loader.
 
     Raises:
         ConfigError: the device is not there.
@@ -110,6 +117,10 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
         max_items=config.max_items_per_request,
     )
     registry.add_flip_participant(collections.catalogue)
+    frontends = None
+    if config.frontends:
+        frontends = Frontends(config, registry, batcher, frontend)
+        registry.set_audience(frontends)
     releases = RegistryReleases(registry)
     handlers: list[JobHandler] = [collections.reindexer]
     if store is not None:
@@ -159,6 +170,7 @@ def build(config: ServerConfig, *, loader: VersionLoader | None = None) -> App:
         jobs=jobs,
         health=health,
         drain=drain,
+        frontends=frontends,
         services=tuple(services),
     )
     return App(config, parts, device_name)

@@ -101,8 +101,12 @@ class ServerConfig:
     fp16 or int8; where the engine does not keep them, plain open_clip runs in fp32."""
     threads: Annotated[int, _at_least(0)] = 0
     """CPU threads of one batch or training step; 0: one a core."""
+    frontends: Annotated[int, _within(0, 256)] = 0
+    """Processes that take calls, decode images and tokenise texts, for machines of many cores;
+    0: the process that runs the model does that too."""
     prepare_threads: Annotated[int, _at_least(0)] = 0
-    """Threads that decode images and tokenise texts; 0: one a core."""
+    """Threads that decode images and tokenise texts, of each front end if there are any; 0: one
+    a core."""
     max_batch: Annotated[int, _at_least(0)] = 0
     """Items that run together on the device at most; 0: as many as the engine does best."""
     log_level: Annotated[str, _one_of("debug", "info", "warning", "error")] = "info"

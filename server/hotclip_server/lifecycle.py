@@ -18,6 +18,7 @@ from hotclip_server.batching.watchdog import Watchdog
 from hotclip_server.config import ServerConfig
 from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.drain import Drain
+from hotclip_server.frontends.supervisor import Frontends
 from hotclip_server.health import Health
 from hotclip_server.jobs.releases import RegistryReleases
 from hotclip_server.jobs.runner import JobRunner
@@ -60,6 +61,7 @@ class Parts:
     jobs: JobRunner
     health: Health
     drain: Drain
+    frontends: Frontends | None
     services: tuple[object, ...]
 
 
@@ -88,7 +90,12 @@ class App:
         parts.device.start()
         parts.pipeline.start()
         self._server = make_server(config, parts.drain, parts.health, parts.services)
-        self.address = listen(self._server, config.host, config.port)
+        if parts.frontends is None:
+            self.address = listen(self._server, config.host, config.port)
+        else:
+            parts.frontends.start()
+            self.address = parts.frontends.address
+            self._server.add_insecure_port(parts.frontends.device_address)
         await self._server.start()
         # The process of the vectors starts while the weights are loaded.
         await asyncio.gather(parts.registry.start(MODEL, config.model), parts.vectors.start())
@@ -97,6 +104,8 @@ class App:
         await parts.jobs.start()
         parts.watchdog.start()
         parts.drain.set_started()
+        if parts.frontends is not None:
+            await parts.frontends.ready()
         parts.health.set_ready(True)
         if parts.engines is not None:
             parts.engines.start()
@@ -122,6 +131,8 @@ class App:
         parts.health.set_ready(False)
         if self._server is not None:
             await self._end_calls(self._server)
+        if parts.frontends is not None:
+            await parts.frontends.stop()
         await parts.watchdog.stop()
         if parts.onnx is not None:
             parts.onnx.stop()
@@ -145,7 +156,9 @@ class App:
         # NOT_SERVING first: balancers send new calls elsewhere while they are still answered.
         await asyncio.sleep(self.config.shutdown_wait_s)
         ends = time.monotonic() + self.config.shutdown_grace_s
-        await self.parts.drain.finish(self.config.shutdown_grace_s)
+        frontends = self.parts.frontends
+        drained = frontends.drain(self.config.shutdown_grace_s) if frontends else _nothing()
+        await asyncio.gather(self.parts.drain.finish(self.config.shutdown_grace_s), drained)
         await server.stop(max(0.0, ends - time.monotonic()))
 
     def _open_files(self) -> None:
@@ -159,3 +172,7 @@ class App:
         self.parts.dataset_pool.shutdown()
         self.parts.database.close()
         self.parts.lock.close()
+
+
+async def _nothing() -> None:
+    """No front ends have to end their calls."""

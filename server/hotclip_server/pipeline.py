@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotclip_proto.v1.types_pb2 import EncodeItem
-from hotclip_server.batching.batcher import Batcher
 from hotclip_server.batching.cache import FeatureCache
-from hotclip_server.batching.ticket import Priority, Row, Ticket
+from hotclip_server.batching.ticket import Answer, Demand, Priority, Resident, Row
 from hotclip_server.contents import Content, Made, content_of, demand_of, prepare_contents
 from hotclip_server.encoding.features import unit_rows
 from hotclip_server.encoding.protocol import Encoder, Prepared, Truncate
@@ -35,6 +35,38 @@ class ItemLimits:
     max_items: int = 1024
     max_text_bytes: int = 8 << 10
     max_image_bytes: int = 20 << 20
+
+
+class Waiting(Protocol):
+    """A request, or a part of it, that was admitted."""
+
+    @property
+    def done(self) -> bool:
+        """Nobody waits any more."""
+
+
+class Batches(Protocol):
+    """Admits requests and runs their items: `Batcher`, or what stands for it in another process.
+
+    Its requests are what its own `run` gave, whatever that is.
+    """
+
+    async def run(
+        self,
+        resident: Resident,
+        demands: Sequence[Demand],
+        feed: Callable[[Any, range], Awaitable[None]],
+        *,
+        deadline: float | None,
+        priority: Priority,
+    ) -> Answer:
+        """See `Batcher.run`."""
+
+    def put(self, ticket: Any, items: Iterable[tuple[int, Prepared]]) -> None:
+        """See `Batcher.put`."""
+
+    def settle(self, ticket: Any, index: int, row: Row) -> None:
+        """See `Batcher.settle`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +100,7 @@ class EncodePipeline:
 
     def __init__(
         self,
-        batcher: Batcher,
+        batcher: Batches,
         limits: ItemLimits,
         threads: int = 0,
         cache: FeatureCache | None = None,
@@ -127,7 +159,7 @@ class EncodePipeline:
         spent = [0.0]
         missed: dict[int, bytes] = {}
 
-        async def feed(ticket: Ticket, part: range) -> None:
+        async def feed(ticket: Waiting, part: range) -> None:
             for at in part:
                 if at in problems:
                     self._batcher.settle(ticket, at - part.start, problems[at])
@@ -154,7 +186,7 @@ class EncodePipeline:
 
     async def _prepare(
         self,
-        ticket: Ticket,
+        ticket: Waiting,
         encoder: Encoder,
         truncate: Truncate,
         contents: Sequence[Content],

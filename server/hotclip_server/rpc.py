@@ -76,7 +76,11 @@ _SERVICES: tuple[tuple[Any, type, Any], ...] = (
     ),
 )
 
+ENCODE_SERVICE = str(encode_pb2.DESCRIPTOR.services_by_name["EncodeService"].full_name)
 SERVICE_NAMES = tuple(descriptor.full_name for descriptor, _, _ in _SERVICES)
+
+
+BUSY_STREAMS = 1 << 20
 
 
 def make_server(
@@ -90,20 +94,12 @@ def make_server(
         health: Answers grpc.health.v1.
         services: Servicers; services without one answer UNIMPLEMENTED.
     """
-    server = grpc.aio.server(
-        interceptors=[ErrorInterceptor(drain, config.max_message_bytes)],
-        options=[
-            ("grpc.max_receive_message_length", config.max_message_bytes),
-            ("grpc.max_send_message_length", config.max_message_bytes),
-            ("grpc.max_concurrent_streams", config.max_concurrent_streams),
-            # A second server on the port would take half of the connections.
-            ("grpc.so_reuseport", 0),
-            # Clients ping every 30 s, also while they wait; the default answers with GOAWAY.
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-        ],
+    server = _server(
+        ErrorInterceptor(drain, config.max_message_bytes),
+        config.max_message_bytes,
+        # A front end sends the calls of all its connections on one.
+        BUSY_STREAMS if config.frontends else config.max_concurrent_streams,
+        share_port=False,
     )
     for _, base, add in _SERVICES:
         given = [service for service in services if isinstance(service, base)]
@@ -116,6 +112,43 @@ def make_server(
     )
     reflection.enable_server_reflection(names, server)
     return server
+
+
+def make_frontend_server(
+    config: ServerConfig, proxy: grpc.aio.ServerInterceptor, encode: object
+) -> grpc.aio.Server:
+    """Makes the server of a front end, not yet listening.
+
+    Args:
+        proxy: Takes every call but those of EncodeService.
+        encode: Servicer of EncodeService.
+    """
+    server = _server(
+        proxy, config.max_message_bytes, config.max_concurrent_streams, share_port=True
+    )
+    encode_pb2_grpc.add_EncodeServiceServicer_to_server(encode, server)  # type: ignore[arg-type]  # given as an object, as to `make_server`
+    return server
+
+
+def _server(
+    interceptor: grpc.aio.ServerInterceptor, message_bytes: int, streams: int, *, share_port: bool
+) -> grpc.aio.Server:
+    return grpc.aio.server(
+        interceptors=[interceptor],
+        options=[
+            ("grpc.max_receive_message_length", message_bytes),
+            ("grpc.max_send_message_length", message_bytes),
+            ("grpc.max_concurrent_streams", streams),
+            # Unless it is a front end, a second server on the port would take half of the
+            # connections.
+            ("grpc.so_reuseport", int(share_port)),
+            # Clients ping every 30 s, also while they wait; the default answers with GOAWAY.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+        ],
+    )
 
 
 def listen(server: grpc.aio.Server, host: str, port: int) -> str:

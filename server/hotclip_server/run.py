@@ -11,6 +11,7 @@ from hotclip_server.app import build
 from hotclip_server.config import ServerConfig
 from hotclip_server.errors import HotclipError
 from hotclip_server.lifecycle import App
+from hotclip_server.loop import loop_factory
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def run(config: ServerConfig) -> int:
     """
     try:
         app = build(config)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(serve(app))
     except (HotclipError, OSError) as error:
         log.error("hotclip can't start: %s", error)
@@ -65,11 +66,3 @@ async def serve(app: App) -> None:
             # The end of the interpreter would wait for threads that hang.
             logging.shutdown()
             os._exit(EXIT_FAILED)
-
-
-def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.Loop

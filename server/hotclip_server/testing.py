@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,12 @@ class FakeEncoder:
     def spec(self) -> EncoderSpec:
         """What it is."""
         return self._spec
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """Who makes it anew prepares the same."""
+        spec = self._spec
+        return {"seed": self._seed, "dim": spec.dim, "image_size": spec.image_size}
 
     @property
     def image_preprocessing(self) -> ImagePreprocessing:
@@ -221,7 +228,7 @@ async def running_server(
     loader = loader or FakeLoader()
     with TemporaryDirectory(prefix="hotclip-") as folder:
         default = ServerConfig(port=0, device="cpu", model="fake:default", data_dir=Path(folder))
-        app = build(config or default, loader=loader)
+        app = build(config or default, loader=loader, frontend="hotclip_server.testing_frontend")
         try:
             await app.start()
             yield RunningServer(address=app.address, app=app, loader=loader)

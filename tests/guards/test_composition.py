@@ -5,6 +5,9 @@ import ast
 from .sources import ROOT, dotted, place, python_files, tree
 
 COMPOSERS = {"app.py", "testing.py"}
+# Each kind of process has one.
+SERVER = ROOT / "server/hotclip_server"
+ROOTS = (SERVER, SERVER / "frontends")
 
 
 def long_lived_classes() -> set[str]:
@@ -39,10 +42,9 @@ def parts_of_owners(module: ast.Module, names: set[str]) -> set[ast.Call]:
 def test_only_app_constructs_long_lived_objects() -> None:
     names = long_lived_classes()
     assert {"Database", "JobRunner"} <= names
-    server = ROOT / "server/hotclip_server"
     found = []
     for path in python_files("server/hotclip_server"):
-        if path.parent == server and path.name in COMPOSERS:
+        if path.parent in ROOTS and path.name in COMPOSERS:
             continue
         module = tree(path)
         parts = parts_of_owners(module, names)

@@ -93,6 +93,7 @@ class DeviceThread:
         def work() -> None:
             while (call := calls.get()) is not None:
                 call()
+                call = None  # its items may lie in memory that others wait for
 
         self._threads.append(threading.Thread(target=work, name=name, daemon=True))
         self._threads[-1].start()

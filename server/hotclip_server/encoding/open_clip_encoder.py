@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ class OpenClipEncoder:
         self.tokenizer = tokenizer
         self.shape = shape or spec.architecture
         self._spec = spec
+        self._folder = folder
         visual: Any = model.visual
         described: dict[str, Any] = visual.preprocess_cfg
         self.preprocess = PreprocessCfg(**described)
@@ -105,6 +107,22 @@ class OpenClipEncoder:
             interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
             fill_color=config.fill_color,
         )
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """What another process needs to prepare items, as JSON.
+
+        Raises:
+            ValueError: it was not loaded from a folder.
+        """
+        if self._folder is None:
+            raise ValueError("an encoder without a folder can't be prepared for elsewhere")
+        shortening = self._text.shortening
+        return {
+            "folder": str(self._folder.resolve()),
+            "images": asdict(self.preprocess),
+            "shortening": {**asdict(shortening), "trim": shortening.trim.value},
+        }
 
     @property
     def logit_scale(self) -> float:

@@ -77,6 +77,15 @@ class Prepared:
         digest.update(np.ascontiguousarray(self.array).data)
         object.__setattr__(self, "key", digest.digest())
 
+    @classmethod
+    def keyed(cls, tower: Tower, array: NDArray[Any], key: bytes) -> Prepared:
+        """One whose key was made where it was prepared."""
+        prepared = object.__new__(cls)
+        object.__setattr__(prepared, "tower", tower)
+        object.__setattr__(prepared, "array", array)
+        object.__setattr__(prepared, "key", key)
+        return prepared
+
     @property
     def length(self) -> int:
         """Tokens of a text; 1 for an image."""

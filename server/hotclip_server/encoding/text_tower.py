@@ -7,6 +7,7 @@ weight. Any other (SigLIP looks at its padding) gets the full context.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -28,6 +29,29 @@ class Trim(Enum):
     """After the last token that is not padding."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shortening:
+    """Cuts padded ids after the last token that counts."""
+
+    trim: Trim
+    first_largest: bool
+    """The token that a causal tower pools is the first of the largest id; else the first
+    `eos_id`."""
+    eos_id: int
+    pad_id: int
+    """What a masked tower does not look at."""
+
+    def __call__(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The part of (context_length,) ids that decides the embedding."""
+        if self.trim is Trim.CAUSAL:
+            pooled = ids.argmax() if self.first_largest else (ids == self.eos_id).argmax()
+            return ids[: int(pooled) + 1]
+        if self.trim is Trim.MASKED:
+            kept = np.flatnonzero(ids != self.pad_id)
+            return ids[: int(kept[-1]) + 1] if len(kept) else ids[:1]
+        return ids
+
+
 class TextTower:
     """Trims, pads and runs the text tower of one model."""
 
@@ -44,6 +68,17 @@ class TextTower:
             self._pad_id = 0 if self._pool == "argmax" or self._eos != 0 else 1
 
     @property
+    def shortening(self) -> Shortening:
+        """How `shorten` does it."""
+        causal = self.trim is Trim.CAUSAL
+        return Shortening(
+            trim=self.trim,
+            first_largest=causal and self._pool == "argmax",
+            eos_id=self._eos if causal else 0,
+            pad_id=self._pad_id,
+        )
+
+    @property
     def masked_id(self) -> int | None:
         """The token that a masked tower does not look at; None: the tower looks at every one."""
         return self._pad_id if self.trim is Trim.MASKED else None
@@ -54,13 +89,7 @@ class TextTower:
 
     def shorten(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The part of (context_length,) padded ids that decides the embedding."""
-        if self.trim is Trim.CAUSAL:
-            pooled = ids.argmax() if self._pool == "argmax" else (ids == self._eos).argmax()
-            return ids[: int(pooled) + 1]
-        if self.trim is Trim.MASKED:
-            kept = np.flatnonzero(ids != self._pad_id)
-            return ids[: int(kept[-1]) + 1] if len(kept) else ids[:1]
-        return ids
+        return self.shortening(ids)
 
     def pad(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
         """Shortened ids to one array (len(batch), longest)."""

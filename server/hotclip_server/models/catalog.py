@@ -10,11 +10,11 @@ from secrets import token_hex
 
 from sqlalchemy import Connection
 
-from hotclip_server.errors import FailedPrecondition, NotFound
+from hotclip_server.errors import FailedPrecondition
 from hotclip_server.models import records
+from hotclip_server.models.directory import Directory
 from hotclip_server.models.flip import FlipParticipant
-from hotclip_server.models.records import ModelRow
-from hotclip_server.models.state import VersionRecord
+from hotclip_server.models.state import ModelRow, VersionRecord
 from hotclip_server.storage.database import Database
 
 
@@ -32,13 +32,12 @@ class _TrialError(Exception):
     """Rolls a trial's transaction back."""
 
 
-class Catalog:
+class Catalog(Directory[VersionRecord]):
     """The rows and their mirror."""
 
     def __init__(self, database: Database) -> None:
+        super().__init__()
         self._database = database
-        self.versions: dict[str, VersionRecord] = {}
-        self.models: dict[str, ModelRow] = {}
 
     async def open(self) -> None:
         """Reads everything."""
@@ -49,27 +48,6 @@ class Catalog:
         versions, models = await self._database.run(read)
         self.versions = {record.id: record for record in versions}
         self.models = {row.name: row for row in models}
-
-    def version(self, version_id: str) -> VersionRecord:
-        """Raises NotFound with reason VERSION_NOT_FOUND."""
-        if (record := self.versions.get(version_id)) is None:
-            raise NotFound(f"there is no version {version_id!r}", reason="VERSION_NOT_FOUND")
-        return record
-
-    def model(self, name: str) -> ModelRow:
-        """Raises NotFound with reason MODEL_NOT_FOUND."""
-        if (row := self.models.get(name)) is None:
-            raise NotFound(f"there is no model {name!r}", reason="MODEL_NOT_FOUND")
-        return row
-
-    def of_model(self, model: str, version_id: str) -> VersionRecord:
-        """A version that must be one of this model's; NotFound otherwise."""
-        record = self.version(version_id)
-        if record.model != model:
-            raise NotFound(
-                f"version {version_id!r} is not of model {model!r}", reason="VERSION_NOT_FOUND"
-            )
-        return record
 
     async def find_request(self, note: RequestNote) -> str | None:
         """The resource that the same request made before."""

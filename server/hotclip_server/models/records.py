@@ -4,7 +4,6 @@ transaction, on the database's thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -15,22 +14,10 @@ from hotclip_server.errors import Aborted, FailedPrecondition, InvalidArgument
 from hotclip_server.jobs import store as job_store
 from hotclip_server.jobs.states import ACTIVE
 from hotclip_server.models.protocol import VersionManifest
-from hotclip_server.models.state import VersionRecord
+from hotclip_server.models.state import ModelRow, VersionRecord
 from hotclip_server.storage import schema
 
 LOAD_VERSION = "LoadVersion"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelRow:
-    """The durable part of a model's state."""
-
-    name: str
-    live: str
-    """Version id; empty if none."""
-    previous: str
-    """Version id; empty if none."""
-    etag: str
 
 
 def read_versions(connection: Connection) -> list[VersionRecord]:

@@ -15,17 +15,18 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 
 from hotclip_server.errors import FailedPrecondition, HotclipError, Unavailable
 from hotclip_server.models import naming
+from hotclip_server.models.audience import Audience
 from hotclip_server.models.background import Background
 from hotclip_server.models.catalog import Catalog, RequestNote, another_models
 from hotclip_server.models.engines import EngineSelector
 from hotclip_server.models.flip import FlipParticipant
 from hotclip_server.models.probes import RunOnDevice
 from hotclip_server.models.protocol import VersionLoader, VersionManifest
-from hotclip_server.models.records import LOAD_VERSION, ModelRow
+from hotclip_server.models.records import LOAD_VERSION
 from hotclip_server.models.residents import Pin, Resident
 from hotclip_server.models.slots import Slots, check_etag
 from hotclip_server.models.staging import Stager, StagingLimits
-from hotclip_server.models.state import ModelState, VersionRecord, VersionState
+from hotclip_server.models.state import ModelRow, ModelState, VersionRecord, VersionState
 from hotclip_server.models.watch import Changes
 from hotclip_server.storage.database import Database, now
 
@@ -62,6 +63,10 @@ class ModelRegistry:
     def add_flip_participant(self, participant: FlipParticipant) -> None:
         """From now on `participant` takes part in every flip, in the order of adding."""
         self._slots.participants.append(participant)
+
+    def set_audience(self, audience: Audience) -> None:
+        """From now on `audience` is told of every version that comes, goes or goes live."""
+        self._slots.audience = audience
 
     async def start(self, model: str, source: str) -> None:
         """Makes every model answer with its last activated version.
@@ -111,12 +116,7 @@ class ModelRegistry:
             FailedPrecondition: reasons VERSION_NOT_RESIDENT, SPACE_MISMATCH, NO_LIVE_VERSION.
             Unavailable: the server is starting; reason MODEL_NOT_READY.
         """
-        if version and not model:
-            model = self._catalog.version(version).model
-        resident = self._slots.select(model or naming.DEFAULT_MODEL, version)
-        if expected_space_id:
-            resident = self._slots.of_space(resident, expected_space_id, dimensions, bool(version))
-        return Pin(self._slots.residents, resident)
+        return self._slots.selection.pin(model, version, expected_space_id, dimensions)
 
     async def load_version(self, model: str, source: str, request_id: str = "") -> VersionRecord:
         """Imports a source as a version of `model` and stages it.
@@ -188,7 +188,7 @@ class ModelRegistry:
             NotFound: no such version.
             FailedPrecondition: it is not resident; reason VERSION_NOT_RESIDENT.
         """
-        resident = self._slots.select(self._catalog.version(version_id).model, version_id)
+        resident = self._slots.selection.select(self._catalog.version(version_id).model, version_id)
         resident.holders.add(holder)
         self._changes.notify(resident.model)
 
@@ -362,7 +362,9 @@ class ModelRegistry:
         record = VersionRecord(
             manifest=manifest, model=model, create_time=now(), metrics=dict(metrics or {})
         )
-        return await self._catalog.add(record)
+        added = await self._catalog.add(record)
+        await self._slots.audience.told()
+        return added
 
     async def _delete(self, record: VersionRecord) -> None:
         await self._slots.remove(record)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Protocol
 
 from hotclip_server.encoding.protocol import Encoder, EncoderSpec
 
@@ -31,12 +32,19 @@ class Resident:
         return self.encoder.spec
 
 
+class PinOwner(Protocol):
+    """Where pinned versions are closed."""
+
+    def close_if_drained(self, resident: Resident) -> None:
+        """The last pin of a version was released."""
+
+
 class Pin:
     """One request's hold on a version; a context manager. Released once, however often asked."""
 
     __slots__ = ("_owner", "_released", "resident")
 
-    def __init__(self, owner: Residents, resident: Resident) -> None:
+    def __init__(self, owner: PinOwner, resident: Resident) -> None:
         self.resident = resident
         self._owner = owner
         self._released = False

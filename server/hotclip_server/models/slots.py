@@ -13,14 +13,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from secrets import token_hex
 
-from hotclip_server.encoding.spaces import truncated
-from hotclip_server.errors import Aborted, FailedPrecondition, Unavailable
+from hotclip_server.errors import Aborted, FailedPrecondition
+from hotclip_server.models.audience import Alone, Audience
 from hotclip_server.models.catalog import Catalog
+from hotclip_server.models.directory import Selection
 from hotclip_server.models.flip import FlipParticipant
-from hotclip_server.models.records import ModelRow
 from hotclip_server.models.residents import Pin, Resident, Residents
 from hotclip_server.models.staging import Stager
-from hotclip_server.models.state import ModelState, VersionRecord, VersionState
+from hotclip_server.models.state import ModelRow, ModelState, VersionRecord, VersionState
 from hotclip_server.models.watch import Changes
 
 
@@ -41,61 +41,15 @@ class Slots:
         self.residents = Residents(close)
         self._close = close
         self.live: dict[str, Resident] = {}
+        self.selection = Selection(catalog, self.residents, self.live)
         self.staged: dict[str, str] = {}
+        self.audience: Audience = Alone()
         self.participants: list[FlipParticipant] = []
         self._catalog = catalog
         self._stager = stager
         self._changes = changes
         self._loading = asyncio.Lock()
         self._flipping = asyncio.Lock()
-
-    def select(self, model: str, version: str) -> Resident:
-        """The version that a new request gets: a resident one by id, or the live one."""
-        if not version:
-            if (live := self.live.get(model)) is not None:
-                return live
-            if not self._catalog.model(model).live:
-                raise FailedPrecondition(
-                    f"model {model!r} has no live version", reason="NO_LIVE_VERSION"
-                )
-            raise Unavailable(
-                f"model {model!r} is not loaded yet", retry_after_s=1.0, reason="MODEL_NOT_READY"
-            )
-        resident = self.residents.get(version)
-        if resident is not None and resident.model == model:
-            return resident
-        self._catalog.of_model(model, version)
-        raise FailedPrecondition(
-            f"version {version} is not in memory", reason="VERSION_NOT_RESIDENT"
-        )
-
-    def of_space(self, chosen: Resident, space_id: str, dimensions: int, alone: bool) -> Resident:
-        """A resident version of a space: the chosen one, else the previous, else any.
-
-        Args:
-            dimensions: Elements of a vector of the space; 0: all.
-            alone: No other version may take the place of the chosen one.
-
-        Raises:
-            InvalidArgument: there is none, and the chosen one gives fewer elements.
-            FailedPrecondition: there is none; reason SPACE_MISMATCH.
-        """
-        others = [] if alone else [r for r in self.residents if r.model == chosen.model]
-        previous = self._catalog.model(chosen.model).previous
-        for resident in [chosen, *sorted(others, key=lambda r: r.version_id != previous)]:
-            enough = resident.spec.dim >= dimensions
-            if enough and truncated(resident.spec, dimensions).space_id == space_id:
-                return resident
-        space = truncated(chosen.spec, dimensions).space_id
-        raise FailedPrecondition(
-            f"version {chosen.version_id} is of space {space}, the request expects {space_id}",
-            reason="SPACE_MISMATCH",
-            metadata={
-                "space_id": space,
-                "version": chosen.version_id,
-                "expected_space_id": space_id,
-            },
-        )
 
     def version_state(self, record: VersionRecord) -> VersionState:
         """Where a version is."""
@@ -162,6 +116,7 @@ class Slots:
                 if record.id not in (row.live, row.previous):
                     self.staged[record.model] = record.id
             self.trim(record.model)
+            await self.audience.told()
             return resident
 
     async def resume(self, row: ModelRow) -> None:
@@ -203,17 +158,18 @@ class Slots:
                 )
                 if trial:
                     return True
-                # One step of the loop from here: no request sees a half of it.
-                self.residents.adopt(version_id)
-                self._catalog.models[model] = new
-                self.live[model] = resident
-                try:
-                    for action in actions:
-                        action()
-                finally:
-                    if self.staged.get(model) in (new.live, new.previous):
-                        del self.staged[model]
-                    self.trim(model)
+                async with self.audience.held():
+                    # One step of the loop in here: no request sees a half of it.
+                    self.residents.adopt(version_id)
+                    self._catalog.models[model] = new
+                    self.live[model] = resident
+                    try:
+                        for action in actions:
+                            action()
+                    finally:
+                        if self.staged.get(model) in (new.live, new.previous):
+                            del self.staged[model]
+                        self.trim(model)
             return True
 
     async def unload(self, record: VersionRecord) -> None:
@@ -223,6 +179,7 @@ class Slots:
             if self._catalog.model(record.model).previous == record.id:
                 await self._catalog.release_previous(record.model)
             self._forget(record)
+            await self.audience.told()
 
     async def remove(self, record: VersionRecord) -> None:
         """Forgets a version that is neither live, previous nor retained."""
@@ -232,6 +189,7 @@ class Slots:
                 raise _in_use(record.id, "it is the previous version")
             await self._catalog.remove(record.id)
             self._forget(record)
+            await self.audience.told()
 
     def trim(self, model: str) -> None:
         """Lets every version drain that no slot and no holder wants; tells watchers."""

@@ -41,6 +41,18 @@ class VersionRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelRow:
+    """The durable part of a model's state."""
+
+    name: str
+    live: str
+    """Version id; empty if none."""
+    previous: str
+    """Version id; empty if none."""
+    etag: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelState:
     """A model at one moment."""
 
