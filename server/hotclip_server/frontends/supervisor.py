@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -21,7 +20,9 @@ from hotclip_server.batching.batcher import Batcher
 from hotclip_server.config import ServerConfig
 from hotclip_server.errors import HotclipError, Unavailable
 from hotclip_server.frontends.arena import ArenaSizes, map_arena, new_arena
+from hotclip_server.frontends.frontend import ANSWER_S, Frontend
 from hotclip_server.frontends.link import Link
+from hotclip_server.frontends.places import private_folder, reserve
 from hotclip_server.frontends.table import facts_of, names_of
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.residents import Resident
@@ -30,67 +31,9 @@ log = logging.getLogger(__name__)
 
 BACKOFF_S = (0.05, 0.2, 1.0, 5.0)
 STARTED_WELL_S = 10.0
-ANSWER_S = 2.0
-"""A front end that does not answer for so long is replaced; a flip waits no longer for it."""
 LOAD_S = 120.0
-"""The same while it loads tokenizer and preprocessing of a version, and at first what they
-import."""
-LONGEST_SOCKET_PATH = 100
-"""Bytes; the kernel takes 107."""
-
-
-class Frontend:
-    """One front end process and what it has said."""
-
-    def __init__(self, link: Link, process: asyncio.subprocess.Process) -> None:
-        self.link = link
-        self.process = process
-        self.joined = False
-        """It pins versions, so flips must wait for it."""
-        self.listening = asyncio.Event()
-        self.drained = asyncio.Event()
-        self.loaded: set[int] = set()
-        self.known = 0
-        """Number of the newest state that it knows."""
-        self.holds = 0
-        """Number of the newest hold that it keeps to."""
-        self.changed = asyncio.Event()
-
-    def note(self, told: dict[str, Any]) -> None:
-        """Takes in what it says."""
-        what = told["what"]
-        if what == "loaded":
-            self.loaded.add(told["number"])
-        elif what == "known":
-            self.known = told["number"]
-        elif what == "holding":
-            self.holds = told["number"]
-        elif what == "listening":
-            self.listening.set()
-        elif what == "drained":
-            self.drained.set()
-        self.wake()
-
-    def wake(self) -> None:
-        """Lets whoever waits for it look again."""
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-    async def until(self, true: Callable[[], bool], limit_s: float, what: str) -> None:
-        """Waits for it to be true or to be gone; ends it if that takes too long."""
-        try:
-            async with asyncio.timeout(limit_s):
-                while not (true() or self.link.gone):
-                    await self.changed.wait()
-        except TimeoutError:
-            log.error("a front end did not %s within %g s; replacing it", what, limit_s)
-            self.kill()
-
-    def kill(self) -> None:
-        """Ends it at once: from here on it admits nothing."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        self.link.close()
+"""A front end that takes longer to load tokenizer and preprocessing of a version is replaced; the
+first time it imports what they need."""
 
 
 class Frontends:
@@ -381,41 +324,3 @@ def portable(config: ServerConfig) -> dict[str, Any]:
     """What a front end needs of the configuration, as JSON."""
     plain = asdict(config)
     return {name: value for name, value in plain.items() if not isinstance(value, Path | None)}
-
-
-def private_folder(data_dir: Path) -> Path:
-    """A new folder that only this user enters; elsewhere if the path would be too long for a
-    socket."""
-    folder = (data_dir / "frontends").resolve()
-    if len(os.fsencode(folder)) + len("/device") > LONGEST_SOCKET_PATH:
-        return Path(tempfile.mkdtemp(prefix="hotclip-"))
-    shutil.rmtree(folder, ignore_errors=True)  # of a server that was killed
-    folder.mkdir(mode=0o700)
-    return folder
-
-
-def reserve(host: str, port: int) -> tuple[socket.socket, str]:
-    """Takes a port that several processes will listen on.
-
-    Returns:
-        The socket that keeps the port, and "host:port".
-
-    Raises:
-        OSError: the address is taken or not of this machine.
-    """
-    name = f"[{host}]" if ":" in host else host
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # Fails also if others share the port: they would take half of the connections.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            address = probe.getsockname()
-        kept = socket.socket(family, kind, protocol)
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        kept.bind(address)
-    except OSError as error:
-        raise OSError(f"can't listen on {name}:{port}: {error}") from None
-    return kept, f"{name}:{kept.getsockname()[1]}"
