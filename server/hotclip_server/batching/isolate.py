@@ -54,11 +54,15 @@ async def run_isolated(
         # Whatever the encoder raises, only the items that caused it fail.
         if len(batch) == 1:
             log.exception("encoding one %s item failed", tower.value)
+            error.__traceback__ = None
             if isinstance(error, HotclipError):
                 return [error]
             return [EncodeFailed("the encoder failed on this item")]
         half = len(batch) // 2
         log.warning("a batch of %d %s items failed (%s); halving", len(batch), tower.value, error)
+        # The error and its frames hold each other, and with them items whose memory others may
+        # wait for; the garbage collector may come late.
+        error.__traceback__ = None
         first = await run_isolated(device, encoder, tower, batch[:half])
         return first + await run_isolated(device, encoder, tower, batch[half:])
     if np.isfinite(vectors).all():

@@ -24,6 +24,7 @@ from hotclip_server.errors import (
     HotclipError,
     InvalidArgument,
     NotFound,
+    OutOfRange,
     ResourceExhausted,
     Unavailable,
     Unimplemented,
@@ -197,6 +198,7 @@ _CLASSES: dict[str, type[HotclipError]] = {
     kind.code.name: kind
     for kind in (
         InvalidArgument,
+        OutOfRange,
         NotFound,
         AlreadyExists,
         FailedPrecondition,
