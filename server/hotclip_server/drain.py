@@ -40,6 +40,11 @@ class Drain:
         """From now on calls are taken."""
         self._started = True
 
+    @property
+    def streaming(self) -> list[str]:
+        """Methods of the streams that run."""
+        return list(self._streams.values())
+
     @contextmanager
     def unary(self, method: str) -> Iterator[None]:
         """Counts the running task as a call with one answer.

@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from hotclip_proto.v1 import (
     artifact_pb2,
@@ -81,6 +81,18 @@ SERVICE_NAMES = tuple(descriptor.full_name for descriptor, _, _ in _SERVICES)
 
 
 BUSY_STREAMS = 1 << 20
+
+
+def streaming_requests() -> dict[str, bool]:
+    """Of every method, by its full name: whether a call of it sends many messages."""
+    described = [descriptor for descriptor, _, _ in _SERVICES]
+    described.append(health_pb2.DESCRIPTOR.services_by_name["Health"])
+    described.append(reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"])
+    return {
+        f"/{service.full_name}/{method.name}": method.client_streaming
+        for service in described
+        for method in service.methods
+    }
 
 
 def make_server(

@@ -32,7 +32,7 @@ from hotclip_server.interceptors import ErrorInterceptor
 from hotclip_server.logs import configure_logging
 from hotclip_server.loop import loop_factory
 from hotclip_server.pipeline import EncodePipeline, ItemLimits
-from hotclip_server.rpc import ENCODE_SERVICE, listen, make_frontend_server
+from hotclip_server.rpc import ENCODE_SERVICE, listen, make_frontend_server, streaming_requests
 from hotclip_server.services.encode import STREAM_METHOD
 
 log = logging.getLogger(__name__)
@@ -134,13 +134,16 @@ class FrontendApp:
             raise RuntimeError("told to listen before the start; this is a bug")
         config = self._config
         errors = ErrorInterceptor(self._drain, config.max_message_bytes)
-        self._proxy = Proxy((f"/{ENCODE_SERVICE}/",), errors, device)
+        here = f"/{ENCODE_SERVICE}/"
+        passed_on = {m: many for m, many in streaming_requests().items() if not m.startswith(here)}
+        self._proxy = Proxy(passed_on, errors, device)
         self._proxy.open()
         service = FrontEncodeService(
             self._versions, self._pipeline, self._drain, config.max_stream_in_flight
         )
         self._server = make_frontend_server(config, self._proxy, service)
         host, _, port = address.rpartition(":")
+        self._drain.set_started()
         listen(self._server, host.strip("[]"), int(port))
         await self._server.start()
         self.frames.tell("listening")

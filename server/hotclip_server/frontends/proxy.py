@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled, without stubs
 
 from hotclip_server.errors import Unavailable
 from hotclip_server.interceptors import ErrorInterceptor, abort
@@ -17,22 +19,24 @@ UNLIMITED = -1
 
 
 class Proxy(grpc.aio.ServerInterceptor):
-    """Answers some services here and passes every other call on.
+    """Answers some methods here and passes the others on.
 
-    Whether a call has one message or many is the same on the wire, so every one is passed on
-    as a stream both ways.
+    Whether a call is answered with one message or many is the same on the wire, so every one is
+    passed on as a stream of answers.
 
     Args:
-        here: Prefixes of the methods that are answered in this process.
-        errors: Wraps those.
-        max_message_bytes: Of what is passed on.
+        passed_on: Full names of the methods, and whether a call of it sends many messages.
+        errors: Wraps all others.
+        address: Of the device process.
     """
 
-    def __init__(self, here: tuple[str, ...], errors: ErrorInterceptor, address: str) -> None:
-        self._here = here
+    def __init__(
+        self, passed_on: Mapping[str, bool], errors: ErrorInterceptor, address: str
+    ) -> None:
+        self._passed_on = passed_on
         self._errors = errors
         self._address = address
-        self._channel: grpc.aio.Channel | None = None
+        self._channel: Any = None
 
     def open(self) -> None:
         """Connects when the first call comes."""
@@ -59,39 +63,50 @@ class Proxy(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Gives the handler."""
         method = handler_call_details.method
-        if method.startswith(self._here):
+        many = self._passed_on.get(method)
+        if many is None:
             return await self._errors.intercept_service(continuation, handler_call_details)
-
-        async def stream(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-            if self._channel is None:
-                raise RuntimeError("the proxy is not open; this is a bug")
-            async for answer in _pass(self._channel, method, requests, context):
-                yield answer
-
-        handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(stream)
+        handler: grpc.RpcMethodHandler[Any, Any]
+        if many:
+            handler = grpc.stream_stream_rpc_method_handler(self._stream(method))
+        else:
+            handler = grpc.unary_stream_rpc_method_handler(self._unary(method))
         return handler
 
+    def _unary(self, method: str) -> Any:
+        async def passed(request: bytes, context: Context) -> AsyncIterator[bytes]:
+            call = self._channel.unary_stream(method)(request, **_terms(context))
+            async with aclosing(_answers(call, context)) as answers:
+                async for answer in answers:
+                    yield answer
 
-async def _pass(
-    channel: grpc.aio.Channel, method: str, requests: AsyncIterator[bytes], context: Context
-) -> AsyncIterator[bytes]:
-    multi: Any = channel.stream_stream(method)
-    call = multi(
-        metadata=_metadata(context.invocation_metadata()),
-        timeout=context.time_remaining(),
-    )
-    sending = asyncio.create_task(_send(call, requests))
+        return passed
+
+    def _stream(self, method: str) -> Any:
+        async def passed(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+            call = self._channel.stream_stream(method)(**_terms(context))
+            sending = asyncio.create_task(_send(call, requests))
+            try:
+                async with aclosing(_answers(call, context)) as answers:
+                    async for answer in answers:
+                        yield answer
+            finally:
+                sending.cancel()
+
+        return passed
+
+
+async def _answers(call: Any, context: Context) -> AsyncGenerator[bytes, None]:
     try:
         await context.send_initial_metadata(tuple(await call.initial_metadata()))
         while (answer := await call.read()) is not grpc.aio.EOF:
             yield answer
-        code = await call.code()
-        details, trailing = await call.details(), tuple(await call.trailing_metadata())
+        code, details = await call.code(), await call.details()
+        trailing = tuple(await call.trailing_metadata())
     except grpc.aio.AioRpcError as error:
         code, details, trailing = error.code(), error.details(), tuple(error.trailing_metadata())
     finally:
         # Also when the client went away or cancelled.
-        sending.cancel()
         call.cancel()
     if code is grpc.StatusCode.OK:
         context.set_trailing_metadata(trailing)
@@ -102,19 +117,25 @@ async def _pass(
 
 
 async def _send(call: Any, requests: AsyncIterator[bytes]) -> None:
+    # What `call.write` does, but for a call that has ended already: that would put an error of
+    # its own in the place of the status (grpc 1.85, `_StreamRequestMixin._write`).
+    raw = call._cython_call
     try:
+        await call.wait_for_connection()
         async for request in requests:
-            await call.write(request)
-        await call.done_writing()
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await raw.send_serialized_message(request)
+        await raw.send_receive_close()
+    except (cygrpc.InternalError, grpc.aio.AioRpcError):
         # It ended before it had read everything; its status says why.
         return
 
 
-def _metadata(given: Any) -> tuple[tuple[str, str | bytes], ...]:
-    """What the caller sent, without what each connection says for itself."""
-    return tuple(
+def _terms(context: Context) -> dict[str, Any]:
+    """Metadata and deadline of a call, without what each connection says for itself."""
+    given = context.invocation_metadata() or ()
+    metadata = tuple(
         (key, value)
-        for key, value in given or ()
+        for key, value in given
         if not key.startswith(("grpc-", ":")) and key != "user-agent"
     )
+    return {"metadata": metadata, "timeout": context.time_remaining()}

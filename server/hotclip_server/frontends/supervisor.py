@@ -66,6 +66,7 @@ class Frontends:
         self._holding = 0
         self._free = asyncio.Event()
         self._free.set()
+        self._serving = asyncio.Event()
         self._news = asyncio.Event()
         self._port: socket.socket | None = None
         self._folder: Path | None = None
@@ -78,6 +79,11 @@ class Frontends:
     def pids(self) -> list[int]:
         """Process ids of those that run."""
         return [frontend.process.pid for frontend in self._running]
+
+    @property
+    def listening(self) -> list[int]:
+        """Process ids of those that take calls."""
+        return [f.process.pid for f in self._running if f.listening.is_set()]
 
     def start(self) -> None:
         """Takes the port and starts the processes, which listen once `ready` is awaited.
@@ -99,10 +105,11 @@ class Frontends:
         Raises:
             Unavailable: they don't.
         """
+        self._serving.set()
         self._watch = asyncio.create_task(self._follow(), name="hotclip-frontend-versions")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOAD_S):
-                while sum(f.listening.is_set() for f in self._running) < self._config.frontends:
+                while len(self.listening) < self._config.frontends:
                     await self._news.wait()
                 return
         raise Unavailable("the front ends do not start", reason="FRONTENDS_NOT_READY")
@@ -236,6 +243,7 @@ class Frontends:
 
     async def _join(self, frontend: Frontend) -> None:
         """Lets a new front end listen, once it knows all that is there."""
+        await self._serving.wait()
         while not frontend.link.gone:
             residents = [resident for resident, _ in self._registry]
             await self._load_one(frontend, residents)
