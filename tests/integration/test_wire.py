@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.pictures import encoded, photograph
-from support.server import ServerProcess
+from support.server import ServerProcess, start_server
 
 from hotclip import Client, Embeddings, Image
 from hotclip.errors import InvalidArgument, ItemsFailed, SpaceMismatch
@@ -16,9 +16,21 @@ from hotclip.errors import InvalidArgument, ItemsFailed, SpaceMismatch
 ITEMS = ["a red fox", "ein roter Fuchs", encoded(photograph(1)), encoded(photograph(2))]
 
 
+@pytest.fixture(scope="module", params=["one process", "front ends"])
+def serving(
+    request: pytest.FixtureRequest, server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    if request.param == "one process":
+        yield server
+        return
+    data = tmp_path_factory.mktemp("frontends") / "data"
+    with start_server(data, "--device", "cpu", "--frontends", "2") as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[Client]:
-    with Client(server.address) as client:
+def client(serving: ServerProcess) -> Iterator[Client]:
+    with Client(serving.address) as client:
         yield client
 
 
@@ -193,3 +205,11 @@ def test_pixels_made_for_another_model_are_refused(client: Client) -> None:
     assert [e.reason for e in caught.value.errors] == ["PREPROCESSING_CHANGED"]
     own = client.encode(Image.resized(picture, how))
     np.testing.assert_allclose(own, client.encode(picture, resize="client"), atol=1e-5)
+
+
+def test_front_ends_answer_as_one_process_does(client: Client, server: ServerProcess) -> None:
+    with Client(server.address) as one_process:
+        expected = one_process.encode(ITEMS)
+    vectors = client.encode(ITEMS)
+    assert (vectors.version, vectors.space_id) == (expected.version, expected.space_id)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
