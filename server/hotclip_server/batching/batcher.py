@@ -296,6 +296,8 @@ class Batcher:
                     self.figures.count_wait(waited_s)
                     ticket.ran(batch.number, waited_s, seconds)
                     ticket.settle(index, row)
+            # The entry may be kept for its place; who waited, with all their rows, may not.
+            entry.waiters.clear()
         log.debug(
             "batch of %d %s items of version %s in %.1f ms",
             len(rows),

@@ -27,6 +27,7 @@ HORIZON_S = 2.0
 """A request without a deadline, or with one further away, is due this long after it came."""
 AGED_S = 1.0
 AGED_EVERY = 8
+LEAST_TO_COMPACT = 64
 
 
 class QueueSet:
@@ -42,6 +43,7 @@ class QueueSet:
         self._costs = costs
         self._lanes: dict[tuple[str, int, Tower], Lane] = {}
         self._oldest: deque[Entry] = deque()
+        self._compact_at = LEAST_TO_COMPACT
         self._batches = 0
         self._since_aged = 0
 
@@ -64,6 +66,8 @@ class QueueSet:
                 joined += 1
             else:
                 self._oldest.append(entry)
+        if len(self._oldest) > self._compact_at:
+            self._compact()
         return joined
 
     def take(self, now: float) -> Batch | None:
@@ -135,6 +139,14 @@ class QueueSet:
                 return oldest[0]
             oldest.popleft()
         return None
+
+    def _compact(self) -> None:
+        """Drops what is done with behind something that waits. As much again must come before
+        it looks anew: each item pays for a constant share."""
+        self._oldest = deque(
+            entry for entry in self._oldest if entry.lane is not None and entry.prepared is not None
+        )
+        self._compact_at = max(LEAST_TO_COMPACT, 2 * len(self._oldest))
 
     def _lane(self, ticket: Ticket, tower: Tower) -> Lane:
         resident = ticket.resident
