@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from hotclip_proto.v1.types_pb2 import EncodeItem, ImageTensor
 from hotclip_server.batching.cache import FeatureCache
 from hotclip_server.batching.isolate import EncodeFailed
 from hotclip_server.batching.ticket import Demand
+from hotclip_server.encoding.engines.protocol import EngineChoice
 from hotclip_server.encoding.protocol import Encoder, Prepared, Tower, Truncate
 from hotclip_server.errors import FailedPrecondition, HotclipError
 
@@ -64,8 +65,13 @@ def demand_of(content: Content, encoder: Encoder) -> Demand:
     return Demand(Tower.VISION, 1, pixels + held)
 
 
-def key_of(content: Content, truncate: Truncate) -> bytes:
-    """16 bytes that name a content and what becomes of it."""
+def tower_of(content: Content) -> Tower:
+    """What it runs through."""
+    return Tower.TEXT if isinstance(content, str) else Tower.VISION
+
+
+def key_of(content: Content, truncate: Truncate, engine: EngineChoice) -> bytes:
+    """16 bytes that name a content, what becomes of it, and the engine that runs it."""
     if isinstance(content, str):
         parts = (b"text", truncate.value.encode(), content.encode())
     elif isinstance(content, bytes):
@@ -74,7 +80,7 @@ def key_of(content: Content, truncate: Truncate) -> bytes:
         sizes = f"{content.height} {content.width} {content.preprocessing_id}"
         parts = (b"tensor", sizes.encode(), content.data)
     digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
+    for part in (str(engine).encode(), *parts):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.digest()
@@ -83,12 +89,14 @@ def key_of(content: Content, truncate: Truncate) -> bytes:
 def prepare_contents(
     encoder: Encoder,
     contents: Sequence[Content],
-    truncate: Truncate = Truncate.END,
+    truncate: Truncate,
+    engines: Mapping[Tower, EngineChoice],
     cache: FeatureCache | None = None,
 ) -> tuple[list[Made], float]:
     """Decodes and tokenises on the calling thread; a bad item fails alone.
 
     Args:
+        engines: Whose features are looked for.
         cache: Where to look first.
 
     Returns:
@@ -97,7 +105,7 @@ def prepare_contents(
     started = time.perf_counter()
     made: list[Made] = []
     for content in contents:
-        key = b"" if cache is None else key_of(content, truncate)
+        key = b"" if cache is None else key_of(content, truncate, engines[tower_of(content)])
         known = None if cache is None else cache.peek(encoder, key)
         made.append(Made(_prepare(encoder, content, truncate) if known is None else known, key))
     return made, time.perf_counter() - started

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.batching.cache import FeatureCache
 from hotclip_server.batching.ticket import Answer, Demand, Priority, Resident, Row
-from hotclip_server.contents import Content, Made, content_of, demand_of, prepare_contents
+from hotclip_server.contents import Content, Made, content_of, demand_of, prepare_contents, tower_of
+from hotclip_server.encoding.engines.protocol import EngineChoice
 from hotclip_server.encoding.features import unit_rows
-from hotclip_server.encoding.protocol import Encoder, Prepared, Truncate
+from hotclip_server.encoding.protocol import Encoder, Prepared, Tower, Truncate
 from hotclip_server.errors import FieldViolation, HotclipError, InvalidArgument, ResourceExhausted
 from hotclip_server.models.residents import Pin
 
@@ -156,6 +157,9 @@ class EncodePipeline:
             for index, content in enumerate(contents)
             if (problem := self._problem(content)) is not None
         }
+        # While engines are measured another may be put in place: remembered features are looked
+        # for, and kept, as those of one engine a tower.
+        engines = {tower: encoder.engine(tower) for tower in Tower}
         spent = [0.0]
         missed: dict[int, bytes] = {}
 
@@ -165,13 +169,15 @@ class EncodePipeline:
                     self._batcher.settle(ticket, at - part.start, problems[at])
             good = [at for at in part if at not in problems]
             spent[0] += await self._prepare(
-                ticket, encoder, truncate, contents, good, part.start, missed
+                ticket, encoder, truncate, engines, contents, good, part.start, missed
             )
 
         demands = [demand_of(content, encoder) for content in contents]
         answer = await self._batcher.run(
             pin.resident, demands, feed, deadline=deadline, priority=priority
         )
+        same = {tower for tower in Tower if encoder.engine(tower) == engines[tower]}
+        missed = {at: key for at, key in missed.items() if tower_of(contents[at]) in same}
         self._remember(encoder, missed, answer.rows)
         vectors, errors = _assemble(answer.rows, encoder.spec.dim)
         if normalize:
@@ -189,6 +195,7 @@ class EncodePipeline:
         ticket: Waiting,
         encoder: Encoder,
         truncate: Truncate,
+        engines: Mapping[Tower, EngineChoice],
         contents: Sequence[Content],
         positions: Sequence[int],
         start: int,
@@ -207,7 +214,7 @@ class EncodePipeline:
                     return
                 made, seconds = await self._run(
                     lambda task=task: prepare_contents(  # type: ignore[misc]
-                        encoder, [contents[at] for at in task], truncate, self._cache
+                        encoder, [contents[at] for at in task], truncate, engines, self._cache
                     )
                 )
                 spent += seconds

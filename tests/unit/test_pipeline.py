@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,12 +15,14 @@ from hotclip_server.batching.budget import Budget
 from hotclip_server.batching.cache import FeatureCache
 from hotclip_server.batching.device import DeviceThread
 from hotclip_server.contents import demand_of, key_of
-from hotclip_server.encoding.protocol import Tower, Truncate
+from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
+from hotclip_server.encoding.protocol import Prepared, Tower, Truncate
 from hotclip_server.errors import InvalidArgument
 from hotclip_server.models.residents import Pin, Resident, Residents
 from hotclip_server.pipeline import EncodePipeline, ItemLimits
 from hotclip_server.testing import FakeEncoder
 
+ROUGH = EngineChoice("torch", "bf16")
 JPEG = b"\xff\xd8\xff" + b"picture" * 10
 
 
@@ -91,6 +93,46 @@ async def test_another_version_computes_its_own():
         assert not np.allclose(first.vectors, second.vectors)
 
 
+class Switching(FakeEncoder):
+    """Its other engine gives half of each feature. Batches switch to it by themselves when
+    told, after they ran."""
+
+    choice = EAGER
+    switch_after_batch = False
+
+    def engine(self, tower: Tower) -> EngineChoice:
+        return self.choice
+
+    def encode(self, tower: Tower, batch: Sequence[Prepared]) -> np.ndarray:
+        rows = super().encode(tower, batch) * (1.0 if self.choice == EAGER else 0.5)
+        if self.switch_after_batch:
+            self.choice = ROUGH
+        return rows.astype(np.float32)
+
+
+async def test_another_engine_computes_its_own():
+    async with serving(cache_bytes=1 << 20) as server:
+        encoder = Switching()
+        with server.pin(encoder) as pin:
+            await server.pipeline.encode_items(texts("a"), pin)
+            encoder.choice = ROUGH
+            both = await server.pipeline.encode_items(texts("a", "b"), pin, normalize=False)
+        np.testing.assert_allclose(np.linalg.norm(both.vectors, axis=1), 0.5, rtol=1e-5)
+
+
+async def test_rows_of_the_engine_before_are_not_remembered_as_those_of_the_next():
+    async with serving(cache_bytes=1 << 20) as server:
+        encoder = Switching()
+        encoder.switch_after_batch = True
+        with server.pin(encoder) as pin:
+            await server.pipeline.encode_items(texts("a"), pin)
+            again = await server.pipeline.encode_items(texts("a"), pin, normalize=False)
+            kept = await server.pipeline.encode_items(texts("a"), pin, normalize=False)
+        np.testing.assert_allclose(np.linalg.norm(again.vectors, axis=1), 0.5, rtol=1e-5)
+        np.testing.assert_array_equal(again.vectors, kept.vectors)
+        assert server.cache.figures.hits == 1
+
+
 async def test_without_a_cache_everything_is_computed():
     async with serving() as server:
         with server.pin() as pin:
@@ -127,10 +169,11 @@ def test_keys_tell_contents_apart():
     turned = ImageTensor(data=b"abcdef" * 8, height=8, width=2)
     other = ImageTensor(data=b"abcdef" * 8, height=4, width=4, preprocessing_id="x")
     contents = ["a", "ab", b"a", b"ab", tensor, turned, other]
-    keys = {key_of(content, truncate) for content in contents for truncate in Truncate}
+    keys = {key_of(content, truncate, EAGER) for content in contents for truncate in Truncate}
     # How a text is cut is part of what becomes of it; an image is never cut.
     assert len(keys) == 2 * len(Truncate) + 5
-    assert key_of("a", Truncate.END) == key_of("a", Truncate.END)
+    assert key_of("a", Truncate.END, EAGER) == key_of("a", Truncate.END, EAGER)
+    assert key_of("a", Truncate.END, EAGER) != key_of("a", Truncate.END, ROUGH)
 
 
 def test_demands_grow_with_the_text_up_to_the_context():

@@ -36,7 +36,8 @@ class FeatureCache:
     """Least recently used rows go first. Event loop only, but for `peek`.
 
     Rows belong to an encoder in memory, and go with it: a version that is loaded again may run
-    on another engine, whose rows differ in their last digits.
+    on another engine, whose rows differ in their last digits. Where an engine is replaced in place,
+    the caller's keys tell one from the other.
 
     Args:
         most_bytes: Of all rows with what it takes to keep them; 0: keeps nothing.
