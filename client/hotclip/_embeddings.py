@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from hotclip._vectors import Rows
 from hotclip.errors import FailedPrecondition, ItemError
 from hotclip_proto.v1 import encode_pb2
+
+Kind: TypeAlias = Literal["float", "int8", "binary"]
+_KINDS: dict[str, Kind] = {np.dtype(np.int8).char: "int8", np.dtype(np.uint8).char: "binary"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,9 @@ class Timings:
 class Embeddings(np.ndarray[Any, np.dtype[Any]]):
     """Vectors, wholly of one version: (n, dim), or (dim,) for a single item.
 
-    An ordinary numpy array with more attributes. Slices and copies keep them; results of
-    arithmetic are plain arrays, for they are of no version.
+    An ordinary numpy array with more attributes. Copies (`e.copy()`, the module copy) keep
+    all of them, slices and other views the version, space and model; results of arithmetic
+    are plain arrays, for they are of no version.
 
     Of floats (float32, float16) the elements are the vectors'. Of int8 they are integers,
     of "binary" (uint8) eight signs a byte as numpy.packbits gives them: compare such arrays
@@ -54,8 +58,8 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
         space_id: Space of the rows; only vectors of one space may be compared.
         model: Name of the model.
         scales: Of int8 and "binary": float32 (n,), what an integer or a sign stands for;
-            0 for a failed item. Rows that are taken (`e[3]`, `e[2:5]`, `e[mask]`) keep
-            theirs, other views lose them. None for floats.
+            0 for a failed item. Rows by index (`e[3]`, `e[2:5]`, `e[mask]`) keep theirs;
+            other views, `e.take` and `e.astype` lose them. None for floats.
         errors: Failed items of the call that made the array (their rows are zero);
             empty on slices.
         timings: Of the call that made the array; None on slices.
@@ -101,14 +105,12 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
     @property
     def dim(self) -> int:
         """Elements of a vector; of "binary", signs."""
-        return self._bits if self.kind == "binary" else int(self.shape[-1])
+        return self._bits if self._kind == "binary" else int(self.shape[-1])
 
     @property
-    def kind(self) -> Literal["float", "int8", "binary"]:
-        """What the elements are."""
-        if self.dtype == np.int8:
-            return "int8"
-        return "binary" if self.dtype == np.uint8 else "float"
+    def kind(self) -> Kind:
+        """What the elements are; integers and signs remain that in any other dtype."""
+        return self._kind
 
     def dequantize(self) -> Embeddings:
         """The vectors that the elements stand for, float32 (n, dim) or (dim,).
@@ -143,7 +145,14 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
         """A copy of all."""
         made = super().copy(order).view(Embeddings)
         made.scales = None if self.scales is None else self.scales.copy()
+        made.errors, made.timings = self.errors, self.timings
         return made
+
+    def __copy__(self) -> Embeddings:
+        return self.copy("K")
+
+    def __deepcopy__(self, memo: dict[int, Any] | None) -> Embeddings:
+        return self.copy("K")
 
     def __getitem__(self, key: Any) -> Any:
         taken = super().__getitem__(key)
@@ -158,6 +167,8 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
         self.space_id = getattr(source, "space_id", "")
         self.model = getattr(source, "model", "")
         self._bits: int = getattr(source, "_bits", 0)
+        kind: Kind = getattr(source, "_kind", "float")
+        self._kind = _KINDS.get(self.dtype.char, kind) if kind == "float" else kind
         self.scales = None
         self.errors = ()
         self.timings = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,11 +12,12 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from hotclip import Embeddings, Vector
+from hotclip._embeddings import Timings
 from hotclip._encoding import EncodePlan, options
 from hotclip._points import vector_of
 from hotclip._server import Limits
 from hotclip._vectors import unpack, wire_dtype
-from hotclip.errors import DataLoss, FailedPrecondition, InvalidArgument
+from hotclip.errors import DataLoss, FailedPrecondition, InvalidArgument, ItemError
 from hotclip_proto.v1 import encode_pb2, types_pb2
 from hotclip_server.services.vectors import BINARY, FLOAT32, INT8, pack_into
 
@@ -62,6 +65,36 @@ def test_rows_that_are_taken_keep_their_scales(dtype: str) -> None:
     for lost in (whole.T, whole[:, :9], whole[:, 1], whole.view(), whole[2:4, :]):
         with pytest.raises(FailedPrecondition, match="whole rows"):
             lost.dequantize()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_copies_keep_all(dtype: str) -> None:
+    whole = embeddings(np.random.default_rng(0).standard_normal((3, 9), np.float32), dtype)
+    whole.errors = (ItemError(1, InvalidArgument.code, "BAD", "bad"),)
+    whole.timings = Timings(queue_s=1.0)
+    exact = np.asarray(whole.dequantize())
+    for made in (whole.copy(), copy.copy(whole), copy.deepcopy(whole), copy.deepcopy([whole])[0]):
+        assert (made.kind, made.dim, made.version) == (whole.kind, 9, "v")
+        assert (made.errors, made.timings) == (whole.errors, whole.timings)
+        assert not np.shares_memory(made, whole)
+        if made.scales is not None:
+            made.scales[2] = 0
+        np.testing.assert_array_equal(made[:2].dequantize(), exact[:2])
+    np.testing.assert_array_equal(whole.dequantize(), exact)
+    one = copy.copy(whole[1])
+    np.testing.assert_array_equal(one.dequantize(), exact[1])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "binary"])
+def test_codes_stay_codes_in_any_element_type(dtype: str) -> None:
+    whole = embeddings(np.ones((2, 9), np.float32), dtype)
+    for made in (whole.astype(np.float32), whole.view(np.bool_), whole.astype(np.int16)[0]):
+        assert (made.kind, made.dim) == (dtype, 9)
+        with pytest.raises(FailedPrecondition, match="whole rows"):
+            made.dequantize()
+    floats = embeddings(np.ones((2, 9), np.float32), "float32").astype(np.float16)
+    assert (floats.kind, floats.version) == ("float", "v")
+    assert floats.dequantize().tolist() == np.ones((2, 9)).tolist()
 
 
 def test_other_views_of_quantised_rows_are_numpys() -> None:
