@@ -403,7 +403,9 @@ class RankResponse(message.Message):
 
     @builtins.property
     def timings(self) -> Timings:
-        """Where the time went; of query and candidates together."""
+        """Where the time went; the sums are of query and candidates, so that a batch that holds
+        items of both counts twice in compute_us.
+        """
 
     def __init__(
         self,
