@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+import numpy as np
 from numpy.typing import DTypeLike
 
 from hotclip._embeddings import Embeddings, Timings
@@ -38,6 +39,8 @@ ResizeName: TypeAlias = Literal["server", "client"]
 
 MAX_RESTARTS = 5
 PREPROCESSING_CHANGED = "PREPROCESSING_CHANGED"
+DEFAULT_MODEL = "default"
+MAX_DIMENSIONS = 2**32 - 1
 # Left of a message for everything but the items themselves.
 _MESSAGE_MARGIN = 64 << 10
 # Tags and lengths around one item; more than protobuf ever needs.
@@ -91,8 +94,6 @@ def options(
         require_pillow()
     if on_error not in ("raise", "return"):
         raise InvalidArgument.field("on_error", f"{on_error!r} is no raise or return")
-    if dimensions is not None and dimensions < 1:
-        raise InvalidArgument.field("dimensions", f"{dimensions} is less than 1")
     return Options(
         model,
         version,
@@ -101,10 +102,19 @@ def options(
         priority_of(priority),
         on_error,
         not normalize,
-        dimensions or 0,
+        0 if dimensions is None else _dimensions(dimensions),
         truncation_of(truncate),
         resize == "client",
     )
+
+
+def _dimensions(told: int) -> int:
+    # What a caller without a type checker passes may be anything.
+    number = isinstance(told, int | np.integer) and not isinstance(told, bool)
+    if not number or not 1 <= told <= MAX_DIMENSIONS:
+        reason = f"{told!r} is no whole number from 1 to {MAX_DIMENSIONS}"
+        raise InvalidArgument.field("dimensions", reason)
+    return int(told)
 
 
 def preprocessing_of(
@@ -113,14 +123,26 @@ def preprocessing_of(
     """How images are resized here; None: not at all, or the server does not say how.
 
     Args:
-        version: That answers; empty: the one that was asked for, else the live one.
+        version: That answers; empty: the one that was asked for, else the live one, or
+            another of the model if that is of the expected space.
     """
+    if not told.resize:
+        return None
     version = told.version or version
-    for known in info.versions if told.resize else ():
-        wanted = known.version == version if version else known.live
-        if wanted and known.model == (told.model or known.model) and known.image_preprocessing.id:
-            return known.image_preprocessing
-    return None
+    if version:
+        able = [v for v in info.versions if v.version == version]
+        if told.model:
+            able = [v for v in able if v.model == told.model]
+    else:
+        able = [v for v in info.versions if v.model == (told.model or DEFAULT_MODEL)]
+        if not told.expected_space_id:
+            able = [v for v in able if v.live]
+        else:
+            # A space of fewer dimensions is listed of no version; any may be meant.
+            able = [v for v in able if v.space_id == told.expected_space_id] or able
+    ways = {v.image_preprocessing for v in able}
+    way = ways.pop() if len(ways) == 1 else None
+    return way if way is not None and way.id else None
 
 
 def priority_of(priority: PriorityName) -> types_pb2.Priority.ValueType:
@@ -298,7 +320,8 @@ class EncodePlan:
             FailedPrecondition: Images were resized as for another version; see restart.
         """
         self.answered_by = reply.version
-        if any(error.reason == PREPROCESSING_CHANGED for error in reply.errors):
+        changed = [e.index for e in reply.errors if e.reason == PREPROCESSING_CHANGED]
+        if any(self._resized(chunk.items[index]) for index in changed):
             raise FailedPrecondition(
                 "images were resized for another version", reason=PREPROCESSING_CHANGED
             )
@@ -311,6 +334,10 @@ class EncodePlan:
         self._timings = self._timings.plus(reply.timings)
         self._rows.append((slice(chunk.start, chunk.start + len(rows)), rows))
         self._errors += errors
+
+    def _resized(self, item: types_pb2.EncodeItem) -> bool:
+        """Whether it may be other the next time; what the caller made stays as it is."""
+        return self.resize is not None and item.tensor.preprocessing_id == self.resize.id
 
     def restart(self, error: HotclipError) -> None:
         """Starts again if `error` says that the version of the first answer is gone, or that

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hotclip._fetch import fetch
 from hotclip._resize import (
     MAX_PIXELS,
+    UNREADABLE,
     ImagePreprocessing,
     require_pillow,
     smaller,
@@ -137,7 +138,7 @@ class Image:
         def load() -> types_pb2.EncodeItem:
             if whole.picture is None:
                 return smaller(whole.load(), to, max_pixels)
-            return smaller_picture(whole.picture(), whole.load, to, max_pixels)
+            return smaller_picture(whole.picture, whole.load, to, max_pixels)
 
         return cls(f"{whole.origin}, resized", load)
 
@@ -273,6 +274,6 @@ def _pil_png(image: PilImage) -> bytes:
     out = io.BytesIO()
     try:
         _kept(image).save(out, "PNG", compress_level=1)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise InvalidArgument.field("image", str(error), reason="IMAGE_UNREADABLE") from error
     return out.getvalue()

@@ -28,7 +28,7 @@ MAX_PIXELS = 50_000_000
 """Larger images, or what resizing makes of very long ones, go as they are."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     SyntaxError,  # Pillow's word for a broken PNG
     ValueError,
@@ -38,6 +38,7 @@ _UNREADABLE = (
     struct.error,
     zlib.error,
 )
+"""What Pillow raises at a broken or strange image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,21 +94,25 @@ def smaller(
             if not fits(picture, to, max_pixels):
                 return item
             return tensor_item(resized(picture, to), to)
-    except (Pil.DecompressionBombError, Pil.DecompressionBombWarning, *_UNREADABLE):
+    except (Pil.DecompressionBombError, Pil.DecompressionBombWarning, *UNREADABLE):
         return item
 
 
 def smaller_picture(
-    picture: PilImage,
+    decoded: Callable[[], PilImage],
     encoded: Callable[[], types_pb2.EncodeItem],
     to: ImagePreprocessing,
     max_pixels: int = MAX_PIXELS,
 ) -> types_pb2.EncodeItem:
-    """As `smaller`, of an image that is not encoded yet."""
-    few = picture.width * picture.height <= to.width * to.height
-    if few or not fits(picture, to, max_pixels):
-        return encoded()
-    return tensor_item(resized(picture, to), to)
+    """As `smaller`, of an image that is not encoded yet; raises what `encoded` raises."""
+    try:
+        picture = decoded()
+        few = picture.width * picture.height <= to.width * to.height
+        if not few and fits(picture, to, max_pixels):
+            return tensor_item(resized(picture, to), to)
+    except UNREADABLE:
+        return encoded()  # or says why not
+    return encoded()
 
 
 def tensor_item(pixels: NDArray[np.uint8], to: ImagePreprocessing) -> types_pb2.EncodeItem:

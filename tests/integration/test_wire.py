@@ -203,6 +203,11 @@ def test_pixels_made_for_another_model_are_refused(client: Client) -> None:
     with pytest.raises(ItemsFailed) as caught:
         list(client.encode_stream([Image.resized(picture, other)]))
     assert [e.reason for e in caught.value.errors] == ["PREPROCESSING_CHANGED"]
+    for resize in ("server", "client"):
+        mixed = client.encode(
+            ["a fox", Image.resized(picture, other), picture], resize=resize, on_error="return"
+        )
+        assert [(e.index, e.reason) for e in mixed.errors] == [(1, "PREPROCESSING_CHANGED")]
     own = client.encode(Image.resized(picture, how))
     np.testing.assert_allclose(own, client.encode(picture, resize="client"), atol=1e-5)
 

@@ -69,8 +69,11 @@ async def encode(
         `.space_id`, `.errors` and `.timings`.
 
     Raises:
-        ItemsFailed: Bad items, each named; with "return" only if none could be sent.
-        InvalidArgument: Empty list, wrong type, bad pin, more dimensions than there are.
+        ItemsFailed: Bad items, each named; with "return" only if none could be sent. An
+            Image.resized for a version with other preprocessing is one; its reason is
+            PREPROCESSING_CHANGED.
+        InvalidArgument: Empty list, wrong type, bad pin; dimensions that are no int of at
+            least 1, or more than there are.
         SpaceMismatch: expected_space_id is not resident.
         NotFound: No such model or version.
         Unavailable: Overload or no connection.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import replace
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image as Pil
 
 from hotclip import Image
-from hotclip._encoding import EncodePlan, Options, chunks, options, preprocessing_of
+from hotclip._encoding import Chunk, EncodePlan, Options, chunks, options, preprocessing_of
 from hotclip._points import UpsertTally, point_blocks
 from hotclip._queries import SearchPlan
+from hotclip._resize import ImagePreprocessing
 from hotclip._server import Limits, ServerInfo, server_info
 from hotclip.errors import (
     Aborted,
@@ -223,20 +226,46 @@ def test_errors_read_well() -> None:
     assert str(HotclipError("x", reason="Y", request_id="r")) == "Y: x [request r]"
 
 
+@pytest.mark.parametrize("dimensions", [0, -1, 2**32, 2**40, 3.5, 3.0, True, "3"])
+def test_dimensions_are_a_number_that_a_request_can_say(dimensions: object) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        options(model="", version="", expected_space_id="", **(GOOD | {"dimensions": dimensions}))  # type: ignore[arg-type]  # what is tested
+    assert caught.value.fields[0].field == "dimensions"
+
+
+def test_dimensions_may_be_numpys_and_large() -> None:
+    for good in (2**32 - 1, np.int64(7)):
+        told = options(model="", version="", expected_space_id="", **(GOOD | {"dimensions": good}))  # type: ignore[arg-type]  # of mixed values
+        assert EncodePlan(["a"], told, Limits()).request(Chunk(0)).dimensions == good
+
+
 RESIZED = replace(told(), resize=True)
 
 
-def info_of(**preprocessing: str) -> ServerInfo:
-    """Of a server whose versions have the preprocessing of these ids; the first is live."""
+def info_of(*versions: tuple[str, str, str]) -> ServerInfo:
+    """Of a server with these models, versions and ids of preprocessing.
+
+    The first version of each model is live; the space of v1 is s1, and so on.
+    """
     told = server_pb2.GetServerInfoResponse()
-    for version, name in preprocessing.items():
-        entry = told.versions.add(model="m", version=version, live=not told.versions[:-1])
+    for model, version, name in versions:
+        live = model not in {known.model for known in told.versions}
+        entry = told.versions.add(
+            model=model, version=version, live=live, space_id=version.replace("v", "s")
+        )
         entry.image_preprocessing.id = name
     return server_info(told)
 
 
 def test_images_are_resized_as_the_version_that_answers_wants_it() -> None:
-    info = info_of(v1="a", v2="b")
+    info = info_of(
+        ("other", "v0", "o"),
+        ("default", "v1", "a"),
+        ("default", "v2", "b"),
+        ("same", "v3", "c"),
+        ("same", "v4", "c"),
+        ("silent", "v5", ""),
+    )
 
     def chosen(told: Options, version: str = "") -> str:
         found = preprocessing_of(told, info, version)
@@ -244,17 +273,42 @@ def test_images_are_resized_as_the_version_that_answers_wants_it() -> None:
 
     assert chosen(RESIZED) == "a"
     assert chosen(RESIZED, "v2") == "b"
+    assert chosen(RESIZED, "v0") == "o"
     assert chosen(replace(RESIZED, version="v2")) == "b"
-    assert chosen(replace(RESIZED, version="v3")) == ""
-    assert chosen(replace(RESIZED, model="other")) == ""
+    assert chosen(replace(RESIZED, version="v9")) == ""
+    assert chosen(replace(RESIZED, model="other")) == "o"
+    assert chosen(replace(RESIZED, model="nobody")) == ""
+    assert chosen(replace(RESIZED, model="silent")) == ""
     assert chosen(told()) == ""
+    assert chosen(replace(RESIZED, expected_space_id="s1")) == "a"
+    assert chosen(replace(RESIZED, expected_space_id="s2")) == "b"
+    # Spaces of fewer dimensions have ids of their own, of any resident version.
+    assert chosen(replace(RESIZED, expected_space_id="s2-cut")) == ""
+    assert chosen(replace(RESIZED, model="same", expected_space_id="s3-cut")) == "c"
+
+
+A, B = (
+    ImagePreprocessing(
+        id=name, height=8, width=8, resize_mode="squash", interpolation="bicubic", fill_color=0
+    )
+    for name in "ab"
+)
+PIXELS = np.zeros((20, 20, 3), np.uint8)
+
+
+def refused(request: encode_pb2.EncodeRequest, wanted: str) -> encode_pb2.EncodeResponse:
+    """The answer of a version that wants this preprocessing."""
+    reply = answer(request, "v2")
+    for index, item in enumerate(request.items):
+        if item.tensor.preprocessing_id not in ("", wanted):
+            reply.errors.add(index=index, code=9, reason="PREPROCESSING_CHANGED")
+    return reply
 
 
 def test_images_resized_for_another_version_are_resized_anew() -> None:
-    plan = EncodePlan(["a"], RESIZED, Limits())
+    plan = EncodePlan([PIXELS], RESIZED, Limits(), A)
     [chunk] = plan.chunks()
-    changed = answer(plan.request(chunk), "v2")
-    changed.errors.add(index=0, code=9, reason="PREPROCESSING_CHANGED")
+    changed = refused(plan.request(chunk), "b")
     for _ in range(5):
         with pytest.raises(FailedPrecondition) as caught:
             plan.add(chunk, changed)
@@ -262,15 +316,63 @@ def test_images_resized_for_another_version_are_resized_anew() -> None:
     assert plan.answered_by == "v2"
     with pytest.raises(FailedPrecondition):
         plan.restart(caught.value)
-    plan.add(chunk, answer(plan.request(chunk), "v2"))
+    plan.resize = B
+    [chunk] = plan.chunks()
+    plan.add(chunk, refused(plan.request(chunk), "b"))
     assert plan.result().version == "v2"
 
 
+@pytest.mark.parametrize("resize", [None, B])
+@pytest.mark.parametrize("on_error", ["raise", "return"])
+def test_an_image_that_the_caller_resized_for_another_version_fails_alone(
+    resize: ImagePreprocessing | None, on_error: str
+) -> None:
+    told_here = replace(told(on_error), resize=resize is not None)
+    plan = EncodePlan(["a", Image.resized(PIXELS, A), PIXELS], told_here, Limits(), resize)
+    [chunk] = plan.chunks()
+    plan.add(chunk, refused(plan.request(chunk), "b"))  # nothing to start again for
+    if on_error == "raise":
+        with pytest.raises(ItemsFailed) as caught:
+            plan.result()
+        errors = caught.value.errors
+    else:
+        errors = plan.result().errors
+    assert [(e.index, e.reason) for e in errors] == [(1, "PREPROCESSING_CHANGED")]
+
+
+def test_a_stale_image_does_not_keep_others_from_being_resized_anew() -> None:
+    plan = EncodePlan([Image.resized(PIXELS, A), PIXELS], RESIZED, Limits(), A)
+    [chunk] = plan.chunks()
+    with pytest.raises(FailedPrecondition) as caught:
+        plan.add(chunk, refused(plan.request(chunk), "b"))
+    plan.restart(caught.value)
+    plan.resize = B
+    [chunk] = plan.chunks()
+    plan.add(chunk, refused(plan.request(chunk), "b"))
+    assert [e.index for e in plan.result().errors] == [0]
+
+
+def cut_short(kind: str) -> Pil.Image:
+    """A picture whose file is read, and found to end too early, when it is needed."""
+    file = io.BytesIO()
+    Pil.effect_noise((200, 200), 90).convert("RGB").save(file, kind)
+    return Pil.open(io.BytesIO(file.getvalue()[: len(file.getvalue()) // 2]))
+
+
+def test_pictures_that_cannot_be_resized_fail_alone() -> None:
+    strange = Pil.new("La", (200, 200))  # premultiplied; nothing converts it
+    broken = [strange, cut_short("PNG"), cut_short("JPEG")]
+    [chunk] = chunks(["a", *broken, PIXELS], Limits(), resize=A)
+    assert [(e.index, e.reason) for e in chunk.failed] == [
+        (index, "IMAGE_UNREADABLE") for index in (1, 2, 3)
+    ]
+    assert [item.WhichOneof("content") for item in chunk.items] == ["text", "tensor"]
+
+
 def test_resizing_here_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    how = info_of(v1="a").versions[0].image_preprocessing
     monkeypatch.setitem(sys.modules, "PIL.Image", None)  # as if it were not installed
     for attempt in (
-        lambda: Image.resized(b"image", how),
+        lambda: Image.resized(b"image", A),
         lambda: options(
             model="", version="", expected_space_id="", **(GOOD | {"resize": "client"})
         ),
