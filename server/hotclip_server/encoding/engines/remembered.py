@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from typing import Any
 from hotclip_server.encoding.engines.choices import EngineWish
 from hotclip_server.encoding.engines.protocol import EngineChoice, EngineFigures
 from hotclip_server.encoding.protocol import Tower
+from hotclip_server.errors import ResourceExhausted
 from hotclip_server.storage.atomic import write_atomically
 
 _log = logging.getLogger(__name__)
@@ -41,13 +43,16 @@ class EngineMemory:
     """Rankings by architecture and verdicts by version; thread-safe, writes block.
 
     Args:
-        path: Made with the first thing that is remembered; damaged, it counts as empty.
+        path: Made with the first thing that is remembered; damaged or unreadable, it counts as
+            empty, and what can't be written is known until the process ends.
         machine: Device, processor and versions of libraries.
     """
 
     def __init__(self, path: Path, machine: str) -> None:
         self._path, self._machine = path, machine
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        """Taken before `_lock`, which nobody holds while the disk works."""
         self._content: dict[str, dict[str, Any]] | None = None
 
     def ranking(self, shape: str, tower: Tower, wish: EngineWish) -> list[Ranked] | None:
@@ -87,15 +92,24 @@ class EngineMemory:
             entries[key] = value
             for oldest in list(entries)[: max(0, len(entries) - MOST_ENTRIES)]:
                 del entries[oldest]
-            text = json.dumps({"format": FORMAT, **content}, indent=1) + "\n"
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, text.encode())
+        # Each text holds all that was known when its turn came, so the last one is complete.
+        with self._writing:
+            with self._lock:
+                text = json.dumps({"format": FORMAT, **content}, indent=1) + "\n"
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self._path, text.encode())
+            except (OSError, ResourceExhausted) as error:
+                _log.warning("%s can't be written: %s", self._path.name, error)
 
     def _read(self) -> dict[str, dict[str, Any]]:
         if self._content is None:
             self._content = {"rankings": {}, "verdicts": {}}
-            if self._path.is_file():
-                self._content |= self._parse(self._path.read_bytes())
+            try:
+                if self._path.is_file():
+                    self._content |= self._parse(self._path.read_bytes())
+            except OSError as error:
+                _log.warning("%s can't be read and starts anew: %s", self._path.name, error)
         return self._content
 
     def _parse(self, data: bytes) -> dict[str, dict[str, Any]]:
@@ -104,13 +118,20 @@ class EngineMemory:
             if content["format"] != FORMAT:
                 return {}
             rankings, verdicts = dict(content["rankings"]), dict(content["verdicts"])
-            for entries in rankings.values():
-                for entry in entries:
-                    _from_json(entry)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             _log.warning("%s is damaged and starts anew: %r", self._path.name, error)
             return {}
-        return {"rankings": rankings, "verdicts": verdicts}
+        for key, entries in list(rankings.items()):
+            try:
+                for entry in entries:
+                    _from_json(entry)
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                _log.warning("%s: %s is damaged and dropped: %r", self._path.name, key, error)
+                del rankings[key]
+        return {
+            "rankings": rankings,
+            "verdicts": {key: found for key, found in verdicts.items() if type(found) is bool},
+        }
 
 
 def _to_json(ranking: Sequence[Ranked]) -> list[dict[str, Any]]:
@@ -125,8 +146,22 @@ def _to_json(ranking: Sequence[Ranked]) -> list[dict[str, Any]]:
 
 
 def _from_json(entry: dict[str, Any]) -> Ranked:
-    figures, known = entry["figures"], None
-    if figures is not None:
-        points = tuple((int(n), int(length), float(s)) for n, length, s in figures["seconds"])
-        known = EngineFigures(**{**figures, "seconds": points})
-    return Ranked(choice=EngineChoice(entry["engine"], entry["precision"]), figures=known)
+    figures = entry["figures"]
+    return Ranked(
+        choice=EngineChoice(entry["engine"], entry["precision"]),
+        figures=None if figures is None else _figures_from_json(figures),
+    )
+
+
+def _figures_from_json(figures: dict[str, Any]) -> EngineFigures:
+    points = tuple((int(n), int(length), float(s)) for n, length, s in figures["seconds"])
+    if not points or any(
+        n < 1 or length < 1 or s <= 0 or not math.isfinite(s) for n, length, s in points
+    ):
+        raise ValueError("seconds are not of batches that ran")
+    best, padded = figures["best_batch"], figures["padded"]
+    if type(best) is not int or best < 1 or type(padded) is not bool:
+        raise ValueError("best_batch is not a number of items, or padded not a truth value")
+    if best not in (n for n, length, _ in points if length == points[0][1]):
+        raise ValueError("best_batch was not measured")
+    return EngineFigures(best_batch=best, seconds=points, padded=padded)

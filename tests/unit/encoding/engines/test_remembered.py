@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hotclip_server.encoding.engines import remembered
 from hotclip_server.encoding.engines.choices import EngineWish
 from hotclip_server.encoding.engines.protocol import EngineChoice, EngineFigures
 from hotclip_server.encoding.engines.remembered import MOST_ENTRIES, EngineMemory, Ranked
 from hotclip_server.encoding.protocol import Tower
+from hotclip_server.errors import ResourceExhausted
+from hotclip_server.storage.atomic import write_atomically
 
 FAST = EngineChoice("torch", "bf16")
 FIGURES = EngineFigures(best_batch=4, seconds=((1, 12, 0.01), (4, 12, 0.02)), padded=False)
@@ -57,6 +66,99 @@ def test_a_damaged_file_counts_as_empty(content: bytes, tmp_path: Path) -> None:
     assert memory.ranking("shape", Tower.TEXT, WISH) is None
     memory.remember_ranking("shape", Tower.TEXT, WISH, RANKING)
     assert EngineMemory(path, "this").ranking("shape", Tower.TEXT, WISH) == RANKING
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seconds": [[1, 12, 0.0], [4, 12, 0.02]]},
+        {"seconds": [[1, 12, -1.0], [4, 12, 0.02]]},
+        {"seconds": [[1, 12, float("nan")], [4, 12, 0.02]]},
+        {"seconds": [[1, 12, float("inf")], [4, 12, 0.02]]},
+        {"seconds": [[0, 12, 0.01], [4, 12, 0.02]]},
+        {"seconds": [[float("inf"), 12, 0.01], [4, 12, 0.02]]},
+        {"seconds": [[1, 0, 0.01], [4, 12, 0.02]]},
+        {"seconds": []},
+        {"best_batch": 0},
+        {"best_batch": 2},
+        {"best_batch": 4.0},
+        {"best_batch": "4"},
+        {"padded": "no"},
+    ],
+)
+def test_figures_that_nobody_measured_are_dropped(change: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "engines.json"
+    memory = EngineMemory(path, "this")
+    memory.remember_ranking("bad", Tower.TEXT, WISH, RANKING)
+    memory.remember_ranking("good", Tower.TEXT, WISH, RANKING)
+    memory.remember_verdict("v", Tower.TEXT, FAST, passed=True)
+    content = json.loads(path.read_bytes())
+    next(iter(content["rankings"].values()))[0]["figures"] |= change
+    path.write_text(json.dumps(content))
+    again = EngineMemory(path, "this")
+    assert again.ranking("bad", Tower.TEXT, WISH) is None
+    assert again.ranking("good", Tower.TEXT, WISH) == RANKING
+    assert again.verdict("v", Tower.TEXT, FAST) is True
+
+
+def failing(problem: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise problem
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "problem", [OSError(errno.EIO, "broken"), ResourceExhausted("full", reason="DISK_FULL")]
+)
+def test_what_cant_be_written_is_known_until_the_end(
+    problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembered, "write_atomically", failing(problem))
+    memory = EngineMemory(tmp_path / "engines.json", "this")
+    memory.remember_ranking("shape", Tower.TEXT, WISH, RANKING)
+    memory.remember_verdict("v", Tower.TEXT, FAST, passed=True)
+    assert memory.ranking("shape", Tower.TEXT, WISH) == RANKING
+    assert memory.verdict("v", Tower.TEXT, FAST) is True
+
+
+def test_what_cant_be_read_counts_as_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "engines.json"
+    path.write_bytes(b"{}")
+    monkeypatch.setattr(Path, "read_bytes", failing(PermissionError("not yours")))
+    memory = EngineMemory(path, "this")
+    assert memory.ranking("shape", Tower.TEXT, WISH) is None
+    assert memory.verdict("v", Tower.TEXT, FAST) is None
+
+
+def test_nobody_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path, data: bytes) -> None:
+        writing.set()
+        assert go_on.wait(30)
+        write_atomically(path, data)
+
+    monkeypatch.setattr(remembered, "write_atomically", slow)
+    path = tmp_path / "engines.json"
+    memory = EngineMemory(path, "this")
+
+    def remember(version: str) -> None:
+        memory.remember_verdict(version, Tower.TEXT, FAST, passed=True)
+
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(remember, "v")]
+        assert writing.wait(30)
+        try:
+            asked = pool.submit(memory.verdict, "v", Tower.TEXT, FAST)
+            assert asked.result(timeout=10) is True
+            writers.append(pool.submit(remember, "w"))
+        finally:
+            go_on.set()
+        for writer in writers:
+            writer.result(timeout=30)
+    again = EngineMemory(path, "this")
+    assert [again.verdict(version, Tower.TEXT, FAST) for version in ("v", "w")] == [True, True]
 
 
 def test_the_oldest_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
