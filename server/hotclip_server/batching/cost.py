@@ -117,11 +117,12 @@ class TowerCost:
         """Takes what was measured of the engine that serves now; cheap to repeat."""
         if figures is None or figures is self._figures or not figures.seconds:
             return
-        self._figures = figures
+        shape = fit(figures.seconds)
         self.padded = figures.padded
         self._best = (max(1, figures.best_batch), figures.seconds[0][1])
         self._log_factor = 0.0
-        self._set(fit(figures.seconds))
+        self._set(shape)
+        self._figures = figures
 
     def predict(self, items: int, length: float) -> float:
         """Seconds of a batch of `items` of `length` tokens each; 0.0 as long as not known."""

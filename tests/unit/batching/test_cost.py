@@ -144,6 +144,16 @@ def test_a_new_engine_is_a_new_cost():
     assert not cost.padded
 
 
+def test_impossible_figures_change_nothing() -> None:
+    cost = TowerCost(64)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            cost.calibrate(EngineFigures(best_batch=4, seconds=((1, 1, 0.0),), padded=False))
+        assert cost.padded
+        cost.observe(4, 8, 0.01)
+        assert cost.predict(4, 8) == pytest.approx(0.01)
+
+
 def test_no_figures_are_no_news():
     cost = measured()
     before = cost.predict(3, 3)
