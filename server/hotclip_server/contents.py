@@ -86,6 +86,24 @@ def key_of(content: Content, truncate: Truncate, engine: EngineChoice) -> bytes:
     return digest.digest()
 
 
+def known_features(
+    encoder: Encoder,
+    contents: Sequence[Content],
+    truncate: Truncate,
+    engines: Mapping[Tower, EngineChoice],
+    cache: FeatureCache,
+) -> list[tuple[bytes, NDArray[np.float32]]] | None:
+    """The key and the features of every content; None as soon as one is not known."""
+    known: list[tuple[bytes, NDArray[np.float32]]] = []
+    for content in contents:
+        key = key_of(content, truncate, engines[tower_of(content)])
+        row = cache.peek(encoder, key)
+        if row is None:
+            return None
+        known.append((key, row))
+    return known
+
+
 def prepare_contents(
     encoder: Encoder,
     contents: Sequence[Content],

@@ -18,15 +18,34 @@ from numpy.typing import NDArray
 from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.batching.cache import FeatureCache
 from hotclip_server.batching.ticket import Answer, Demand, Priority, Resident, Row
-from hotclip_server.contents import Content, Made, content_of, demand_of, prepare_contents, tower_of
+from hotclip_server.contents import (
+    Content,
+    Made,
+    content_of,
+    demand_of,
+    known_features,
+    prepare_contents,
+    tower_of,
+)
 from hotclip_server.encoding.engines.protocol import EngineChoice
 from hotclip_server.encoding.features import unit_rows
 from hotclip_server.encoding.protocol import Encoder, Prepared, Tower, Truncate
-from hotclip_server.errors import FieldViolation, HotclipError, InvalidArgument, ResourceExhausted
+from hotclip_server.errors import (
+    FieldViolation,
+    HotclipError,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from hotclip_server.models.residents import Pin
 
 TEXTS_PER_TASK = 32
 """Texts that one pool task tokenises: about a millisecond of work. Images go one by one."""
+
+REFUSED_FOR_LOAD = ("QUEUE_FULL", "WAIT_TOO_LONG")
+MOST_BYTES_TO_LOOK = 256 << 10
+"""Of a refused request whose items are looked for, on the event loop: 0.3 ms. Who is refused is
+refused at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +166,8 @@ class EncodePipeline:
         Raises:
             InvalidArgument: no items, or one without content.
             ResourceExhausted: too many items.
-            Unavailable: the queue is full, or the server is stopping.
+            Unavailable: the queue is full and not every item is remembered, or the server is
+                stopping.
             DeadlineExceeded: the deadline passed first.
         """
         contents = self._contents(items, field)
@@ -173,9 +193,18 @@ class EncodePipeline:
             )
 
         demands = [demand_of(content, encoder) for content in contents]
-        answer = await self._batcher.run(
-            pin.resident, demands, feed, deadline=deadline, priority=priority
-        )
+        try:
+            answer = await self._batcher.run(
+                pin.resident, demands, feed, deadline=deadline, priority=priority
+            )
+        except Unavailable as refusal:
+            quick = sum(item.ByteSize() for item in items) <= MOST_BYTES_TO_LOOK
+            if refusal.reason not in REFUSED_FOR_LOAD or problems or not quick:
+                raise
+            rows = self._known(encoder, contents, truncate, engines)
+            if rows is None:
+                raise
+            answer = Answer(rows=rows, queue_s=0.0, compute_s=0.0)
         same = {tower for tower in Tower if encoder.engine(tower) == engines[tower]}
         missed = {at: key for at, key in missed.items() if tower_of(contents[at]) in same}
         self._remember(encoder, missed, answer.rows)
@@ -236,6 +265,23 @@ class EncodePipeline:
                 for _ in range(min(len(positions), self._threads + 1)):
                     group.create_task(work())
         return spent
+
+    def _known(
+        self,
+        encoder: Encoder,
+        contents: Sequence[Content],
+        truncate: Truncate,
+        engines: Mapping[Tower, EngineChoice],
+    ) -> list[Row] | None:
+        """The rows of a request that needs no device."""
+        if self._cache is None:
+            return None
+        known = known_features(encoder, contents, truncate, engines, self._cache)
+        if known is None:
+            return None
+        for key, _ in known:
+            self._cache.used(encoder, key)
+        return [row for _, row in known]
 
     def _remember(self, encoder: Encoder, missed: dict[int, bytes], rows: Sequence[Row]) -> None:
         if self._cache is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from hotclip_server.batching.device import DeviceThread
 from hotclip_server.contents import demand_of, key_of
 from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
 from hotclip_server.encoding.protocol import Prepared, Tower, Truncate
-from hotclip_server.errors import InvalidArgument
+from hotclip_server.errors import InvalidArgument, Unavailable
 from hotclip_server.models.residents import Pin, Resident, Residents
 from hotclip_server.pipeline import EncodePipeline, ItemLimits
 from hotclip_server.testing import FakeEncoder
@@ -40,10 +42,10 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(*, cache_bytes: int = 0) -> AsyncIterator[Server]:
+async def serving(*, cache_bytes: int = 0, queue_items: int = 1000) -> AsyncIterator[Server]:
     device = DeviceThread()
     device.start()
-    batcher = Batcher(device, BatchLimits(budget=Budget(items=1000, nbytes=1 << 24)))
+    batcher = Batcher(device, BatchLimits(budget=Budget(items=queue_items, nbytes=1 << 24)))
     cache = FeatureCache(cache_bytes)
     pipeline = EncodePipeline(batcher, ItemLimits(), 2, cache)
     pipeline.start()
@@ -131,6 +133,29 @@ async def test_rows_of_the_engine_before_are_not_remembered_as_those_of_the_next
         np.testing.assert_allclose(np.linalg.norm(again.vectors, axis=1), 0.5, rtol=1e-5)
         np.testing.assert_array_equal(again.vectors, kept.vectors)
         assert server.cache.figures.hits == 1
+
+
+async def test_a_full_queue_refuses_no_request_that_needs_no_device():
+    async with serving(cache_bytes=1 << 20, queue_items=2) as server:
+        items = [*texts("a"), EncodeItem(image=JPEG)]
+        with server.pin() as pin:
+            first = await server.pipeline.encode_items(items, pin)
+            hang = server.encoder.faults.hang = threading.Event()
+            filling = asyncio.create_task(server.pipeline.encode_items(texts("b", "c"), pin))
+            try:
+                await asyncio.sleep(0)
+                assert server.batcher.ledger.items == 2
+                again = await server.pipeline.encode_items(items, pin)
+                np.testing.assert_array_equal(again.vectors, first.vectors)
+                assert server.cache.figures.hits == 2
+                with pytest.raises(Unavailable):
+                    await server.pipeline.encode_items([*items[:1], *texts("d")], pin)
+                with pytest.raises(Unavailable):
+                    await server.pipeline.encode_items([*items[:1], *texts("")], pin)
+                assert server.cache.figures.hits == 2
+            finally:
+                hang.set()
+            await filling
 
 
 async def test_without_a_cache_everything_is_computed():
