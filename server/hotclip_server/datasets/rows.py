@@ -82,13 +82,20 @@ def _image_problem(data: bytes, limits: DatasetLimits) -> str:
         return "is not a JPEG, PNG or WebP file"
     except DamagedHeader as error:
         return f"cannot be read: {error}"
-    if header.width * header.height > limits.max_image_pixels:
-        return (
-            f"has {header.width} x {header.height} pixels, the limit is {limits.max_image_pixels}"
-        )
+    if problem := _size_problem(header.width, header.height, limits):
+        return problem
     try:
         with Image.open(io.BytesIO(data), formats=(header.format,)) as image:
+            # Of a file with several headers Pillow may have taken another one's size.
+            if problem := _size_problem(*image.size, limits):
+                return problem
             image.load()
     except _DECODE_ERRORS as error:
         return f"cannot be decoded: {error}"
+    return ""
+
+
+def _size_problem(width: int, height: int, limits: DatasetLimits) -> str:
+    if width * height > limits.max_image_pixels:
+        return f"has {width} x {height} pixels, the limit is {limits.max_image_pixels}"
     return ""

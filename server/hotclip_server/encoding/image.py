@@ -73,6 +73,8 @@ class ImagePreparer:
         self._check(data)
         try:
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+                # Of a file with several headers Pillow may have taken another one's size.
+                self._check_size(*image.size)
                 return self._pixels(data, image)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _too_large(str(error)) from error
@@ -112,12 +114,13 @@ class ImagePreparer:
             ) from error
         except DamagedHeader as error:
             raise InvalidArgument.field("image", str(error), reason="IMAGE_UNREADABLE") from error
-        pixels = max(
-            header.width * header.height, self._resized_pixels(header.width, header.height)
-        )
+        self._check_size(header.width, header.height)
+
+    def _check_size(self, width: int, height: int) -> None:
+        pixels = max(width * height, self._resized_pixels(width, height))
         if pixels > self._limits.max_pixels:
             raise _too_large(
-                f"{header.width} x {header.height} pixels need {pixels} in memory, "
+                f"{width} x {height} pixels need {pixels} in memory, "
                 f"the limit is {self._limits.max_pixels}"
             )
 
