@@ -22,7 +22,12 @@ START_S = 600.0
 LOAD_SHARE = 0.7
 """Of saturation, when requests come at random."""
 CALIBRATION_SHARE = 0.05
-"""Of a segment, for each size of batch that is tried."""
+"""Of a segment, for each size of batch in each pass over the sizes."""
+CALIBRATION_SEGMENTS = 4
+"""Segments that the passes over all sizes may take together."""
+SERVER_DEFAULTS = {"OMP_WAIT_POLICY": "passive"}
+"""Variables that the server sets for itself, unless they are set: its engine in a loop has them
+too. Plain open_clip has what everybody has, who sets nothing."""
 FIGURE_OF = {"jpeg_small": "jpeg", "tensor": "tensor", "text": "text"}
 """Contents by their name in served_over_raw; others go by their own."""
 
@@ -62,7 +67,7 @@ def measure_model(
         ) as server,
         Client(server.address, timeout=START_S) as client,
         Worker("benchmarks.load_generator", environment) as generator,
-        Worker("benchmarks.in_process", environment) as engine,
+        Worker("benchmarks.in_process", environment, defaults=SERVER_DEFAULTS) as engine,
         Worker("benchmarks.plain", environment) as plain,
     ):
         serving = wait_for_engines(client)
@@ -128,11 +133,11 @@ class ModelBench:
         """Served, raw and plain segments in turn, so that all meet the same machine."""
         content, workers = compared.content, self._workers
         self._serve(content, compared.shape, CALIBRATION_SHARE * self._plan.seconds)  # warms up
-        found = self._best_batch(workers.engine, content)
+        found = self._best_batch(workers.engine, compared)
         batch, self._knees_s[content] = found["batch"], found["cap_s"]
         plain_batch = 0
         if compared.open_clip:
-            plain_batch = self._best_batch(workers.plain, content)["batch"]
+            plain_batch = self._best_batch(workers.plain, compared)["batch"]
         served: list[dict[str, Any]] = []
         raw: list[dict[str, Any]] = []
         plain: list[float] = []
@@ -221,17 +226,18 @@ class ModelBench:
         command = "public" if shape.public else "closed"
         return self._workers.generator.ask(command, {**told, "clients": shape.clients})
 
-    def _best_batch(self, worker: Worker, content: str) -> dict[str, Any]:
+    def _best_batch(self, worker: Worker, compared: Compared) -> dict[str, Any]:
         found = worker.ask(
             "best_batch",
             {
-                "content": content,
-                "candidates": self._plan.batches,
+                "content": compared.content,
+                "candidates": self._plan.batches_of(compared),
                 "seconds": CALIBRATION_SHARE * self._plan.seconds,
+                "limit": CALIBRATION_SEGMENTS * self._plan.seconds,
             },
         )
         note(
-            f"{self._model} {content}: best batch {found['batch']}, {found['rate']:.1f}/s,"
+            f"{self._model} {compared.content}: best batch {found['batch']}, {found['rate']:.1f}/s,"
             f" knee at {found['cap']}"
         )
         return found

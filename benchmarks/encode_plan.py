@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 
 from benchmarks.settings import Settings, label
 
-CPU_BATCHES = (4, 8, 16, 32)
+CPU_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+"""All that the server may choose."""
 CUDA_BATCHES = (16, 32, 64, 128, 256)
 
 
@@ -45,6 +46,8 @@ class Compared:
     """Whether served over raw is a figure."""
     open_clip: bool = False
     """Whether the engine in process over plain open_clip is a figure."""
+    largest_batch: int | None = None
+    """Of the plan's sizes raw loops try none above it; None: they try all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,11 @@ class Plan:
     @property
     def contents(self) -> tuple[str, ...]:
         return tuple(self.counts)
+
+    def batches_of(self, compared: Compared) -> tuple[int, ...]:
+        """Sizes that raw loops try on a workload."""
+        largest = compared.largest_batch
+        return tuple(size for size in self.batches if largest is None or size <= largest)
 
     def only(self, contents: Collection[str]) -> "Plan":
         """What concerns some kinds of items."""
@@ -112,11 +120,11 @@ def _plan(source: str, settings: Settings) -> Plan:
                 rounds=settings.rounds,
                 seconds=1.5 * settings.seconds,
                 compared=(
-                    Compared(content="tensor", shape=few),
+                    Compared(content="tensor", shape=few, largest_batch=8),
                     Compared(content="text"),
                 ),
                 rates={"tensor": (ONE,), "text": (MANY,)},
-                batches=(1, 2, 4, 8),
+                batches=batches,
             )
         case "xlm-roberta-base-ViT-B-32":  # its images are those of ViT-B-32
             return Plan(

@@ -1,7 +1,7 @@
 """The server's own engine without the server: the loop that serving is compared with.
 
     load        {data_dir, version, device, engines, corpus, exact}
-    best_batch  {content, candidates, seconds}  → batch, rate, cap, cap_s
+    best_batch  {content, candidates, seconds, limit}  → batch, rate, cap, cap_s
     run         {content, batch, seconds}       → rate, min_cosine
 
 In a process of its own. Images are decoded on as many threads as there are cores, as the
@@ -70,7 +70,8 @@ class InProcess:
 
     def best_batch(self, told: dict[str, Any]) -> dict[str, Any]:
         items = read_items(self._corpus, told["content"])
-        return best_batch(self._loop, items, told["candidates"], told["seconds"])
+        sizes, seconds, limit = told["candidates"], told["seconds"], told["limit"]
+        return best_batch(self._loop, items, sizes, seconds, limit)
 
     def run(self, told: dict[str, Any]) -> dict[str, Any]:
         content = told["content"]

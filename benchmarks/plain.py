@@ -2,7 +2,7 @@
 
     load        {folder, device, corpus}
     references  {content, count}
-    best_batch  {content, candidates, seconds}  → batch, rate, cap, cap_s
+    best_batch  {content, candidates, seconds, limit}  → batch, rate, cap, cap_s
     run         {content, batch, seconds}       → rate
 
 Its own preprocessing, one picture after another, and texts padded to the whole context.
@@ -70,7 +70,8 @@ class Plain:
 
     def best_batch(self, told: dict[str, Any]) -> dict[str, Any]:
         items = read_items(self._corpus, told["content"])
-        return best_batch(self._loop, items, told["candidates"], told["seconds"])
+        sizes, seconds, limit = told["candidates"], told["seconds"], told["limit"]
+        return best_batch(self._loop, items, sizes, seconds, limit)
 
     def run(self, told: dict[str, Any]) -> dict[str, Any]:
         items = read_items(self._corpus, told["content"])

@@ -37,11 +37,13 @@ class Reference:
         return tokens
 
     def pixels(self, images: Sequence[bytes | NDArray[np.uint8]]) -> Tensor:
-        """float32 [n, 3, height, width]: files, or uint8 RGB (height, width, 3)."""
+        """float32 [n, 3, height, width]: files, or uint8 RGB (height, width, 3).
+
+        open_clip's transform converts to RGB itself, after it has resized: pictures with a
+        palette or with transparency come out otherwise than if they were converted first.
+        """
         opened = (
-            Image.open(io.BytesIO(image)).convert("RGB")
-            if isinstance(image, bytes)
-            else Image.fromarray(image)
+            Image.open(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(image)
             for image in images
         )
         return torch.stack([self.preprocess(image) for image in opened])

@@ -26,17 +26,22 @@ class Worker:
     Args:
         module: E.g. "benchmarks.load_generator".
         environment: More variables.
+        defaults: More variables, where nobody has set them.
     """
 
-    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        module: str,
+        environment: Mapping[str, str] | None = None,
+        *,
+        defaults: Mapping[str, str] | None = None,
+    ) -> None:
         self._module = module
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # As the server waits: threads that spin between products slow down whatever else
-            # runs on the same cores, and a baseline must not suffer from its neighbours.
-            env={"OMP_WAIT_POLICY": "passive", **os.environ, **(environment or {})},
+            env=surroundings(environment, defaults),
             text=True,
             encoding="utf-8",
         )
@@ -81,6 +86,13 @@ class Worker:
             self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+
+def surroundings(
+    environment: Mapping[str, str] | None, defaults: Mapping[str, str] | None
+) -> dict[str, str]:
+    """Variables of a process: ours, more in their place, and `defaults` where there are none."""
+    return {**(defaults or {}), **os.environ, **(environment or {})}
 
 
 def obey(commands: Mapping[str, Command]) -> None:

@@ -45,8 +45,43 @@ def test_every_item_gets_its_own_vector(overlap: bool) -> None:
     assert 0 < looped.rate <= 4 / 0.009
 
 
+class Noting(Counting):
+    """Notes the sizes of its batches, and is disturbed in some of them, by position."""
+
+    def __init__(self, disturbed: Sequence[int] = ()) -> None:
+        super().__init__(overlap=False)
+        self.sizes: list[int] = []
+        self._disturbed = disturbed
+
+    def submit(self, prepared: list[int]) -> Callable[[], NDArray[np.float32]]:
+        if len(self.sizes) in self._disturbed:
+            time.sleep(0.2)
+        self.sizes.append(len(prepared))
+        return super().submit(prepared)
+
+
+def test_every_size_is_timed_in_every_pass() -> None:
+    loop = Noting()
+    best_batch(loop, ITEMS, (16, 1, 4), 0.0, 60.0)
+    warmed = [1, 1, 4, 4, 16, 16]  # the first batch of a size does not count
+    assert loop.sizes == [*warmed, 1, 4, 16, 1, 4, 16]
+
+
+@pytest.mark.parametrize("disturbed", [(4, 5), (8,), (11,)])
+def test_one_disturbed_moment_does_not_pick_the_size(disturbed: tuple[int, ...]) -> None:
+    loop = Noting(disturbed)
+    assert best_batch(loop, ITEMS, (1, 4, 16), 0.0, 60.0)["batch"] == 16
+
+
+@pytest.mark.parametrize(("limit", "tried"), [(0.0, {1}), (60.0, {1, 4, 16})])
+def test_sizes_that_take_too_long_are_not_tried(limit: float, tried: set[int]) -> None:
+    loop = Noting()
+    best_batch(loop, ITEMS, (1, 4, 16), 0.0, limit)
+    assert set(loop.sizes) == tried
+
+
 def test_larger_batches_win_here() -> None:
-    found = best_batch(Counting(overlap=False), ITEMS, (1, 4, 16, 64), 0.05)
+    found = best_batch(Counting(overlap=False), ITEMS, (1, 4, 16, 64), 0.05, 60.0)
     assert found["batch"] == found["cap"] == 16  # 64 are more than there are
     assert found["cap_s"] == pytest.approx(16 / found["rate"])
 
