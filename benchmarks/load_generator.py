@@ -185,8 +185,9 @@ class Generator:
         call = stream(send())
         try:
             limits = EncodeStreamResponse.FromString(next(call)).limits
-            for _ in range(min(limits.max_in_flight, len(messages))):
-                room.release()
+            in_flight = min(limits.max_in_flight, len(messages))
+            segment.keeps_in_flight(client, in_flight)
+            room.release(in_flight)
             for data in call:
                 at, began = sent.popleft()
                 segment.done(client, Span(began, time.perf_counter(), items))

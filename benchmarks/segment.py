@@ -43,8 +43,9 @@ class Measured:
 class Segment:
     """A load that runs from `run` to its end, measured in a window within.
 
-    The window opens when every client was answered once, and the load goes on after it until
-    every client was answered once more, so that the window sees no beginning and no end.
+    The window opens when every client was answered as often as it has requests under way, and
+    the load goes on after it until every client was answered as often again: all requests that
+    touch the window are counted, and none of those that found the server empty.
 
     Args:
         clients: Each is called on a thread of its own; it reports calls to `done` for as long
@@ -56,6 +57,10 @@ class Segment:
         self._clients = clients
         self._server = server
         self._spans: list[list[Span]] = [[] for _ in clients]
+        self._left_before = [1] * len(clients)
+        """Answers of each client before the window may open."""
+        self._left_after = [1] * len(clients)
+        """Answers of each client after the window before the load may end."""
         self._first = [threading.Event() for _ in clients]
         self._past = [threading.Event() for _ in clients]
         self._window_end = float("inf")
@@ -67,12 +72,23 @@ class Segment:
         """Whether clients shall go on."""
         return not self._end.is_set()
 
+    def keeps_in_flight(self, client: int, requests: int) -> None:
+        """A client has so many requests under way at a time, answered in order, and not one.
+
+        To be told before the client's first answer.
+        """
+        self._left_before[client] = self._left_after[client] = requests
+
     def done(self, client: int, span: Span) -> None:
         """A call of a client was answered."""
         self._spans[client].append(span)
-        self._first[client].set()
+        self._left_before[client] -= 1
+        if self._left_before[client] <= 0:
+            self._first[client].set()
         if span.ended >= self._window_end:
-            self._past[client].set()
+            self._left_after[client] -= 1
+            if self._left_after[client] <= 0:
+                self._past[client].set()
 
     def run(self, seconds: float) -> Measured:
         """Runs the load with a window of so many seconds.

@@ -26,7 +26,10 @@ def steady_rate(spans: Sequence[Span], began: float, ended: float) -> float:
 
     Args:
         spans: Every call that touches the window; the load must go on until the last of those
-            that began inside it has ended.
+            that began inside it has ended. Of requests that are under way together, as on a
+            stream, those that were sent to an idle server must have ended before the window:
+            from then on each is sent when another is answered, their times are the server's
+            for all that are under way, and the shares add up to its rate.
     """
     if ended <= began:
         raise ValueError(f"a window of {ended - began} seconds")
