@@ -3,9 +3,10 @@
     python -m benchmarks.peers infinity 127.0.0.1:7997 --model ViT-B-32
     python -m benchmarks.peers clip-as-service 127.0.0.1:51000 --hotclip 127.0.0.1:50051
 
-With --hotclip the segments of the two servers alternate, and the median of the ratios of
-neighbours is a figure. Requests are made ready beforehand and answers are parsed afterwards,
-so that neither server waits for JSON on our side.
+With --hotclip the segments of the two servers alternate, the one that begins as well, and the
+median of the ratios of neighbours is a figure, judged by its target. If the two give different
+vectors there is none: the exit code is 1. Requests are made ready beforehand and answers are
+parsed afterwards, so that neither server waits for JSON on our side.
 """
 
 from __future__ import annotations
@@ -21,22 +22,29 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from benchmarks.answers import WrongAnswer
 from benchmarks.corpus import TEXTS, Item, encode_request, read_items, write_corpus
 from benchmarks.encode_plan import CLOSED, EIGHT, Shape
-from benchmarks.figures import Figure, table
+from benchmarks.figures import Figure, judged, table
 from benchmarks.load_generator import Generator
+from benchmarks.machine import device_name, has_device
 from benchmarks.segment import PATIENCE_S, Call, CallFailed, Measured, Segment, closed_clients
 from benchmarks.timing import paired_ratio
 from hotclip_proto.v1.encode_pb2 import EncodeResponse
 
+Result = TypeVar("Result")
+
 CONTENTS = ("jpeg_small", "text")
 ITEMS = 256
+MIN_COSINE = 0.99
+"""Of two servers' vectors of an item: what the precisions that servers choose leave between
+vectors of the same weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +169,14 @@ def measure_peer(told: argparse.Namespace) -> Iterator[Figure]:
             items = read_items(Path(folder), content)
             for shape in (EIGHT, CLOSED):
                 load = Load(items=items, shape=shape, seconds=told.seconds)
-                theirs, ours = [], []
-                for _ in range(told.rounds):
-                    theirs.append(_run_peer(peer, load, told, process))
-                    if told.hotclip:
-                        ours.append(_run_hotclip(load, told.hotclip))
                 place = f"{content}.{shape}"
+                run_theirs = partial(_run_peer, peer, load, told, process)
+                if told.hotclip:
+                    run_ours = partial(_run_hotclip, load, told.hotclip)
+                    theirs, ours = in_turn(run_theirs, run_ours, told.rounds)
+                    cosine = same_vectors(place, ours, theirs)
+                else:
+                    theirs, ours = [run_theirs() for _ in range(told.rounds)], []
                 yield Figure(
                     name=f"rate.{told.peer}.{place}",
                     value=statistics.median(ran.measured.rate for ran in theirs),
@@ -181,8 +191,38 @@ def measure_peer(told: argparse.Namespace) -> Iterator[Figure]:
                         value=paired_ratio([ran.measured.rate for ran in ours], rates),
                         unit="ratio",
                         baseline=statistics.median(rates),
-                        min_cosine=_min_cosine(ours[-1].rows, theirs[-1].rows),
+                        min_cosine=cosine,
                     )
+
+
+def in_turn(
+    first: Callable[[], Result], second: Callable[[], Result], rounds: int
+) -> tuple[list[Result], list[Result]]:
+    """Results of both, run side by side; the one that begins changes from round to round, so
+    that what the first of two does to the machine meets both."""
+    of_first: list[Result] = []
+    of_second: list[Result] = []
+    for turn in range(rounds):
+        order = [(first, of_first), (second, of_second)]
+        for run, results in reversed(order) if turn % 2 else order:
+            results.append(run())
+    return of_first, of_second
+
+
+def same_vectors(place: str, ours: Sequence[Ran], theirs: Sequence[Ran]) -> float:
+    """The smallest cosine between the two servers' vectors of an item, in any round.
+
+    Raises:
+        WrongAnswer: it is below MIN_COSINE, or no item was answered by both.
+    """
+    pairs = zip(ours, theirs, strict=True)
+    cosine = min(_min_cosine(one.rows, other.rows) for one, other in pairs)
+    if not cosine >= MIN_COSINE:  # NaN is no agreement
+        raise WrongAnswer(
+            f"{place}: the two servers' vectors of an item have a cosine of {cosine:.6f}, less than"
+            f" {MIN_COSINE}; do they serve the same weights?"
+        )
+    return cosine
 
 
 def _run_peer(
@@ -226,12 +266,12 @@ def _own_vectors(answer: bytes) -> NDArray[np.float32]:
 def _min_cosine(
     ours: dict[int, NDArray[np.float32]], theirs: dict[int, NDArray[np.float32]]
 ) -> float:
-    """Between the two servers' vectors; near 1 only if both serve the same weights."""
-    cosines: list[Any] = []
+    """Between vectors by position of the item; NaN if there are none of the same item."""
+    cosines: list[float] = []
     for at in ours.keys() & theirs.keys():
         one, other = ours[at], theirs[at]
-        cosines.append(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
-    return float(min(cosines))
+        cosines.append(float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other))))
+    return float(np.min(cosines)) if cosines else float("nan")
 
 
 def _base64(item: Item) -> str:
@@ -250,15 +290,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("address", help="host:port of the other server")
     parser.add_argument("--model", default="", help="by the other server's name")
     parser.add_argument("--hotclip", default="", help="host:port of a hotclip server")
+    parser.add_argument("--device", default="cpu", help="that both run on: cpu, cuda or cuda:<n>")
     parser.add_argument("--pid", type=int, default=0, help="process of the other server")
     parser.add_argument(
         "--contents", nargs="+", default=CONTENTS, choices=("jpeg_small", "jpeg_large", *TEXTS)
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="of a segment")
     parser.add_argument("--rounds", type=int, default=3, help="segments of each")
+    told = parser.parse_args(arguments)
+    if not has_device(told.device):
+        parser.error(f"PyTorch finds no device {told.device}")
+    device = device_name(told.device)
     try:
-        print(table(measure_peer(parser.parse_args(arguments)), "cpu"))
-    except (CallFailed, OSError) as error:
+        print(table([judged(figure, device) for figure in measure_peer(told)], device))
+    except (CallFailed, WrongAnswer, OSError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
     return 0

@@ -28,8 +28,22 @@ CPU = {
     "over_open_clip.jpeg_large.ViT-B-32": Target(2.5),
     "over_open_clip.text.ViT-B-32": Target(8.0),
     "latency.p99_added_over_batch.*": Target(6.0, at_most=True),
+    "over_infinity.jpeg_small.8x1": Target(2.5),
+    "over_infinity.jpeg_small.4x16": Target(2.0),
+    "over_infinity.text.8x1": Target(4.0),
+    "over_infinity.text.4x16": Target(2.0),
+    "over_clip-as-service.jpeg_small.8x1": Target(3.5),
+    "over_clip-as-service.jpeg_small.4x16": Target(2.0),
+    "over_clip-as-service.text.8x1": Target(8.0),
+    "over_clip-as-service.text.4x16": Target(8.0),
 }
-CUDA = {"latency.p99_added_over_batch.*": Target(3.0, at_most=True)}
+CUDA = {
+    "latency.p99_added_over_batch.*": Target(3.0, at_most=True),
+    "over_infinity.jpeg_small.*": Target(10.0),
+    "over_infinity.text.*": Target(5.0),
+    "over_clip-as-service.jpeg_small.*": Target(10.0),
+    "over_clip-as-service.text.*": Target(20.0),
+}
 H100 = {
     "served_over_raw.tensor.ViT-L-14": Target(0.95),
     "served_over_raw.tensor.ViT-B-16": Target(0.90),

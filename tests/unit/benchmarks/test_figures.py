@@ -23,6 +23,13 @@ ASKED = {"name", "value", "unit", "target", "passed", "baseline", "min_cosine"}
         ("latency.p99_added_over_batch.mini", "NVIDIA A10", 5.9, False),
         ("cold_start_s.mini", "cpu", 3.1, False),
         ("rate.text.1x1.mini", "cpu", 3.1, None),
+        ("over_infinity.jpeg_small.8x1", "cpu", 2.4, False),
+        ("over_infinity.jpeg_small.4x16", "cpu", 2.4, True),
+        ("over_infinity.text.4x16", "NVIDIA A10", 4.9, False),
+        ("over_clip-as-service.text.4x16", "cpu", 7.9, False),
+        ("over_clip-as-service.jpeg_small.8x1", "cpu", 3.5, True),
+        ("over_clip-as-service.text.8x1", "NVIDIA H100 80GB HBM3", 19.0, False),
+        ("over_clip-as-service.jpeg_large.8x1", "cpu", 9.0, None),
     ],
 )
 def test_a_figure_is_judged_by_its_device(

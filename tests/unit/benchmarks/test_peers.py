@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.corpus import Item
-from benchmarks.peers import PEERS, main
+from benchmarks.peers import PEERS, in_turn, main
 from hotclip_server.testing import FakeEncoder, running_server
 
 from .conftest import prepared
@@ -62,13 +62,15 @@ def packed(row: NDArray[np.float32]) -> str:
 
 
 @contextmanager
-def fake_peer(name: str, *, status: int = 200) -> Iterator[str]:
+def fake_peer(
+    name: str, *, status: int = 200, change: Callable[[Any], Any] = lambda answer: answer
+) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            body = json.dumps(FAKES[name](self.path, asked)).encode()
+            body = json.dumps(change(FAKES[name](self.path, asked))).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -108,6 +110,33 @@ async def test_the_same_workloads_run_on_both(
     }
     # Both give the vectors of the same encoder, in the order of the items.
     assert all("1.000000" in line for name, line in figures.items() if name.startswith("over"))
+
+
+async def test_other_weights_are_no_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    def exchanged(answer: Any) -> Any:
+        first, *others = answer["data"]
+        return {**answer, "data": [*others, first]}
+
+    async with running_server() as ours:
+        with fake_peer("clip-as-service", change=exchanged) as address:
+            told = ["clip-as-service", address, "--model", "tiny", "--hotclip", ours.address]
+            short = ["--contents", "text", "--seconds", "0.1", "--rounds", "1"]
+            assert await asyncio.to_thread(main, [*told, *short]) == 1
+    captured = capsys.readouterr()
+    assert "text.4x16: the two servers' vectors" in captured.err
+    assert "rate" not in captured.out
+
+
+def test_the_one_that_begins_changes() -> None:
+    ran: list[str] = []
+
+    def run(name: str) -> str:
+        ran.append(name)
+        return f"{name}{len(ran)}"
+
+    theirs, ours = in_turn(lambda: run("theirs"), lambda: run("ours"), 3)
+    assert ran == ["theirs", "ours", "ours", "theirs", "theirs", "ours"]
+    assert (theirs, ours) == (["theirs1", "theirs4", "theirs5"], ["ours2", "ours3", "ours6"])
 
 
 def test_a_refusal_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
