@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 
 from benchmarks.figures import Figure
-from benchmarks.server_process import started_server
+from benchmarks.server_process import CHANNEL_OPTIONS, serves, started_server
 from benchmarks.settings import Settings
 from hotclip_proto.v1 import encode_pb2_grpc
 from hotclip_proto.v1.encode_pb2 import EncodeRequest
@@ -20,12 +20,6 @@ from hotclip_proto.v1.types_pb2 import EncodeItem
 TIMES = 5
 PAUSE_S = 0.005
 PATIENCE_S = 120.0
-HEALTH = "/grpc.health.v1.Health/Check"
-CHANNEL_OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 10),
-    ("grpc.min_reconnect_backoff_ms", 10),
-    ("grpc.max_reconnect_backoff_ms", 50),
-)
 
 
 def measure_cold_start(settings: Settings, folder: Path) -> Figure:
@@ -58,8 +52,7 @@ def _first_answer_s(settings: Settings, data_dir: Path) -> float:
         started_server(data_dir, *options, program=settings.program) as (address, process),
         grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel,
     ):
-        health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(HEALTH)
-        while not _serves(health):
+        while not serves(channel):
             late = time.perf_counter() - began > PATIENCE_S
             if late or process.poll() is not None:
                 end = (data_dir / "server.log").read_text(encoding="utf-8")[-4000:]
@@ -67,13 +60,3 @@ def _first_answer_s(settings: Settings, data_dir: Path) -> float:
             time.sleep(PAUSE_S)
         encode_pb2_grpc.EncodeServiceStub(channel).Encode(request, timeout=PATIENCE_S)
         return time.perf_counter() - began
-
-
-def _serves(health: grpc.UnaryUnaryMultiCallable[bytes, bytes]) -> bool:
-    """An empty request asks for the whole server; the answer is field 1, which is 1."""
-    try:
-        return health(b"", timeout=1.0) == b"\x08\x01"
-    except grpc.RpcError as error:
-        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            raise
-        return False

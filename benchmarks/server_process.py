@@ -11,9 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotclip_server.healthcheck import check
+import grpc
 
 PROGRAM = (sys.executable, "-m", "hotclip_server")
+HEALTH = "/grpc.health.v1.Health/Check"
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 10),
+    ("grpc.min_reconnect_backoff_ms", 10),
+    ("grpc.max_reconnect_backoff_ms", 50),
+)
+"""A server that starts is asked at once again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +56,12 @@ def running_server(
     with started_server(data_dir, *options, program=program, environment=environment) as started:
         address, process = started
         until = time.monotonic() + start_s
-        while check(address, 1.0) != "SERVING":
-            if process.poll() is not None or time.monotonic() > until:
-                end = (data_dir / "server.log").read_text(encoding="utf-8")[-4000:]
-                raise RuntimeError(f"the server did not come up ({process.poll()}):\n{end}")
-            time.sleep(0.1)
+        with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+            while not serves(channel):
+                if process.poll() is not None or time.monotonic() > until:
+                    end = (data_dir / "server.log").read_text(encoding="utf-8")[-4000:]
+                    raise RuntimeError(f"the server did not come up ({process.poll()}):\n{end}")
+                time.sleep(0.1)
         yield ServerProcess(address=address, pid=process.pid)
 
 
@@ -86,3 +94,21 @@ def started_server(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def serves(channel: grpc.Channel) -> bool:
+    """Whether the server at the other end says that it serves.
+
+    By the bytes of grpc.health.v1: an empty request asks for the whole server; the answer is
+    field 1, which is 1.
+
+    Raises:
+        grpc.RpcError: it answers, but not that question.
+    """
+    health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(HEALTH)
+    try:
+        return health(b"", timeout=1.0) == b"\x08\x01"
+    except grpc.RpcError as error:
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            raise
+        return False
