@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from hotclip_server.encoding.protocol import Encoder
-from hotclip_server.errors import FailedPrecondition, HotclipError, ResourceExhausted
+from hotclip_server.errors import HotclipError, ResourceExhausted
 from hotclip_server.models import probes
 from hotclip_server.models.engines import EngineSelector
 from hotclip_server.models.memory import host_free_bytes
@@ -88,6 +88,7 @@ class Stager:
         Raises:
             ResourceExhausted: it clearly does not fit; reason OUT_OF_MEMORY.
             FailedPrecondition: it may not serve; reason VERSION_UNFIT.
+            HotclipError: what the device raises; it says nothing about the version.
             DataLoss: its files are damaged.
             NotFound: its files are gone.
         """
@@ -134,7 +135,7 @@ class Stager:
             rows = await probes.encode(encoder, inputs, self._run)
             probes.check_rows(rows, inputs, encoder.spec)
             await probes.check_alone(encoder, inputs, rows, self._run)
-        except FailedPrecondition:
+        except HotclipError:
             raise
         except Exception as error:
             _log.exception("version %s can't encode", record.id)
