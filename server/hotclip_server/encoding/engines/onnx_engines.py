@@ -29,6 +29,7 @@ class OnnxEngines:
 
         Raises:
             EngineUnfit: it can't run this tower here.
+            ExportEnded: its graph could not be exported now.
         """
         from hotclip_server.encoding.engines.onnx_engine import OnnxEngine, providers
 

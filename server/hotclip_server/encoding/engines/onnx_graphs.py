@@ -33,6 +33,8 @@ MOST_GRAPHS = 64
 EXPORT_S = 900.0
 """Seconds that an export may take; minutes for the largest models on a busy machine."""
 LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "onnx", "onnx-ir", "onnxscript")
+OUT_OF_MEMORY = ("MemoryError", "can't allocate memory", "Cannot allocate memory")
+"""What the last line of an export says that had too little of it."""
 PREFIX = "model."
 """In a graph, of a weight's name; then comes its name in the model's `state_dict`."""
 _DIGEST_BYTES = 32
@@ -40,8 +42,13 @@ _DIGEST_BYTES = 32
 _log = logging.getLogger(__name__)
 
 
+class ExportEnded(Exception):
+    """An export was ended from outside or had too little time or memory: another may do."""
+
+
 class ExportGraph(Protocol):
-    """Makes the serialised graph of a stored version's tower; blocks. Raises EngineUnfit."""
+    """Makes the serialised graph of a stored version's tower; blocks. Raises EngineUnfit and
+    ExportEnded."""
 
     def __call__(self, version_folder: Path, tower: Tower, /) -> bytes: ...
 
@@ -62,6 +69,7 @@ class OnnxGraphs:
 
         Raises:
             EngineUnfit: it can't be exported.
+            ExportEnded: it could not be exported now.
         """
         path = self._folder / f"{_key(version_folder, tower)}.onnx"
         with self._lock:
@@ -119,13 +127,15 @@ class ExportProcess:
                 _, errors = child.communicate(timeout=EXPORT_S)
             except subprocess.TimeoutExpired as error:
                 child.kill()
-                raise EngineUnfit(f"exporting took more than {EXPORT_S:.0f} s") from error
+                raise ExportEnded(f"exporting took more than {EXPORT_S:.0f} s") from error
             finally:
                 self._child = None
         if child.returncode != 0:
             said = errors.decode(errors="replace").strip()
             _log.debug("%s", said)
             last = said.splitlines()[-1] if said else "no message"
+            if child.returncode < 0 or any(sign in last for sign in OUT_OF_MEMORY):
+                raise ExportEnded(f"exporting ended (status {child.returncode}): {last}")
             raise EngineUnfit(f"can't be exported (status {child.returncode}): {last}")
 
 

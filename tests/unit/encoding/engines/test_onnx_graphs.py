@@ -11,7 +11,7 @@ import pytest
 from support.small_models import write_model
 
 from hotclip_server.encoding.engines import onnx_graphs
-from hotclip_server.encoding.engines.onnx_graphs import ExportProcess, OnnxGraphs
+from hotclip_server.encoding.engines.onnx_graphs import ExportEnded, ExportProcess, OnnxGraphs
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.protocol import Tower
 
@@ -92,11 +92,19 @@ def test_an_export_ends_when_the_server_does(tmp_path: Path) -> None:
     def run() -> None:
         try:
             export(folder, Tower.TEXT)
-        except EngineUnfit as error:
+        except ExportEnded as error:
             ended.append(str(error))
 
     thread = threading.Thread(target=run)
     thread.start()
     export.stop()
     thread.join(20)
-    assert ended == ["can't be exported (status -9): no message"]
+    assert ended == ["exporting ended (status -9): no message"]
+
+
+def test_an_export_that_takes_too_long_may_do_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graphs, "EXPORT_S", 0.01)
+    with pytest.raises(ExportEnded, match="took more than"):
+        ExportProcess()(write_model(tmp_path / "model"), Tower.TEXT)
