@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +63,8 @@ class HostClosed(Exception):
 
 
 class Trial:
-    """Builds engines for one tower and compares them with plain open_clip.
+    """Builds engines for one tower and compares them with plain open_clip; when it ends, it
+    closes those that were not installed.
 
     Args:
         version: Id; verdicts are remembered by it.
@@ -80,6 +83,51 @@ class Trial:
         self._build, self._pieces, self._memory = build, pieces, memory
         self._items: Items | None = None
         self._reference: NDArray[np.float32] | None = None
+        self._lock = threading.Lock()
+        self._open: list[Engine] = []
+        self._ended = False
+        self.settled = True
+        """Whether every engine that failed is one that can't run this tower at any time."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await asyncio.shield(asyncio.to_thread(self._close_all))
+
+    def _close_all(self) -> None:
+        with self._lock:
+            self._ended = True
+            left, self._open = self._open, []
+        for engine in left:
+            engine.close()
+
+    def _make(self, choice: EngineChoice, source: Any) -> Engine:
+        engine = self._build(choice, source)
+        with self._lock:
+            # It may have ended while this thread was building.
+            if not self._ended:
+                self._open.append(engine)
+                return engine
+        engine.close()
+        raise HostClosed
+
+    def _let_go(self, engine: Engine) -> bool:
+        with self._lock:
+            mine = engine in self._open
+            if mine:
+                self._open.remove(engine)
+        return mine
+
+    async def close(self, engine: Engine) -> None:
+        """Closes an engine that is not needed any more."""
+        if self._let_go(engine):
+            await asyncio.shield(asyncio.to_thread(engine.close))
 
     async def build(self, choice: EngineChoice) -> Engine | None:
         """None: it can't run this tower; the log says why.
@@ -91,12 +139,12 @@ class Trial:
         if source is None:
             raise HostClosed
         try:
-            engine = await asyncio.to_thread(self._build, choice, source)
+            engine = await asyncio.to_thread(self._make, choice, source)
             if isinstance(engine, OverlappingEngine):
                 try:
                     await self._pieces.warm_up(engine)
                 except BaseException:
-                    await asyncio.shield(asyncio.to_thread(engine.close))
+                    await self.close(engine)
                     raise
             return engine
         except EngineUnfit as error:
@@ -104,10 +152,12 @@ class Trial:
         except Exception:
             # Whatever a library raises about this engine, another serves.
             log.exception("%s can't be built for %s", choice, self.name)
+            self.settled = False
         return None
 
-    async def passes(self, choice: EngineChoice, engine: Engine) -> bool:
-        """Whether it gives the reference's embeddings of 64 inputs; remembered."""
+    async def passes(self, choice: EngineChoice, engine: Engine) -> bool | None:
+        """Whether it gives the reference's embeddings of 64 inputs; remembered. None: it can't
+        run them now; the log says why."""
         verdict = self._memory.verdict(self._version, self._tower, choice)
         if verdict is not None:
             return verdict
@@ -115,7 +165,8 @@ class Trial:
             rows = await self._pieces.rows(engine, await self.items())
         except Exception:
             log.exception("%s can't run %s", choice, self.name)
-            return False
+            self.settled = False
+            return None
         found = probes.parity(await self._reference_rows(), rows)
         passed = found.holds_in(choice.precision)
         say = log.info if passed else log.warning
@@ -134,7 +185,11 @@ class Trial:
         if engine is None:
             self._host.note(self._tower, figures)
         else:
-            await self._pieces.run(lambda: self._host.install(self._tower, engine, figures))
+            await self._pieces.run(lambda: self._hand_over(engine, figures))
+
+    def _hand_over(self, engine: Engine, figures: EngineFigures | None) -> None:
+        if self._let_go(engine):
+            self._host.install(self._tower, engine, figures)
 
     async def remember(self, wish: EngineWish, ranking: Sequence[Ranked]) -> None:
         """Keeps what was measured for every version of this architecture."""
@@ -168,7 +223,7 @@ class Trial:
             if eager is None:
                 raise HostClosed
             self._reference = await self._pieces.rows(eager, await self.items())
-            eager.close()
+            await self.close(eager)
         return self._reference
 
     @property

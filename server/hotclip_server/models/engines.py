@@ -103,7 +103,8 @@ class EngineSelector:
             if ranking is None:
                 unknown.append(tower)
             else:
-                await self._take_first_fit(self._trial(version, encoder, tower), ranking)
+                async with self._trial(version, encoder, tower) as trial:
+                    await self._take_first_fit(trial, ranking)
         if unknown:
             self.measuring += 1
             self._waiting.append(_Waiting(version, encoder, tuple(unknown)))
@@ -130,13 +131,13 @@ class EngineSelector:
 
     async def _measure_version(self, waiting: _Waiting) -> None:
         for tower in waiting.towers:
-            trial = self._trial(waiting.version, waiting.host, tower)
             # Another version of the same architecture may have been measured meanwhile.
             ranking = self._memory.ranking(waiting.host.shape, tower, self._wish)
-            if ranking is None:
-                await self._measure(trial)
-            else:
-                await self._take_first_fit(trial, ranking)
+            async with self._trial(waiting.version, waiting.host, tower) as trial:
+                if ranking is None:
+                    await self._measure(trial)
+                else:
+                    await self._take_first_fit(trial, ranking)
         await asyncio.to_thread(waiting.host.release_model)
 
     def _trial(self, version: str, host: EngineHost, tower: Tower) -> Trial:
@@ -156,7 +157,7 @@ class EngineSelector:
             if await trial.passes(ranked.choice, engine):
                 await trial.install(engine, ranked.figures)
                 return
-            await asyncio.to_thread(engine.close)
+            await trial.close(engine)
 
     async def _measure(self, trial: Trial) -> None:
         """Races every candidate against the fastest that may serve, and installs that one."""
@@ -172,12 +173,15 @@ class EngineSelector:
             if engine is None:
                 continue
             fit = await trial.passes(choice, engine)
+            if fit is None:
+                await trial.close(engine)
+                continue
             seconds[champion], seconds[choice] = await self._pieces.race((best, engine), items)
             if fit and seconds[choice] < seconds[champion] * _handicap(choice, champion):
-                await asyncio.to_thread(best.close)
+                await trial.close(best)
                 champion, best = choice, engine
             else:
-                await asyncio.to_thread(engine.close)
+                await trial.close(engine)
         kind = self._device.partition(":")[0]
         figures = await self._pieces.figures(
             best, await trial.timed_items(WORDS), LARGEST_BATCH.get(kind, 64)
@@ -189,8 +193,9 @@ class EngineSelector:
                 seconds, key=lambda choice: seconds[choice] / _handicap(choice, EAGER)
             )
         ]
-        await trial.remember(self._wish, ranking)
         await trial.install(None if champion == EAGER else best, figures)
+        if trial.settled:
+            await trial.remember(self._wish, ranking)
         log.info(
             "%s runs %s: %.1f items/s, best batch %d (%s)",
             champion,

@@ -32,10 +32,13 @@ class FakeEngine:
         self.name, self.precision = choice.engine, choice.precision
         self.sizes: list[int] = []
         self.closed = 0
+        self.broken = False
         self._host, self._tower, self._item_s, self._error = host, tower, item_s, error
 
     def run(self, batch: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         assert not self.closed
+        if self.broken:
+            raise RuntimeError("out of something")
         self.sizes.append(len(batch))
         time.sleep(self._item_s * len(batch))
         rows = np.stack([self._host.vector(Prepared(self._tower, item)) for item in batch])
@@ -85,6 +88,8 @@ class Workshop:
     error: dict[str, float] = field(default_factory=dict)
     """By "engine/precision", or "engine/precision seed" for one version's weights."""
     made: list[FakeEngine] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    """Those that raise when they run."""
 
     def __call__(self, choice: EngineChoice, source: Any) -> Engine:
         host, tower = source
@@ -92,6 +97,7 @@ class Workshop:
             raise EngineUnfit("not here")
         error = self.error.get(f"{choice} {host._seed}", self.error.get(str(choice), 0.0))
         engine = FakeEngine(choice, host, tower, self.item_s[str(choice)], error)
+        engine.broken = str(choice) in self.broken
         self.made.append(engine)
         return engine
 

@@ -182,3 +182,64 @@ async def test_an_encoder_without_engines_is_left_alone(tmp_path: Path) -> None:
     async with selector(tmp_path, Workshop(SPEEDS)) as chosen:
         await chosen.fit("v", FakeEncoder("x"))
         assert chosen.measuring == 0
+
+
+async def test_an_engine_that_raises_while_it_runs_is_left_out(tmp_path: Path) -> None:
+    workshop = Workshop(SPEEDS, broken={"torch/bf16"})
+    host = FakeHost()
+    async with selector(tmp_path, workshop) as chosen:
+        await chosen.fit("v", host)
+        await settled(chosen)
+    assert serving(host) == ["torch/fp32"] * 2
+    kept = list(host.installed.values())
+    assert all(engine.closed == (engine not in kept) for engine in workshop.made)
+
+
+async def test_what_serves_does_not_depend_on_what_can_be_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't remember")
+
+    monkeypatch.setattr(EngineMemory, "remember_ranking", fail)
+    host = FakeHost()
+    async with selector(tmp_path, Workshop(SPEEDS)) as chosen:
+        await chosen.fit("v", host)
+        await settled(chosen)
+    assert serving(host)[0] == "torch/bf16"  # the first tower that is measured
+
+
+async def test_who_failed_for_the_moment_is_tried_again_after_a_restart(tmp_path: Path) -> None:
+    class Short(Workshop):
+        def __call__(self, choice, source):  # type: ignore[no-untyped-def]  # as in the base
+            if str(choice) == "torch/bf16":
+                raise MemoryError
+            return super().__call__(choice, source)
+
+    host = FakeHost()
+    async with selector(tmp_path, Short(SPEEDS)) as chosen:
+        await chosen.fit("v", host)
+        await settled(chosen)
+    assert serving(host) == ["torch/fp32"] * 2
+    host = FakeHost()
+    async with selector(tmp_path, Workshop(SPEEDS)) as chosen:
+        await chosen.fit("v", host)
+        await settled(chosen)
+    assert serving(host) == ["torch/bf16"] * 2
+
+
+async def test_nothing_stays_open_of_a_version_that_goes_meanwhile(tmp_path: Path) -> None:
+    host = FakeHost()
+
+    class Leaving(Workshop):
+        def __call__(self, choice, source):  # type: ignore[no-untyped-def]  # as in the base
+            host.gone = host.gone or str(choice) == "torch/bf16"
+            return super().__call__(choice, source)
+
+    workshop = Leaving(SPEEDS)
+    async with selector(tmp_path, workshop) as chosen:
+        await chosen.fit("v", host)
+        await settled(chosen)
+    assert host.gone
+    assert not host.installed
+    assert [engine.closed for engine in workshop.made] == [1] * len(workshop.made)
