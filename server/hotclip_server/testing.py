@@ -120,6 +120,8 @@ class FakeEncoder:
 
     def encode(self, tower: Tower, batch: Sequence[Prepared]) -> NDArray[np.float32]:
         """Unit rows, after the faults."""
+        if not batch:
+            return np.empty((0, self._spec.dim), np.float32)
         faults = self.faults
         if faults.hang is not None:
             faults.hang.wait()

@@ -136,7 +136,7 @@ class Encoder(Protocol):
         """
 
     def encode(self, tower: Tower, batch: Sequence[Prepared]) -> NDArray[np.float32]:
-        """Runs one batch; blocks; device thread only.
+        """Runs one batch, which may be empty; blocks; device thread only.
 
         Returns:
             float32 of shape (len(batch), dim): features as the tower gives them, not normalised.

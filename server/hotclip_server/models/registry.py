@@ -18,6 +18,7 @@ from hotclip_server.models import naming
 from hotclip_server.models.audience import Audience
 from hotclip_server.models.background import Background
 from hotclip_server.models.catalog import Catalog, RequestNote, another_models
+from hotclip_server.models.closing import Closer
 from hotclip_server.models.engines import EngineSelector
 from hotclip_server.models.flip import FlipParticipant
 from hotclip_server.models.probes import RunOnDevice
@@ -53,6 +54,7 @@ class ModelRegistry:
     ) -> None:
         self._loader = loader
         self._stager = Stager(loader, run_on_device, limits or StagingLimits(), engines)
+        self._closer = Closer(run_on_device, self._stager.blocking)
         self._catalog = Catalog(database)
         self._changes = Changes()
         self._slots = Slots(self._catalog, self._stager, self._changes, self._close)
@@ -89,6 +91,7 @@ class ModelRegistry:
     async def stop(self) -> None:
         """Waits for what is under way, ends watchers, closes every version that no request pins."""
         self._changes.close()
+        self._closer.stop()
         for resident in self._slots.residents:
             self._slots.residents.retire(resident)
         await self._background.settle()
@@ -393,4 +396,4 @@ class ModelRegistry:
                     )
 
     def _close(self, resident: Resident) -> None:
-        self._background.spawn(self._stager.blocking(resident.encoder.close))
+        self._background.spawn(self._closer.close(resident.encoder))
