@@ -44,7 +44,6 @@ class TorchEngine:
     """
 
     name = "torch"
-    padded = False
 
     def __init__(self, source: TowerSource, precision: str) -> None:
         self.precision = precision
@@ -58,6 +57,7 @@ class TorchEngine:
             else:
                 self._texts = build_text_tower(source, compute)
                 self._pad_id = source.text.masked_id
+        self.padded = isinstance(self._texts, ConvertedText)
 
     def run(self, batch: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """See `Engine.run`."""

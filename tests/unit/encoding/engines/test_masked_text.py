@@ -81,7 +81,9 @@ def texts() -> list[NDArray[np.int64]]:
 def test_equal_to_the_tower_with_padding(kind: str, pooler: str) -> None:
     source = source_of(kind, pooler)
     expected = EagerEngine(source).run(texts())
-    np.testing.assert_allclose(TorchEngine(source, "fp32").run(texts()), expected, atol=2e-5)
+    engine = TorchEngine(source, "fp32")
+    assert not engine.padded
+    np.testing.assert_allclose(engine.run(texts()), expected, atol=2e-5)
     converted = ConvertedText(source, compute_in("fp32", CPU))
     with torch.inference_mode():
         rows = converted(*pack_texts(texts(), None, CPU)).numpy()
@@ -94,3 +96,18 @@ def test_a_tower_with_another_activation_keeps_its_own_code() -> None:
         HuggingFaceText(source, compute_in("fp32", CPU))
     expected = EagerEngine(source).run(texts())
     np.testing.assert_allclose(TorchEngine(source, "fp32").run(texts()), expected, atol=2e-5)
+
+
+def test_its_own_code_pads_a_mixed_batch_to_the_longest() -> None:
+    source = source_of("bert", "mean_pooler", hidden_act="relu")
+    shapes: list[tuple[int, ...]] = []
+
+    def look(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if isinstance(module, HFTextEncoder):
+            shapes.append(tuple(given[0].shape))
+
+    with nn.modules.module.register_module_forward_pre_hook(look):
+        engine = TorchEngine(source, "fp32")
+        engine.run(texts())
+    assert shapes == [(len(texts()), max(map(len, texts())))]
+    assert engine.padded
