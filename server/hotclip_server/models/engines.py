@@ -161,6 +161,8 @@ class EngineSelector:
 
     async def _measure(self, trial: Trial) -> None:
         """Races every candidate against the fastest that may serve, and installs that one."""
+        # A wish that plain open_clip does not meet is no race against it.
+        wished = _meets(EAGER, self._wish)
         champion, best = EAGER, await trial.build(EAGER)
         if best is None:
             raise HostClosed
@@ -177,7 +179,9 @@ class EngineSelector:
                 await trial.close(engine)
                 continue
             seconds[champion], seconds[choice] = await self._pieces.race((best, engine), items)
-            if fit and seconds[choice] < seconds[champion] * _handicap(choice, champion):
+            free = champion == EAGER and not wished
+            faster = seconds[choice] < seconds[champion] * _handicap(choice, champion)
+            if fit and (free or faster):
                 await trial.close(best)
                 champion, best = choice, engine
             else:
@@ -190,7 +194,11 @@ class EngineSelector:
         ranking = [
             Ranked(choice=choice, figures=figures if choice == champion else None)
             for choice in sorted(
-                seconds, key=lambda choice: seconds[choice] / _handicap(choice, EAGER)
+                seconds,
+                key=lambda choice: (
+                    choice == EAGER and not wished,
+                    seconds[choice] / _handicap(choice, EAGER),
+                ),
             )
         ]
         await trial.install(None if champion == EAGER else best, figures)
@@ -208,6 +216,10 @@ class EngineSelector:
     async def _race_items(self, engine: Engine, items: Items) -> Items:
         one = min(await self._pieces.race((engine,), items[:1]))
         return items[: max(1, min(RACE_ITEMS, int(RACE_S / max(one, 1e-6))))]
+
+
+def _meets(choice: EngineChoice, wish: EngineWish) -> bool:
+    return wish.engine in (AUTO, choice.engine) and wish.precision in (AUTO, choice.precision)
 
 
 def _handicap(challenger: EngineChoice, champion: EngineChoice) -> float:

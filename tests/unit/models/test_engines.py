@@ -243,3 +243,29 @@ async def test_nothing_stays_open_of_a_version_that_goes_meanwhile(tmp_path: Pat
     assert host.gone
     assert not host.installed
     assert [engine.closed for engine in workshop.made] == [1] * len(workshop.made)
+
+
+@pytest.mark.parametrize(
+    ("wish", "error", "expected"),
+    [
+        (EngineWish(engine="torch", precision="fp32"), 0.0, "torch/fp32"),
+        (EngineWish(engine="torch"), 0.0, "torch/bf16"),
+        (EngineWish(precision="bf16"), 0.0, "torch/bf16"),
+        (EngineWish(engine="torch", precision="fp32"), 0.3, "eager/fp32"),
+        (EngineWish(precision="fp32"), 0.0, "eager/fp32"),  # which is what was asked for
+        (EngineWish(), 0.0, "eager/fp32"),
+    ],
+)
+async def test_what_is_asked_for_need_not_be_faster(
+    wish: EngineWish, error: float, expected: str, tmp_path: Path
+) -> None:
+    speeds = {"eager/fp32": 1e-4, "torch/fp32": 12e-4, "torch/bf16": 6e-4}
+    workshop = Workshop(speeds, error={"torch/fp32": error})
+    first, second = FakeHost(), FakeHost()
+    async with selector(tmp_path, workshop, wish) as chosen:
+        await chosen.fit("v", first)
+        await settled(chosen)
+        await chosen.fit("w", second)
+        assert chosen.measuring == 0
+    assert serving(first) == [expected] * 2
+    assert serving(second) == [expected] * 2
