@@ -44,7 +44,9 @@ WORDS = (10, 4, 24, 70)
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class Unmeasured:
+    """Towers of a version that run plain open_clip until they are measured."""
+
     version: str
     host: EngineHost
     towers: tuple[Tower, ...]
@@ -75,7 +77,7 @@ class EngineSelector:
         self._build, self._pieces, self._memory = build, pieces, memory
         self._wish, self._device = wish, device
         self._first_after_s = first_after_s
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Unmeasured] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.measuring = 0
@@ -91,10 +93,14 @@ class EngineSelector:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def fit(self, version: str, encoder: Encoder) -> None:
-        """Puts remembered engines in place before a version serves; the rest is measured later."""
+    async def fit(self, version: str, encoder: Encoder) -> Unmeasured | None:
+        """Puts remembered engines in place before a version serves.
+
+        Returns:
+            What `measure` is to be given as soon as the version may serve; None: all is known.
+        """
         if not isinstance(encoder, EngineHost):
-            return
+            return None
         unknown = []
         for tower in Tower:
             ranking = await asyncio.to_thread(
@@ -106,11 +112,15 @@ class EngineSelector:
                 async with self._trial(version, encoder, tower) as trial:
                     await self._take_first_fit(trial, ranking)
         if unknown:
-            self.measuring += 1
-            self._waiting.append(_Waiting(version, encoder, tuple(unknown)))
-            self._arrived.set()
-        else:
-            await asyncio.to_thread(encoder.release_model)
+            return Unmeasured(version, encoder, tuple(unknown))
+        await asyncio.to_thread(encoder.release_model)
+        return None
+
+    def measure(self, unmeasured: Unmeasured) -> None:
+        """Measures it when its turn comes."""
+        self.measuring += 1
+        self._waiting.append(unmeasured)
+        self._arrived.set()
 
     async def _work(self) -> None:
         await asyncio.sleep(self._first_after_s)
@@ -129,7 +139,7 @@ class EngineSelector:
                     self.measuring -= 1
             self._arrived.clear()
 
-    async def _measure_version(self, waiting: _Waiting) -> None:
+    async def _measure_version(self, waiting: Unmeasured) -> None:
         for tower in waiting.towers:
             # Another version of the same architecture may have been measured meanwhile.
             ranking = self._memory.ranking(waiting.host.shape, tower, self._wish)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from hotclip_server.encoding.protocol import Encoder
 from hotclip_server.errors import HotclipError, ResourceExhausted
 from hotclip_server.models import probes
-from hotclip_server.models.engines import EngineSelector
+from hotclip_server.models.engines import EngineSelector, Unmeasured
 from hotclip_server.models.memory import host_free_bytes
 from hotclip_server.models.probes import RunOnDevice, unfit
 from hotclip_server.models.protocol import VersionLoader, VersionManifest
@@ -95,10 +95,12 @@ class Stager:
         self._require_memory(record)
         encoder = await self._load(record)
         try:
-            await self._verify(record, encoder)
+            unmeasured = await self._verify(record, encoder)
         except BaseException:
             await asyncio.shield(self.blocking(encoder.close))
             raise
+        if self._engines is not None and unmeasured is not None:
+            self._engines.measure(unmeasured)
         return Resident(version_id=record.id, model=record.model, encoder=encoder)
 
     def _require_memory(self, record: VersionRecord) -> None:
@@ -125,12 +127,13 @@ class Stager:
             _log.exception("version %s can't be loaded", record.id)
             raise _refusal(record, "loading", error) from error
 
-    async def _verify(self, record: VersionRecord, encoder: Encoder) -> None:
+    async def _verify(self, record: VersionRecord, encoder: Encoder) -> Unmeasured | None:
         if encoder.spec != record.manifest.spec:
             raise unfit("the loaded weights are not what the manifest says")
+        unmeasured = None
         try:
             if self._engines is not None:
-                await self._engines.fit(record.id, encoder)
+                unmeasured = await self._engines.fit(record.id, encoder)
             inputs = await self.blocking(lambda: probes.prepare(encoder))
             rows = await probes.encode(encoder, inputs, self._run)
             probes.check_rows(rows, inputs, encoder.spec)
@@ -140,6 +143,7 @@ class Stager:
         except Exception as error:
             _log.exception("version %s can't encode", record.id)
             raise _refusal(record, "encoding", error) from error
+        return unmeasured
 
 
 def _refusal(record: VersionRecord, step: str, error: Exception) -> HotclipError:
