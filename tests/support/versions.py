@@ -38,6 +38,8 @@ class FakeLoader:
     loads: list[str] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
     """Loading waits until it is set, as it is at first."""
+    loading: threading.Event = field(default_factory=threading.Event)
+    """Set by the first load, also while it waits."""
     size_bytes: int = 1000
 
     def __post_init__(self) -> None:
@@ -60,6 +62,7 @@ class FakeLoader:
         return manifest
 
     def load(self, version_id: str, *, device: str) -> Encoder:
+        self.loading.set()
         self.gate.wait()
         self.read_manifest(version_id)
         self.loads.append(version_id)

@@ -31,8 +31,9 @@ async def test_before_the_start_a_request_is_told_to_wait(
     database.open()
     registry = ModelRegistry(database, loader, run_inline, PLENTY)
     loader.gate.clear()
+    loader.loading.clear()
     starting = asyncio.create_task(registry.start("default", "fake:a"))
-    await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(loader.loading.wait, 20)
     with pytest.raises(Unavailable) as caught:
         registry.pin()
     assert caught.value.reason == "MODEL_NOT_READY"
