@@ -202,9 +202,21 @@ def test_an_interrupt_cancels_the_call(fake: FakeEncode) -> None:
     fake.delay = 30.0
     with Client(fake.address) as client:
         client.server_info()
-        timer = threading.Timer(0.5, _thread.interrupt_main)
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            client.encode("a")
-        timer.join()
+        ended = threading.Event()
+
+        def interrupt() -> None:
+            # As a person does who sees nothing happen: once more after a second.
+            while not ended.wait(1.0):
+                _thread.interrupt_main()
+
+        person = threading.Thread(target=interrupt)
+        person.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                try:
+                    client.encode("a")
+                finally:
+                    ended.set()
+        finally:
+            person.join()
         assert fake.cancelled.wait(10)

@@ -39,7 +39,7 @@ class Shelf:
     clips: dict[str, Clip]
     saved: list[Clip] = field(default_factory=list)
 
-    def load(self, version_id: str, *, device: str, precision: str) -> Any:
+    def load(self, version_id: str, *, device: str) -> Any:
         clip = copy.deepcopy(self.clips[version_id])
         return SimpleNamespace(model=clip.model, tokenizer=clip.tokenizer)
 

@@ -96,7 +96,7 @@ def test_images_wait_where_the_device_fetches_them(
     assert not placed.array.flags.owndata
     assert placed.key == plain.prepare_tensor(pixels, 32, 32).key
     rows = served.encode(Tower.VISION, [placed, placed])
-    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)  # the order of sums may differ
 
 
 async def test_a_device_that_fails_under_way_is_lost() -> None:
