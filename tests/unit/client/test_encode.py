@@ -213,10 +213,8 @@ def test_an_interrupt_cancels_the_call(fake: FakeEncode) -> None:
         person.start()
         try:
             with pytest.raises(KeyboardInterrupt):
-                try:
-                    client.encode("a")
-                finally:
-                    ended.set()
+                client.encode("a")
         finally:
+            ended.set()
             person.join()
         assert fake.cancelled.wait(10)
