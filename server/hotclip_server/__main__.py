@@ -25,8 +25,7 @@ def main() -> int:
         # and the child of the vectors is not one.
         os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
         # Read when torch is imported. Threads of a batch that spin for the next one starve the
-        # event loop, the decoders and clients on the same cores: on 2 busy cores, batches took
-        # up to five times as long.
+        # event loop, the decoders and clients on the same cores.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         # Heavy imports come after --help and after bad settings were refused.
         from hotclip_server.run import run

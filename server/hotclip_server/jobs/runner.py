@@ -288,6 +288,7 @@ class JobRunner:
         except (NotFound, FailedPrecondition):
             logger.info("job %s had ended before", job_id)
         except Exception:
+            # The last resort: this thread must serve the next job, and a restart settles this one.
             logger.exception("job %s keeps its state until the next start", job_id)
 
     def _run_one(self, job_id: str) -> None:

@@ -164,6 +164,7 @@ class Trial:
         try:
             rows = await self._pieces.rows(engine, await self.items())
         except Exception:
+            # As when it is built: whatever a library raises, another engine serves.
             log.exception("%s can't run %s", choice, self.name)
             self.settled = False
             return None
