@@ -21,12 +21,11 @@ from benchmarks.answers import compare_rows
 from benchmarks.corpus import Item, read_items, read_references, tower_of
 from benchmarks.loops import best_batch, run_loop
 from benchmarks.worker import obey
-from hotclip_server.app import make_cuda_engines
-from hotclip_server.encoding.engines.factory import EngineFactory
+from hotclip_server.app import make_cuda_engines, make_factory, make_onnx_engines, make_store
+from hotclip_server.config import ServerConfig
 from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
 from hotclip_server.encoding.overlapping import Overlapping
 from hotclip_server.encoding.protocol import Encoder, Prepared, Tower
-from hotclip_server.models.store import VersionStore
 
 
 class EngineLoop:
@@ -89,10 +88,9 @@ def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def load_encoder(told: dict[str, Any]) -> Encoder:
     """The version with the engines that the server named."""
-    store = VersionStore(Path(told["data_dir"]) / "versions")
-    encoder = store.load(told["version"], device=told["device"])
-    cuda = make_cuda_engines(told["device"])
-    factory = EngineFactory({"cuda": cuda.build} if cuda else {})
+    config = ServerConfig(data_dir=Path(told["data_dir"]))
+    encoder = make_store(config).load(told["version"], device=told["device"])
+    factory = make_factory(make_cuda_engines(told["device"]), make_onnx_engines(config))
     for tower in Tower:
         choice = EngineChoice(**told["engines"][tower.value])
         source = encoder.source(tower)

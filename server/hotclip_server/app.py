@@ -53,6 +53,7 @@ from hotclip_server.storage.folder_lock import FolderLock
 
 if TYPE_CHECKING:
     from hotclip_server.encoding.cuda.engine import CudaEngines
+    from hotclip_server.encoding.engines.factory import Build, EngineFactory
     from hotclip_server.encoding.engines.onnx_engines import OnnxEngines
     from hotclip_server.models.store import VersionStore
 
@@ -213,6 +214,18 @@ def make_onnx_engines(config: ServerConfig) -> OnnxEngines:
     return OnnxEngines(config.data_dir / "graphs", config.threads)
 
 
+def make_factory(cuda: CudaEngines | None, onnx: OnnxEngines | None) -> EngineFactory:
+    """Makes every engine that there is here by name. Imports torch."""
+    from hotclip_server.encoding.engines.factory import EngineFactory
+
+    more: dict[str, Build] = {}
+    if cuda:
+        more["cuda"] = cuda.build
+    if onnx:
+        more["onnx"] = onnx.build
+    return EngineFactory(more)
+
+
 def make_engines(
     config: ServerConfig,
     device_name: str,
@@ -222,15 +235,8 @@ def make_engines(
     onnx: OnnxEngines | None,
 ) -> EngineSelector:
     """What chooses engines. Imports torch."""
-    from hotclip_server.encoding.engines.factory import Build, EngineFactory
-
-    more: dict[str, Build] = {}
-    if cuda:
-        more["cuda"] = cuda.build
-    if onnx:
-        more["onnx"] = onnx.build
     return EngineSelector(
-        EngineFactory(more).build,
+        make_factory(cuda, onnx).build,
         Pieces(device.call, lambda: batcher.ledger.items > 0),
         EngineMemory(
             config.data_dir / "engines.json", describe_machine(device_name, config.threads)
