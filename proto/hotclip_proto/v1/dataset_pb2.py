@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehotclip_proto/v1/dataset.proto\x12\nhotclip.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"0\n\x0b\x44\x61tasetOpen\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\")\n\x0c\x44\x61tasetImage\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"=\n\x0b\x44\x61tasetPair\x12\x11\n\timage_key\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\"\xf1\x01\n\x14UploadDatasetRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.hotclip.v1.DatasetOpenH\x00\x12)\n\x05image\x18\x02 \x01(\x0b\x32\x18.hotclip.v1.DatasetImageH\x00\x12\'\n\x04pair\x18\x03 \x01(\x0b\x32\x17.hotclip.v1.DatasetPairH\x00\x12)\n\x05pairs\x18\x04 \x01(\x0b\x32\x18.hotclip.v1.DatasetPairsH\x00\x12)\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x18.hotclip.v1.DatasetCloseH\x00\x42\x06\n\x04part\"6\n\x0c\x44\x61tasetPairs\x12&\n\x05pairs\x18\x01 \x03(\x0b\x32\x17.hotclip.v1.DatasetPair\"-\n\x0c\x44\x61tasetClose\x12\r\n\x05pairs\x18\x01 \x01(\x04\x12\x0e\n\x06images\x18\x02 \x01(\x04\"\xd4\x01\n\x07\x44\x61taset\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\r\n\x05pairs\x18\x04 \x01(\x04\x12\x0e\n\x06images\x18\x05 \x01(\x04\x12\r\n\x05texts\x18\x06 \x01(\x04\x12\x0e\n\x06groups\x18\x07 \x01(\x04\x12\x12\n\nsize_bytes\x18\x08 \x01(\x04\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x64uplicate_pairs\x18\n \x01(\x04\"$\n\x11GetDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.hotclip.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x16\x44ownloadDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"\xa0\x01\n\x17\x44ownloadDatasetResponse\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.hotclip.v1.DatasetOpenH\x00\x12)\n\x05image\x18\x02 \x01(\x0b\x32\x18.hotclip.v1.DatasetImageH\x00\x12)\n\x05pairs\x18\x03 \x01(\x0b\x32\x18.hotclip.v1.DatasetPairsH\x00\x42\x06\n\x04part\"\'\n\x14\x44\x65leteDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse2\xa3\x03\n\x0e\x44\x61tasetService\x12H\n\rUploadDataset\x12 .hotclip.v1.UploadDatasetRequest\x1a\x13.hotclip.v1.Dataset(\x01\x12@\n\nGetDataset\x12\x1d.hotclip.v1.GetDatasetRequest\x1a\x13.hotclip.v1.Dataset\x12Q\n\x0cListDatasets\x12\x1f.hotclip.v1.ListDatasetsRequest\x1a .hotclip.v1.ListDatasetsResponse\x12\\\n\x0f\x44ownloadDataset\x12\".hotclip.v1.DownloadDatasetRequest\x1a#.hotclip.v1.DownloadDatasetResponse0\x01\x12T\n\rDeleteDataset\x12 .hotclip.v1.DeleteDatasetRequest\x1a!.hotclip.v1.DeleteDatasetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehotclip_proto/v1/dataset.proto\x12\nhotclip.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"0\n\x0b\x44\x61tasetOpen\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\")\n\x0c\x44\x61tasetImage\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x9f\x01\n\x0b\x44\x61tasetPair\x12\x11\n\timage_key\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x12\n\x05score\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\x0enegative_texts\x18\x06 \x03(\t\x12\x1b\n\x13negative_image_keys\x18\x07 \x03(\tB\x08\n\x06_score\"\xf1\x01\n\x14UploadDatasetRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.hotclip.v1.DatasetOpenH\x00\x12)\n\x05image\x18\x02 \x01(\x0b\x32\x18.hotclip.v1.DatasetImageH\x00\x12\'\n\x04pair\x18\x03 \x01(\x0b\x32\x17.hotclip.v1.DatasetPairH\x00\x12)\n\x05pairs\x18\x04 \x01(\x0b\x32\x18.hotclip.v1.DatasetPairsH\x00\x12)\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x18.hotclip.v1.DatasetCloseH\x00\x42\x06\n\x04part\"6\n\x0c\x44\x61tasetPairs\x12&\n\x05pairs\x18\x01 \x03(\x0b\x32\x17.hotclip.v1.DatasetPair\"-\n\x0c\x44\x61tasetClose\x12\r\n\x05pairs\x18\x01 \x01(\x04\x12\x0e\n\x06images\x18\x02 \x01(\x04\"\x9d\x02\n\x07\x44\x61taset\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\r\n\x05pairs\x18\x04 \x01(\x04\x12\x0e\n\x06images\x18\x05 \x01(\x04\x12\r\n\x05texts\x18\x06 \x01(\x04\x12\x0e\n\x06groups\x18\x07 \x01(\x04\x12\x12\n\nsize_bytes\x18\x08 \x01(\x04\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x64uplicate_pairs\x18\n \x01(\x04\x12\x0e\n\x06labels\x18\x0b \x01(\x04\x12\x19\n\x11uncaptioned_pairs\x18\x0c \x01(\x04\x12\x1c\n\x14pairs_with_negatives\x18\r \x01(\x04\"$\n\x11GetDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.hotclip.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x16\x44ownloadDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"\xa0\x01\n\x17\x44ownloadDatasetResponse\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.hotclip.v1.DatasetOpenH\x00\x12)\n\x05image\x18\x02 \x01(\x0b\x32\x18.hotclip.v1.DatasetImageH\x00\x12)\n\x05pairs\x18\x03 \x01(\x0b\x32\x18.hotclip.v1.DatasetPairsH\x00\x42\x06\n\x04part\"\'\n\x14\x44\x65leteDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse2\xa3\x03\n\x0e\x44\x61tasetService\x12H\n\rUploadDataset\x12 .hotclip.v1.UploadDatasetRequest\x1a\x13.hotclip.v1.Dataset(\x01\x12@\n\nGetDataset\x12\x1d.hotclip.v1.GetDatasetRequest\x1a\x13.hotclip.v1.Dataset\x12Q\n\x0cListDatasets\x12\x1f.hotclip.v1.ListDatasetsRequest\x1a .hotclip.v1.ListDatasetsResponse\x12\\\n\x0f\x44ownloadDataset\x12\".hotclip.v1.DownloadDatasetRequest\x1a#.hotclip.v1.DownloadDatasetResponse0\x01\x12T\n\rDeleteDataset\x12 .hotclip.v1.DeleteDatasetRequest\x1a!.hotclip.v1.DeleteDatasetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,30 +36,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETOPEN']._serialized_end=127
   _globals['_DATASETIMAGE']._serialized_start=129
   _globals['_DATASETIMAGE']._serialized_end=170
-  _globals['_DATASETPAIR']._serialized_start=172
-  _globals['_DATASETPAIR']._serialized_end=233
-  _globals['_UPLOADDATASETREQUEST']._serialized_start=236
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=477
-  _globals['_DATASETPAIRS']._serialized_start=479
-  _globals['_DATASETPAIRS']._serialized_end=533
-  _globals['_DATASETCLOSE']._serialized_start=535
-  _globals['_DATASETCLOSE']._serialized_end=580
-  _globals['_DATASET']._serialized_start=583
-  _globals['_DATASET']._serialized_end=795
-  _globals['_GETDATASETREQUEST']._serialized_start=797
-  _globals['_GETDATASETREQUEST']._serialized_end=833
-  _globals['_LISTDATASETSREQUEST']._serialized_start=835
-  _globals['_LISTDATASETSREQUEST']._serialized_end=895
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=897
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=983
-  _globals['_DOWNLOADDATASETREQUEST']._serialized_start=985
-  _globals['_DOWNLOADDATASETREQUEST']._serialized_end=1026
-  _globals['_DOWNLOADDATASETRESPONSE']._serialized_start=1029
-  _globals['_DOWNLOADDATASETRESPONSE']._serialized_end=1189
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1191
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1230
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=1232
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=1255
-  _globals['_DATASETSERVICE']._serialized_start=1258
-  _globals['_DATASETSERVICE']._serialized_end=1677
+  _globals['_DATASETPAIR']._serialized_start=173
+  _globals['_DATASETPAIR']._serialized_end=332
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=335
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=576
+  _globals['_DATASETPAIRS']._serialized_start=578
+  _globals['_DATASETPAIRS']._serialized_end=632
+  _globals['_DATASETCLOSE']._serialized_start=634
+  _globals['_DATASETCLOSE']._serialized_end=679
+  _globals['_DATASET']._serialized_start=682
+  _globals['_DATASET']._serialized_end=967
+  _globals['_GETDATASETREQUEST']._serialized_start=969
+  _globals['_GETDATASETREQUEST']._serialized_end=1005
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1007
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1067
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1069
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1155
+  _globals['_DOWNLOADDATASETREQUEST']._serialized_start=1157
+  _globals['_DOWNLOADDATASETREQUEST']._serialized_end=1198
+  _globals['_DOWNLOADDATASETRESPONSE']._serialized_start=1201
+  _globals['_DOWNLOADDATASETRESPONSE']._serialized_end=1361
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1363
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1402
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=1404
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1427
+  _globals['_DATASETSERVICE']._serialized_start=1430
+  _globals['_DATASETSERVICE']._serialized_end=1849
 # @@protoc_insertion_point(module_scope)

@@ -69,31 +69,55 @@ class DatasetImage(message.Message):
 
 @typing.final
 class DatasetPair(message.Message):
-    """A text and an image that belong together."""
+    """A text and an image that belong together, or a labelled image."""
 
     DESCRIPTOR: descriptor.Descriptor
 
     IMAGE_KEY_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
     GROUP_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    SCORE_FIELD_NUMBER: builtins.int
+    NEGATIVE_TEXTS_FIELD_NUMBER: builtins.int
+    NEGATIVE_IMAGE_KEYS_FIELD_NUMBER: builtins.int
     image_key: builtins.str
     """Key of the image."""
     text: builtins.str
-    """UTF-8, not empty, at most 8 KiB."""
+    """UTF-8, at most 8 KiB; may be empty if there is a label."""
     group: builtins.str
     """Pairs of one group are positives of each other; empty: none but itself."""
+    label: builtins.str
+    """Name of the class that the image belongs to, at most 1 KiB; empty: none."""
+    score: builtins.float
+    """How well text and image fit, 0 to 1; default 1."""
+    @builtins.property
+    def negative_texts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Texts that are wrong for this image though they look right, at most 64."""
+
+    @builtins.property
+    def negative_image_keys(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Keys of images that are wrong for this text though they look right, at most 64. Such an
+        image is uploaded like any other.
+        """
+
     def __init__(
         self,
         *,
         image_key: builtins.str = ...,
         text: builtins.str = ...,
         group: builtins.str = ...,
+        label: builtins.str = ...,
+        score: builtins.float | None = ...,
+        negative_texts: abc.Iterable[builtins.str] | None = ...,
+        negative_image_keys: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_score", b"_score", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["group", b"group", "image_key", b"image_key", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_score", b"_score", "group", b"group", "image_key", b"image_key", "label", b"label", "negative_image_keys", b"negative_image_keys", "negative_texts", b"negative_texts", "score", b"score", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__score: _TypeAlias = typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = typing.Literal["_score", b"_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
 
 @typing.final
 class UploadDatasetRequest(message.Message):
@@ -193,6 +217,9 @@ class Dataset(message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     DUPLICATE_PAIRS_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    UNCAPTIONED_PAIRS_FIELD_NUMBER: builtins.int
+    PAIRS_WITH_NEGATIVES_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Content address."""
     name: builtins.str
@@ -204,13 +231,19 @@ class Dataset(message.Message):
     images: builtins.int
     """Number of different images."""
     texts: builtins.int
-    """Number of different texts."""
+    """Number of different texts, negatives not counted."""
     groups: builtins.int
     """Number of different groups; 0 when none is given."""
     size_bytes: builtins.int
     """Bytes of images and pairs on disk."""
     duplicate_pairs: builtins.int
     """Pairs that were given more than once and are kept once."""
+    labels: builtins.int
+    """Number of different labels; 0 when none is given."""
+    uncaptioned_pairs: builtins.int
+    """Pairs with a label and without a text."""
+    pairs_with_negatives: builtins.int
+    """Pairs that name negatives."""
     @builtins.property
     def create_time(self) -> timestamp_pb2.Timestamp:
         """When it was first uploaded."""
@@ -228,10 +261,13 @@ class Dataset(message.Message):
         size_bytes: builtins.int = ...,
         create_time: timestamp_pb2.Timestamp | None = ...,
         duplicate_pairs: builtins.int = ...,
+        labels: builtins.int = ...,
+        uncaptioned_pairs: builtins.int = ...,
+        pairs_with_negatives: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "description", b"description", "duplicate_pairs", b"duplicate_pairs", "groups", b"groups", "id", b"id", "images", b"images", "name", b"name", "pairs", b"pairs", "size_bytes", b"size_bytes", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "description", b"description", "duplicate_pairs", b"duplicate_pairs", "groups", b"groups", "id", b"id", "images", b"images", "labels", b"labels", "name", b"name", "pairs", b"pairs", "pairs_with_negatives", b"pairs_with_negatives", "size_bytes", b"size_bytes", "texts", b"texts", "uncaptioned_pairs", b"uncaptioned_pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

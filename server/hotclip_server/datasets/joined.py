@@ -21,7 +21,12 @@ class JoinedPairs:
 
     @cached_property
     def _owner(self) -> dict[str, PairSet]:
-        return {pair.image_key: part for part in self._parts for pair in part.pairs}
+        return {
+            key: part
+            for part in self._parts
+            for pair in part.pairs
+            for key in (pair.image_key, *pair.negative_images)
+        }
 
     def image_bytes(self, image_key: str) -> bytes:
         """Of the part that has it."""

@@ -22,7 +22,9 @@ class DatasetLimits:
     max_text_bytes: int = 8 << 10
     """UTF-8."""
     max_group_bytes: int = 1 << 10
-    """UTF-8."""
+    """Of a group or a label, UTF-8."""
+    max_negatives: int = 64
+    """Texts, and images, that a row may name as wrong."""
     max_violations: int = 32
     """Bad rows that are reported; an upload with so many is not read further."""
 
@@ -35,6 +37,10 @@ class DatasetCounts:
     images: int
     texts: int
     groups: int
+    labels: int
+    uncaptioned_pairs: int
+    """With a label and without a text."""
+    pairs_with_negatives: int
     duplicate_pairs: int
     size_bytes: int
 

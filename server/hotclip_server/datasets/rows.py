@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import struct
 import zlib
@@ -35,26 +36,81 @@ _DECODE_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A pair as uploaded; an empty group is none."""
+    """A pair or a labelled image as uploaded; an empty text, group or label is none."""
 
     image_key: str
     text: str
     group: str = ""
+    label: str = ""
+    score: float = 1.0
+    negative_texts: tuple[str, ...] = ()
+    negative_images: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Keys of every image that it names."""
+        return (self.image_key, *self.negative_images)
+
+    def line(self) -> str:
+        """As it is stored: JSON without what is absent, so that equal rows are equal lines."""
+        found: dict[str, object] = {"image": self.image_key, "text": self.text}
+        if self.group:
+            found["group"] = self.group
+        if self.label:
+            found["label"] = self.label
+        if self.score != 1:
+            found["score"] = self.score
+        if self.negative_texts:
+            found["negative_texts"] = self.negative_texts
+        if self.negative_images:
+            found["negative_images"] = self.negative_images
+        return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
 
 
-def pair_violations(row: Row, path: str, limits: DatasetLimits) -> Iterator[FieldViolation]:
-    """What is wrong with a pair, by itself."""
+def row_violations(row: Row, path: str, limits: DatasetLimits) -> Iterator[FieldViolation]:
+    """What is wrong with a row, by itself."""
     if not KEY.fullmatch(row.image_key):
         yield FieldViolation(f"{path}.image_key", "must be a sha256 in lower-case hex")
-    if not row.text.strip():
+    if not row.text.strip() and (row.text or not row.label.strip()):
         yield FieldViolation(f"{path}.text", "is empty")
+    if not 0 <= row.score <= 1:
+        yield FieldViolation(f"{path}.score", f"must be within 0..1, is {row.score}")
     for name, value, most in (
         ("text", row.text, limits.max_text_bytes),
         ("group", row.group, limits.max_group_bytes),
+        ("label", row.label, limits.max_group_bytes),
+        *((f"negative_texts[{i}]", t, limits.max_text_bytes) for i, t in _numbered(row)),
     ):
         size = len(value.encode())
         if size > most:
             yield FieldViolation(f"{path}.{name}", f"has {size} bytes, the limit is {most}")
+    yield from _negative_violations(row, path, limits)
+
+
+def _negative_violations(row: Row, path: str, limits: DatasetLimits) -> Iterator[FieldViolation]:
+    for name, count in (
+        ("negative_texts", len(row.negative_texts)),
+        ("negative_image_keys", len(row.negative_images)),
+    ):
+        if count > limits.max_negatives:
+            problem = f"has {count} entries, the limit is {limits.max_negatives}"
+            yield FieldViolation(f"{path}.{name}", problem)
+    for i, text in _numbered(row):
+        if not text.strip():
+            yield FieldViolation(f"{path}.negative_texts[{i}]", "is empty")
+        elif text == row.text:
+            yield FieldViolation(f"{path}.negative_texts[{i}]", "is the text of the row itself")
+    for i, key in enumerate(row.negative_images):
+        if not KEY.fullmatch(key):
+            problem = "must be a sha256 in lower-case hex"
+            yield FieldViolation(f"{path}.negative_image_keys[{i}]", problem)
+        elif key == row.image_key:
+            problem = "is the image of the row itself"
+            yield FieldViolation(f"{path}.negative_image_keys[{i}]", problem)
+
+
+def _numbered(row: Row) -> Iterator[tuple[int, str]]:
+    return iter(enumerate(row.negative_texts))
 
 
 def image_violation(

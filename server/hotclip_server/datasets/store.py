@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -210,14 +210,7 @@ def _record(row: Row[Any]) -> DatasetRecord:
         id=row.id,
         name=row.name,
         description=row.description,
-        counts=DatasetCounts(
-            pairs=row.pairs,
-            images=row.images,
-            texts=row.texts,
-            groups=row.groups,
-            duplicate_pairs=row.duplicate_pairs,
-            size_bytes=row.size_bytes,
-        ),
+        counts=DatasetCounts(**{f.name: getattr(row, f.name) for f in fields(DatasetCounts)}),
         create_time=job_store.aware(row.create_time),
     )
 

@@ -40,7 +40,7 @@ class StoredDataset:
     @cached_property
     def pairs(self) -> Sequence[Pair]:
         """In stored order."""
-        return [Pair(row["image"], row["text"], row["group"] or None) for row in self._lines(PAIRS)]
+        return [_pair(row) for row in self._lines(PAIRS)]
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, int]]:
@@ -74,3 +74,15 @@ class StoredDataset:
 
     def _damaged(self, what: str) -> DataLoss:
         return DataLoss(f"dataset {self.id} is damaged: {what}", reason="DATASET_DAMAGED")
+
+
+def _pair(row: dict[str, Any]) -> Pair:
+    return Pair(
+        row["image"],
+        row["text"],
+        row.get("group"),
+        row.get("label"),
+        row.get("score", 1.0),
+        tuple(row.get("negative_texts", ())),
+        tuple(row.get("negative_images", ())),
+    )

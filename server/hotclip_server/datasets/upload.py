@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hotclip_server.datasets.records import MIB, DatasetCounts, DatasetLimits
-from hotclip_server.datasets.rows import Row, image_violation, pair_violations
+from hotclip_server.datasets.rows import Row, image_violation, row_violations
 from hotclip_server.errors import FieldViolation, InvalidArgument, ResourceExhausted
 from hotclip_server.storage.atomic import new_folder, raise_if_disk_full
 
@@ -24,8 +24,9 @@ _SPOOL = "spool.db"
 _TABLES = """
 CREATE TABLE images (key TEXT PRIMARY KEY, start INTEGER, length INTEGER, place INTEGER)
     WITHOUT ROWID;
-CREATE TABLE pairs (image_key TEXT, text TEXT, grp TEXT, place INTEGER,
-    PRIMARY KEY (image_key, text, grp)) WITHOUT ROWID;
+CREATE TABLE pairs (image_key TEXT, line TEXT, text TEXT, grp TEXT, label TEXT,
+    negatives INTEGER, place INTEGER, PRIMARY KEY (image_key, line)) WITHOUT ROWID;
+CREATE TABLE named (image_key TEXT, place INTEGER, PRIMARY KEY (image_key)) WITHOUT ROWID;
 """
 
 
@@ -82,19 +83,17 @@ class DatasetUpload:
     def add_pairs(self, rows: Sequence[Row]) -> None:
         """Checks pairs by themselves and keeps them; errors as `add_image`."""
         with self._open():
-            self._grow(sum(len(row.text.encode()) + 64 for row in rows))
+            lines = [row.line() for row in rows]
+            self._grow(sum(len(line.encode()) for line in lines))
             self._spool.execute("BEGIN")
-            for row in rows:
+            for row, line in zip(rows, lines, strict=True):
                 place = self._pairs_seen
                 self._pairs_seen += 1
-                violations = list(pair_violations(row, f"pairs[{place}]", self._limits))
+                violations = list(row_violations(row, f"pairs[{place}]", self._limits))
                 for violation in violations:
                     self._refuse(violation)
                 if not violations:
-                    self._spool.execute(
-                        "INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?)",
-                        (row.image_key, row.text, row.group, place),
-                    )
+                    self._note_row(row, line, place)
             self._spool.execute("COMMIT")
 
     def check_complete(self, pairs: int, images: int) -> None:
@@ -187,46 +186,53 @@ class DatasetUpload:
         )
         return added.rowcount == 1
 
+    def _note_row(self, row: Row, line: str, place: int) -> None:
+        negatives = bool(row.negative_texts or row.negative_images)
+        self._spool.execute(
+            "INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (row.image_key, line, row.text, row.group, row.label, negatives, place),
+        )
+        self._spool.executemany(
+            "INSERT OR IGNORE INTO named VALUES (?, ?)", [(key, place) for key in row.images]
+        )
+
     def _check_references(self) -> None:
         if not self._pairs_seen:
             self._refuse(FieldViolation("pairs", "the dataset has none"))
         for place, key in self._spool.execute(
-            "SELECT place, image_key FROM pairs WHERE image_key NOT IN (SELECT key FROM images)"
+            "SELECT place, image_key FROM named WHERE image_key NOT IN (SELECT key FROM images)"
             " ORDER BY place"
         ):
             self._refuse(FieldViolation(f"pairs[{place}].image_key", f"no image {key} came"))
         if self._violations:
             return  # an image may lack its pair only because that one is bad
         for place, key in self._spool.execute(
-            "SELECT place, key FROM images WHERE key NOT IN (SELECT image_key FROM pairs)"
+            "SELECT place, key FROM images WHERE key NOT IN (SELECT image_key FROM named)"
             " ORDER BY place"
         ):
             self._refuse(FieldViolation(f"images[{place}].key", f"no pair names image {key}"))
 
     def _write_pairs(self) -> str:
         """In an order that does not depend on that of the upload. Returns the sha256."""
-        rows = self._spool.execute(
-            "SELECT image_key, text, grp FROM pairs ORDER BY image_key, text, grp"
-        )
-        return _write_lines(
-            self._folder / PAIRS,
-            ({"image": image, "text": text, "group": group} for image, text, group in rows),
-        )
+        rows = self._spool.execute("SELECT line FROM pairs ORDER BY image_key, line")
+        return _write_lines(self._folder / PAIRS, (line for (line,) in rows))
 
     def _write_image_index(self) -> str:
         rows = self._spool.execute("SELECT key, start, length FROM images ORDER BY start")
         return _write_lines(
             self._folder / IMAGE_INDEX,
-            ({"key": key, "start": start, "length": length} for key, start, length in rows),
+            (
+                json.dumps({"key": key, "start": start, "length": length})
+                for key, start, length in rows
+            ),
         )
 
     def _count(self) -> DatasetCounts:
-        pairs, texts = self._spool.execute(
-            "SELECT count(*), count(DISTINCT text) FROM pairs"
+        pairs, texts, groups, labels, uncaptioned, with_negatives = self._spool.execute(
+            "SELECT count(*), count(DISTINCT nullif(text, '')), count(DISTINCT nullif(grp, '')),"
+            " count(DISTINCT nullif(label, '')), count(*) FILTER (WHERE text = ''),"
+            " count(*) FILTER (WHERE negatives) FROM pairs"
         ).fetchone()
-        groups = self._spool.execute(
-            "SELECT count(DISTINCT grp) FROM pairs WHERE grp != ''"
-        ).fetchone()[0]
         images = self._spool.execute("SELECT count(*) FROM images").fetchone()[0]
         # Not of the index: its offsets depend on the order of the upload.
         names = (IMAGES, PAIRS)
@@ -235,18 +241,21 @@ class DatasetUpload:
             images=images,
             texts=texts,
             groups=groups,
+            labels=labels,
+            uncaptioned_pairs=uncaptioned,
+            pairs_with_negatives=with_negatives,
             duplicate_pairs=self._pairs_seen - pairs,
             size_bytes=sum((self._folder / name).stat().st_size for name in names),
         )
 
 
-def _write_lines(path: Path, rows: Iterator[dict[str, str | int]]) -> str:
+def _write_lines(path: Path, lines: Iterator[str]) -> str:
     digest = hashlib.sha256()
     with path.open("xb") as file:
-        for row in rows:
-            line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-            digest.update(line)
-            file.write(line)
+        for line in lines:
+            encoded = line.encode() + b"\n"
+            digest.update(encoded)
+            file.write(encoded)
     return digest.hexdigest()
 
 

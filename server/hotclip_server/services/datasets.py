@@ -20,6 +20,7 @@ from hotclip_server.datasets.upload import DatasetUpload
 from hotclip_server.errors import FieldViolation, InvalidArgument
 from hotclip_server.jobs.store import timestamp
 from hotclip_server.services.paging import PageRequest, invalid_token
+from hotclip_server.training.pairs import Pair
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 LONGEST_DESCRIPTION = 4096
@@ -132,6 +133,9 @@ def dataset_to_proto(record: DatasetRecord) -> dataset_pb2.Dataset:
         images=record.counts.images,
         texts=record.counts.texts,
         groups=record.counts.groups,
+        labels=record.counts.labels,
+        uncaptioned_pairs=record.counts.uncaptioned_pairs,
+        pairs_with_negatives=record.counts.pairs_with_negatives,
         duplicate_pairs=record.counts.duplicate_pairs,
         size_bytes=record.counts.size_bytes,
         create_time=timestamp(record.create_time),
@@ -178,7 +182,27 @@ def _check_open(opening: dataset_pb2.DatasetOpen) -> None:
 
 
 def _row(pair: dataset_pb2.DatasetPair) -> Row:
-    return Row(pair.image_key, pair.text, pair.group)
+    return Row(
+        pair.image_key,
+        pair.text,
+        pair.group,
+        pair.label,
+        pair.score if pair.HasField("score") else 1.0,
+        tuple(pair.negative_texts),
+        tuple(pair.negative_image_keys),
+    )
+
+
+def _pair_to_proto(pair: Pair) -> dataset_pb2.DatasetPair:
+    return dataset_pb2.DatasetPair(
+        image_key=pair.image_key,
+        text=pair.text,
+        group=pair.group or "",
+        label=pair.label or "",
+        score=None if pair.score == 1 else pair.score,
+        negative_texts=pair.negative_texts,
+        negative_image_keys=pair.negative_images,
+    )
 
 
 def _parts(
@@ -193,12 +217,5 @@ def _parts(
     pairs = iter(stored.pairs)
     while some := list(islice(pairs, PAIRS_A_MESSAGE)):
         yield dataset_pb2.DownloadDatasetResponse(
-            pairs=dataset_pb2.DatasetPairs(
-                pairs=[
-                    dataset_pb2.DatasetPair(
-                        image_key=pair.image_key, text=pair.text, group=pair.group or ""
-                    )
-                    for pair in some
-                ]
-            )
+            pairs=dataset_pb2.DatasetPairs(pairs=map(_pair_to_proto, some))
         )

@@ -33,6 +33,7 @@ class TrainingSet:
 
     def __init__(self, clip: Clip, data: PairSet, *, budget_bytes: int = 2 << 30) -> None:
         pairs = data.pairs
+        require_texts(pairs)
         image_keys = list(dict.fromkeys(pair.image_key for pair in pairs))
         if len(image_keys) < 2:
             raise InvalidPairs(f"need at least 2 different images, got {len(image_keys)}")
@@ -64,6 +65,13 @@ class TrainingSet:
             tokens=self._tokens[texts],
             keys=(torch.from_numpy(images), texts, torch.from_numpy(self._group_of_pair[drawn])),
         )
+
+
+def require_texts(pairs: Sequence[Pair]) -> None:
+    """Raises InvalidPairs if there is a labelled image without a text."""
+    without = sum(not pair.text for pair in pairs)
+    if without:
+        raise InvalidPairs(f"{without} of {len(pairs)} pairs have a label and no text")
 
 
 def tokenize(clip: Clip, texts: Sequence[str], chunk: int = 4096) -> Tensor:

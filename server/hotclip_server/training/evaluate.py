@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hotclip_server.training.clip import Clip, ImageStore
-from hotclip_server.training.dataset import tokenize
+from hotclip_server.training.dataset import require_texts, tokenize
 from hotclip_server.training.errors import InvalidPairs
 from hotclip_server.training.metrics import retrieval_metrics
 from hotclip_server.training.pairs import Pair, PairSet
@@ -70,6 +70,7 @@ class Evaluator:
         index = queries if index is None else index
         self._k, self._batch_size = k, batch_size
         known = [*index.pairs, *queries.pairs]
+        require_texts(known)
         self._texts = list(dict.fromkeys(pair.text for pair in known))
         self._images = list(dict.fromkeys(pair.image_key for pair in known))
         in_index = {pair.image_key for pair in index.pairs}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hotclip_server.training.errors import InvalidPairs
 from hotclip_server.training.pairs import Pair, PairSet, SomePairs
@@ -14,7 +15,9 @@ def split_pairs(data: PairSet, share: float, seed: int) -> tuple[SomePairs, Some
 
     A family is what hangs together by the same image, text or group, directly or through other
     pairs; it goes to one side whole, so no caption and no image is on both. Which side depends on
-    the seed and the family's content, not on the order of the pairs.
+    the seed and the family's content, not on the order of the pairs. What a training pair names as
+    wrong is left out where it is held out: negatives join no families, else hard ones would tie
+    everything together.
 
     Raises InvalidPairs if the share is not within 0..1 or one side would be empty.
     """
@@ -34,7 +37,22 @@ def split_pairs(data: PairSet, share: float, seed: int) -> tuple[SomePairs, Some
         raise InvalidPairs(
             f"{len(families)} independent groups of pairs can't be split: need at least 2"
         )
-    return SomePairs(training, data), SomePairs(validation, data)
+    return SomePairs(_without(training, validation), data), SomePairs(validation, data)
+
+
+def _without(training: list[Pair], held: list[Pair]) -> list[Pair]:
+    """Training pairs without negatives that are held out."""
+    images, texts = {pair.image_key for pair in held}, {pair.text for pair in held}
+    return [
+        replace(
+            pair,
+            negative_texts=tuple(t for t in pair.negative_texts if t not in texts),
+            negative_images=tuple(k for k in pair.negative_images if k not in images),
+        )
+        if pair.negative_texts or pair.negative_images
+        else pair
+        for pair in training
+    ]
 
 
 def _families(pairs: Sequence[Pair]) -> list[list[int]]:
@@ -50,7 +68,7 @@ def _families(pairs: Sequence[Pair]) -> list[list[int]]:
     first: dict[tuple[str, str], int] = {}
     for i, pair in enumerate(pairs):
         for key in (("image", pair.image_key), ("text", pair.text), ("group", pair.group)):
-            if key[1] is not None:
+            if key[1]:  # a labelled image has no text
                 parent[root(i)] = root(first.setdefault((key[0], key[1]), i))
     families: dict[int, list[int]] = {}
     for i in range(len(pairs)):

@@ -23,14 +23,23 @@ TEXTS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=
     lambda text: bool(text.strip())
 )
 ROWS = st.lists(
-    st.builds(Row, st.sampled_from(sorted(IMAGES)), TEXTS, st.sampled_from(["", "a", "ü", "\n"])),
+    st.builds(
+        Row,
+        st.sampled_from(sorted(IMAGES)[:4]),
+        TEXTS,
+        st.sampled_from(["", "a", "ü", "\n"]),
+        st.sampled_from(["", "a", "\0"]),
+        st.sampled_from([0.0, 0.25, 1.0]),
+        st.lists(TEXTS.map("not {}".format), max_size=2).map(tuple),
+        st.lists(st.sampled_from(sorted(IMAGES)[4:]), max_size=2).map(tuple),
+    ),
     min_size=1,
     max_size=12,
 )
 
 
 def stage(root: Path, rows: list[Row], order: random.Random) -> Staged:
-    steps = [*rows, *{row.image_key for row in rows}]
+    steps = [*rows, *{key for row in rows for key in row.images}]
     order.shuffle(steps)
     upload = DatasetUpload(root, DatasetLimits())
     while steps:
@@ -58,9 +67,18 @@ def test_order_does_not_matter_and_nothing_is_lost(
     assert first.counts == second.counts
     assert first.counts.duplicate_pairs == len(rows) - len(set(rows))
     stored = StoredDataset(first.folder)
-    assert sorted((p.image_key, p.text, p.group or "") for p in stored.pairs) == sorted(
-        {(row.image_key, row.text, row.group) for row in rows}
-    )
+    assert {
+        Row(
+            p.image_key,
+            p.text,
+            p.group or "",
+            p.label or "",
+            p.score,
+            p.negative_texts,
+            p.negative_images,
+        )
+        for p in stored.pairs
+    } == set(rows)
     stored.close()
     fewer = stage(tmp_path, [*rows, Row(rows[0].image_key, rows[0].text + "!")], order)
     assert fewer.dataset_id != first.dataset_id or Row(

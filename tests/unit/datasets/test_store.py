@@ -103,6 +103,54 @@ async def test_every_bad_row_is_named(store: DatasetStore) -> None:
     assert "9000 bytes" in found["pairs[2].text"]
 
 
+async def test_labels_scores_and_negatives(store: DatasetStore) -> None:
+    images = [image for image, _ in drawn_pairs()[:3]]
+    keys = [key_of(image) for image in images]
+    upload = await store.begin()
+    for image in images:
+        upload.add_image(key_of(image), image)
+    rows = [
+        Row(keys[0], "", label="square"),
+        Row(keys[1], "red circle", "g", "circle", 0.5, ("blue circle",), (keys[2],)),
+    ]
+    upload.add_pairs(rows)
+    record = await store.commit(upload, "labelled", "")
+    counts = record.counts
+    assert (counts.pairs, counts.images, counts.texts, counts.labels) == (2, 3, 1, 2)
+    assert (counts.uncaptioned_pairs, counts.pairs_with_negatives) == (1, 1)
+    stored = store.load(record.id)
+    assert {(p.label, p.score, p.negative_texts, p.negative_images) for p in stored.pairs} == {
+        ("square", 1.0, (), ()),
+        ("circle", 0.5, ("blue circle",), (keys[2],)),
+    }
+    stored.close()
+
+
+async def test_bad_labels_scores_and_negatives_are_named(store: DatasetStore) -> None:
+    key = key_of(PICTURE)
+    upload = await store.begin()
+    upload.add_image(key, PICTURE)
+    upload.add_pairs(
+        [
+            Row(key, "", label=" "),
+            Row(key, " ", label="a"),
+            Row(key, "a", label="x" * 2000),
+            Row(key, "a", score=1.5),
+            Row(key, "a", score=float("nan")),
+            Row(key, "a", negative_texts=("", "a", "b" * 9000)),
+            Row(key, "a", negative_images=(key, "x", "0" * 64)),
+            Row(key, "a", negative_texts=("b",) * 65),
+            Row(key, "a", negative_images=("0" * 64,)),
+        ]
+    )
+    assert list(violations(upload)) == [
+        *("pairs[0].text", "pairs[1].text", "pairs[2].label", "pairs[3].score", "pairs[4].score"),
+        *(f"pairs[5].negative_texts[{i}]" for i in (2, 0, 1)),
+        *(f"pairs[6].negative_image_keys[{i}]" for i in (0, 1)),
+        *("pairs[7].negative_texts", "pairs[8].image_key"),
+    ]
+
+
 async def test_empty_and_unused(store: DatasetStore) -> None:
     assert violations(await store.begin()) == {"pairs": "the dataset has none"}
     upload = await store.begin()

@@ -52,3 +52,22 @@ def test_share_is_kept_and_the_order_of_pairs_does_not_matter():
 def test_share_must_be_inside(share: float):
     with pytest.raises(InvalidPairs, match="between 0 and 1"):
         split_pairs(MemoryPairs([Pair("a", "b"), Pair("c", "d")], {}), share, seed=0)
+
+
+def test_negatives_that_are_held_out_are_not_trained_on() -> None:
+    found = [
+        Pair(
+            f"image{i}",
+            f"text{i}",
+            negative_texts=(f"text{(i + 1) % 50}", "of no pair"),
+            negative_images=(f"image{(i + 2) % 50}",),
+        )
+        for i in range(50)
+    ]
+    training, validation = split_pairs(MemoryPairs(found, {}), 0.2, seed=1)
+    assert len(validation.pairs) == 10
+    held = {p.text for p in validation.pairs} | {p.image_key for p in validation.pairs}
+    left = {n for p in training.pairs for n in (*p.negative_texts, *p.negative_images)}
+    assert not held & left
+    assert sum("of no pair" in p.negative_texts for p in training.pairs) == 40
+    assert validation.pairs[0] in found
