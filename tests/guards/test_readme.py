@@ -94,7 +94,8 @@ def test_server_installs(tmp_path: Path) -> None:
     install = ["-m", "pip", "install", "--no-build-isolation", "--disable-pip-version-check"]
     assert "Successfully installed hotclip" in run([str(python), *install, ".[server]"])
     where = "import hotclip_server; print(hotclip_server.__file__)"
-    assert str(own) in run([str(python), "-c", where], folder=tmp_path)
+    # -I: what PYTHONPATH names would come before what was installed.
+    assert str(own) in run([str(python), "-I", "-c", where], folder=tmp_path)
     assert "--data-dir" in run([str(tmp_path / "env/bin/hotclip-server"), "--help"])
 
 
