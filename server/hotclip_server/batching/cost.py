@@ -65,6 +65,10 @@ def fit(points: Iterable[Point]) -> tuple[float, float, float]:
     return best
 
 
+def _of(shape: tuple[float, float, float], items: int, length: float) -> float:
+    return shape[0] + items * (shape[1] + shape[2] * length)
+
+
 def _solve(rows: list[list[float]]) -> list[float] | None:
     """Gauss; None where the equations say too little."""
     size = len(rows)
@@ -93,7 +97,9 @@ class TowerCost:
         self.launch_s = 0.0
         """Of a batch, however small."""
         self.full_s = math.inf
-        """Of a full batch: as long as the best one takes, and not over `LONGEST_BATCH_S`."""
+        """Of a full batch: as long as the best one takes, and not over `LONGEST_BATCH_S`; that
+        long where the best one of those that were measured is the largest, and larger ones were
+        not because they would take longer."""
         self.most = min(most_items, most_ever or most_items)
         """Items of a batch, however little they cost."""
         self.padded = True
@@ -105,6 +111,7 @@ class TowerCost:
         self._figures: EngineFigures | None = None
         self._most_ever = most_ever
         self._best: tuple[int, int] | None = None  # items, length
+        self._rising = False
         self._cells: dict[tuple[int, int], Point] = {}
         self._observed = 0
 
@@ -119,14 +126,18 @@ class TowerCost:
             return
         shape = fit(figures.seconds)
         self.padded = figures.padded
-        self._best = (max(1, figures.best_batch), figures.seconds[0][1])
+        best, length = max(1, figures.best_batch), figures.seconds[0][1]
+        largest = max(items for items, of, _ in figures.seconds if of == length)
+        self._best = (best, length)
+        # Twice as much would take too long and was not measured: it may yet be worth more.
+        self._rising = best == largest and 2 * _of(shape, best, length) > LONGEST_BATCH_S
         self._log_factor = 0.0
         self._set(shape)
         self._figures = figures
 
     def predict(self, items: int, length: float) -> float:
         """Seconds of a batch of `items` of `length` tokens each; 0.0 as long as not known."""
-        return self.launch_s + items * (self._item_s + self._token_s * length)
+        return _of((self.launch_s, self._item_s, self._token_s), items, length)
 
     def item_s(self, length: float) -> float:
         """What one more item of this length adds to a batch."""
@@ -184,8 +195,9 @@ class TowerCost:
         self.full_s = max(LONGEST_BATCH_S, 2 * self.launch_s)
         if self._best is not None:
             best, length = self._best
-            # Rounding must not make the best batch one item smaller.
-            self.full_s = min(self.full_s, (1 + 1e-9) * self.predict(best, length))
+            if not self._rising:
+                # Rounding must not make the best batch one item smaller.
+                self.full_s = min(self.full_s, (1 + 1e-9) * self.predict(best, length))
             self.most = self._most_ever or 4 * best
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hotclip_server.batching.cost import LONGEST_BATCH_S
 from hotclip_server.encoding.engines.protocol import Engine, EngineFigures, OverlappingEngine
 
 T = TypeVar("T")
@@ -19,8 +20,6 @@ T = TypeVar("T")
 PIECE_S = 0.01
 """Seconds of the device that probes take at a time, where one item does not take longer."""
 LARGEST_PROBE_BATCH = 16
-LONGEST_BATCH_S = 0.25
-"""No larger batch is measured than one of this many seconds."""
 BUDGET_S = 2.5
 """Seconds of the device after which no further round of the figures of a tower begins."""
 MOST_ROUNDS = 8

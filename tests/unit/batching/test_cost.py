@@ -100,6 +100,17 @@ def test_no_batch_is_meant_to_take_long():
     assert cost.most_items(1) == 1
 
 
+def test_batches_are_as_long_as_they_may_be_where_the_largest_that_was_measured_is_best():
+    slow = EngineFigures(best_batch=4, seconds=((1, 1, 0.1), (2, 1, 0.18), (4, 1, 0.34)))
+    cost = TowerCost(32)
+    cost.calibrate(slow)
+    assert cost.most_items(1) == 6
+    assert cost.predict(6, 1) <= LONGEST_BATCH_S < cost.predict(7, 1)
+    flat = EngineFigures(best_batch=2, seconds=((1, 1, 0.1), (2, 1, 0.18), (4, 1, 0.36)))
+    cost.calibrate(flat)
+    assert cost.most_items(1) == 2
+
+
 def test_follows_a_device_that_becomes_slower():
     cost = measured()
     for _ in range(40):

@@ -70,4 +70,4 @@ async def test_no_batch_is_measured_that_is_too_long() -> None:
         Pieces(inline, lambda: False).figures(slow, [ITEMS[:1]], 64), timeout=20
     )
     assert max(slow.sizes) * 0.1 <= trials.LONGEST_BATCH_S
-    assert figures.best_batch <= 2
+    assert figures.best_batch <= 4

@@ -128,3 +128,14 @@ def activation_of(module: nn.Module) -> str:
 def packing_helps(device: torch.device) -> bool:
     """Whether `Linear` may be packed: oneDNN's linear operator is there."""
     return device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's own
+
+
+def multiplies_in(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has products in a type on this processor."""
+    match dtype:
+        case torch.bfloat16:
+            return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        case torch.float16:
+            return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+        case _:
+            return True

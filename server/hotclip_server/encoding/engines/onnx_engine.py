@@ -126,6 +126,8 @@ def session_options(threads: int) -> Any:
     options.intra_op_num_threads = threads or os.cpu_count() or 1
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Processors without products of 8 bits that sum in 32 would clip pairs of them to 16.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     # A plan of memory for each shape that was ever seen would grow with every new length.
     options.enable_mem_pattern = False
     options.log_severity_level = _ERRORS

@@ -20,7 +20,7 @@ from hotclip_server.encoding.engines.blocks import Compute
 from hotclip_server.encoding.engines.causal_text import OpenClipText
 from hotclip_server.encoding.engines.converted import ConvertedImages, ConvertedText
 from hotclip_server.encoding.engines.eager import DTYPES, to_device
-from hotclip_server.encoding.engines.linear import packing_helps
+from hotclip_server.encoding.engines.linear import multiplies_in, packing_helps
 from hotclip_server.encoding.engines.masked_text import HuggingFaceText
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.resnet import OpenClipResNet
@@ -80,12 +80,15 @@ def compute_in(precision: str, device: torch.device) -> Compute:
     """How a tower computes in a precision on a device.
 
     Raises:
-        EngineUnfit: another precision than fp32, bf16 or fp16.
+        EngineUnfit: another precision than fp32, bf16 or fp16, or one that the processor lacks.
     """
     if precision not in DTYPES:
         raise EngineUnfit(f"computes in fp32, bf16 or fp16, not in {precision}")
     dtype = DTYPES[precision]
-    return Compute(dtype=dtype, stream=torch.float32, packed=packing_helps(device))
+    packed = packing_helps(device)
+    if packed and not multiplies_in(dtype):
+        raise EngineUnfit(f"this processor does not multiply in {precision}")
+    return Compute(dtype=dtype, stream=torch.float32, packed=packed)
 
 
 def build_image_tower(source: TowerSource, compute: Compute) -> ImageTower:

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from support.parity import INPUTS, assert_parity
 from support.pictures import photograph
+from support.precision import needs_bf16
 from support.small_models import write_model
 
+from hotclip_server.encoding.engines import torch_engine
 from hotclip_server.encoding.engines.eager import EagerEngine
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.torch_engine import TorchEngine
@@ -58,7 +60,7 @@ def in_batches(engine: TorchEngine, items: Sequence[NDArray[Any]]) -> NDArray[np
 # A random ResNet gives all images nearly the same vector: bf16 is tested on builtin:mini, which
 # has learnt.
 CASES = [
-    (kind, tower, precision)
+    pytest.param(kind, tower, precision, marks=[needs_bf16] if precision == "bf16" else [])
     for kind in KINDS
     for tower in Tower
     for precision in TOLERANCE
@@ -91,6 +93,16 @@ def test_a_tower_that_is_not_exactly_known_is_not_taken(tmp_path: Path) -> None:
         TorchEngine(source, "fp32")
 
 
+def test_a_precision_that_the_processor_lacks_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_engine, "multiplies_in", lambda dtype: dtype == torch.float32)
+    source = source_of(encoder_of(tmp_path, "clip"), Tower.TEXT)
+    with pytest.raises(EngineUnfit, match="does not multiply in bf16"):
+        TorchEngine(source, "bf16")
+    TorchEngine(source, "fp32")
+
+
 def test_a_closed_engine_holds_no_weights(tmp_path: Path) -> None:
     encoder = encoder_of(tmp_path, "clip")
     engine = TorchEngine(source_of(encoder, Tower.TEXT), "fp32")
@@ -103,7 +115,7 @@ def test_the_source_is_left_as_it_was(tmp_path: Path) -> None:
     encoder = encoder_of(tmp_path, "resnet")
     before = {name: value.clone() for name, value in encoder.model.state_dict().items()}
     for tower in Tower:
-        TorchEngine(source_of(encoder, tower), "bf16").run(inputs(encoder, tower)[:2])
+        TorchEngine(source_of(encoder, tower), "fp32").run(inputs(encoder, tower)[:2])
     for name, value in encoder.model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
