@@ -12,6 +12,8 @@ from hotclip import errors
 from hotclip._aio.client import AsyncClient
 from hotclip._aio.jobs import AsyncRun
 from hotclip._collections import Collection
+from hotclip._dataset_file import DatasetFile
+from hotclip._dataset_report import DatasetReport
 from hotclip._datasets import Dataset
 from hotclip._embeddings import Embeddings, Timings
 from hotclip._filters import Between, Filter, Match
@@ -29,7 +31,7 @@ from hotclip._jobs import (
     StateChange,
 )
 from hotclip._models import Model, Version, VersionState
-from hotclip._pairs import Pair
+from hotclip._pairs import BadRow, Pair
 from hotclip._points import Point, Upserted, Vector
 from hotclip._queries import Hit, Hits, PointId
 from hotclip._ranking import Ranking, RankScore
@@ -38,16 +40,20 @@ from hotclip._server import EngineInfo, Limits, ServerInfo, VersionInfo
 from hotclip._streaming import Encoded
 from hotclip._sync.client import Client
 from hotclip._sync.jobs import Run
+from hotclip._uploads import UploadProgress
 from hotclip.errors import HotclipError, ItemError
 
 __all__ = [
     "AsyncClient",
     "AsyncRun",
+    "BadRow",
     "Between",
     "Checkpoint",
     "Client",
     "Collection",
     "Dataset",
+    "DatasetFile",
+    "DatasetReport",
     "Embeddings",
     "Encoded",
     "EngineInfo",
@@ -79,6 +85,7 @@ __all__ = [
     "StateChange",
     "Text",
     "Timings",
+    "UploadProgress",
     "Upserted",
     "Vector",
     "Version",

@@ -59,12 +59,14 @@ class Image:
     """Reads it; raises InvalidArgument (reason IMAGE_UNREADABLE) if that fails."""
     picture: Callable[[], PilImage] | None = None
     """Gives it decoded, where nothing is encoded yet; needs Pillow."""
+    source: str = ""
+    """Path or URL that it is read from; empty: it is in memory."""
 
     @classmethod
     def from_path(cls, path: Path | str) -> Image:
         """A JPEG, PNG or WebP file, read by the client."""
         file = Path(path)
-        return cls(str(file), lambda: _encoded(_read(file)))
+        return cls(str(file), lambda: _encoded(_read(file)), source=str(file))
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Image:
@@ -83,7 +85,9 @@ class Image:
             max_bytes: A longer answer is refused.
             timeout: Seconds without a byte after which fetching fails.
         """
-        return cls(url, lambda: _encoded(fetch(url, max_bytes=max_bytes, timeout=timeout)))
+        return cls(
+            url, lambda: _encoded(fetch(url, max_bytes=max_bytes, timeout=timeout)), source=url
+        )
 
     @classmethod
     def from_array(cls, pixels: NDArray[np.uint8]) -> Image:

@@ -1,39 +1,42 @@
-"""Pairs of a text and an image that belong together, from lists and from files."""
+"""Pairs of a text and an image that belong together, and labelled images."""
 
 from __future__ import annotations
 
-import csv
-import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotclip._inputs import Image, Text, image_of
-from hotclip.errors import FieldViolation, InvalidArgument
+from hotclip._inputs import Image, ImageLike, Text, image_of
+from hotclip.errors import MOST_NAMED, FieldViolation, InvalidArgument
 
-# Errors named one by one before the rest is only counted.
-_MAX_NAMED = 20
-
-_TEXT_NAMES = {"text", "caption", "title", "query", "label"}
-_IMAGE_NAMES = {"image", "path", "image_path", "file", "filepath", "filename"}
-_GROUP_NAMES = {"group"}
+# Bad rows that are kept; the others are counted.
+_MAX_KEPT = 1000
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A text and an image that belong together.
+    """A text and an image that belong together, or a labelled image: Pair("", image, label=…).
 
-    `image` is a pathlib.Path, encoded bytes, a uint8 array, a PIL image or an Image. Pairs
-    of one `group` are positives of each other; empty: none but itself.
+    `image` is a pathlib.Path, encoded bytes, a uint8 array, a PIL image or an Image.
     """
 
     text: str
     image: Path | bytes | NDArray[np.uint8] | Image | Any
     group: str = ""
+    """Pairs of one group, such as a product, are positives of each other; empty: none."""
+    label: str = ""
+    """Name of the class that the image belongs to; empty: none."""
+    score: float = 1.0
+    """How well text and image fit, 0 to 1."""
+    negative_texts: Sequence[str] = ()
+    """Texts that are wrong for this image though they look right."""
+    negative_images: Sequence[ImageLike] = ()
+    """Images that are wrong for this text though they look right."""
 
 
 PairLike: TypeAlias = "Pair | tuple[Any, Any]"
@@ -41,189 +44,179 @@ PairLike: TypeAlias = "Pair | tuple[Any, Any]"
 
 @dataclass(frozen=True)
 class ImagePair:
-    """A checked pair, its image not read yet."""
+    """A checked pair, its images not read yet; as Pair."""
 
     text: str
     image: Image
-    group: str
     where: str
-    """Names the pair in an error: "pairs[3]" or "line 4"."""
+    """Names the pair for people: "pairs[3]" or "line 4"."""
+    group: str = ""
+    label: str = ""
+    score: float = 1.0
+    negative_texts: tuple[str, ...] = ()
+    negative_images: tuple[Image, ...] = ()
 
 
-class _Problems:
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._found: list[FieldViolation] = []
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is not stored."""
 
-    def add(self, field: str, problem: str) -> None:
-        self._found.append(FieldViolation(field, problem))
+    where: str
+    """"line 4", "sample 000017" or "pairs[3]"."""
+    field: str
+    """"text", "image" …; empty: the row as a whole."""
+    reason: str
 
-    def check(self) -> None:
-        if not self._found:
-            return
-        named = "; ".join(f"{v.field}: {v.reason}" for v in self._found[:_MAX_NAMED])
-        more = len(self._found) - _MAX_NAMED
-        tail = f"; and {more} more" if more > 0 else ""
-        message = f"{self._source}: {len(self._found)} bad: {named}{tail}"
-        raise InvalidArgument(message, reason="PAIRS_INVALID", fields=self._found)
+    def __str__(self) -> str:
+        field = f" ({self.field})" if self.field else ""
+        return f"{self.where}{field}: {self.reason}"
 
 
-def pairs_of(data: object) -> list[ImagePair]:
-    """Checks pairs from a CSV or JSONL file or from a list; images are not read yet.
+class Rows(Protocol):
+    """Where pairs come from."""
 
-    Raises:
-        InvalidArgument: Bad pairs, each named by line or position (reason PAIRS_INVALID).
-    """
-    if isinstance(data, Path):
-        return read_pairs(data)
-    if isinstance(data, str) or not isinstance(data, Iterable):
-        raise InvalidArgument.field("pairs", "neither a pathlib.Path nor a list of pairs")
-    problems, found = _Problems("pairs"), []
-    for index, value in enumerate(data):
-        try:
-            found.append(_pair(value, f"pairs[{index}]"))
-        except InvalidArgument as error:
-            for violation in error.fields:
-                problems.add(violation.field, violation.reason)
-    problems.check()
-    if not found:
-        problems.add("pairs", "empty")
-    problems.check()
-    return found
+    name: str
+    """For people: a file's name or "pairs"."""
+    rereadable: bool
+    """Whether it can be gone through more than once."""
+    notes: Sequence[str]
+    """What the last time through it was remarked that concerns no single row."""
+
+    def __iter__(self) -> Iterator[ImagePair | BadRow]: ...
 
 
-def _pair(value: object, where: str) -> ImagePair:
-    group = ""
-    if isinstance(value, Pair):
-        text, image, group = value.text, value.image, value.group
-    elif isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == 2:
+class ListedRows:
+    """Pairs of a list or another iterable."""
+
+    name = "pairs"
+    notes: Sequence[str] = ()
+
+    def __init__(self, data: Iterable[object]) -> None:
+        self.rereadable = not isinstance(data, Iterator)
+        self._data = data
+
+    def __iter__(self) -> Iterator[ImagePair | BadRow]:
+        for index, value in enumerate(self._data):
+            where = f"pairs[{index}]"
+            try:
+                yield _checked(value, where)
+            except InvalidArgument as error:
+                first = error.fields[0]
+                yield BadRow(where, first.field, first.reason)
+
+
+def _checked(value: object, where: str) -> ImagePair:
+    """Raises InvalidArgument naming the field."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == 2:
         texts = [isinstance(part, str | Text) for part in value]
         if sum(texts) != 1:
             hint = "two texts: an image file is a pathlib.Path" if all(texts) else "no text"
-            raise InvalidArgument.field(where, hint)
+            raise InvalidArgument.field("", hint)
         text, image = value if texts[0] else reversed(value)
-    else:
-        raise InvalidArgument.field(where, "neither a Pair nor a (text, image) tuple")
-    text = text.text if isinstance(text, Text) else text
-    if not isinstance(text, str) or not text.strip():
-        raise InvalidArgument.field(f"{where}.text", "empty")
-    return ImagePair(text, image_of(image, f"{where}.image"), group, where)
+        value = Pair(text, image)
+    if not isinstance(value, Pair):
+        raise InvalidArgument.field("", "neither a Pair nor a (text, image) tuple")
+    return ImagePair(
+        text=text_of(value.text, "text", empty=bool(value.label)),
+        image=_present(value.image, "image"),
+        where=where,
+        group=text_of(value.group, "group", empty=True),
+        label=text_of(value.label, "label", empty=True),
+        score=score_of(value.score),
+        negative_texts=tuple(text_of(text, "negative_texts") for text in value.negative_texts),
+        negative_images=tuple(_present(i, "negative_images") for i in value.negative_images),
+    )
 
 
-def read_pairs(file: Path) -> list[ImagePair]:
-    """Pairs of a CSV (.csv, .tsv) or JSON lines (.jsonl, .ndjson) file.
+def _present(value: object, field: str) -> Image:
+    """An image; if it is a file, it is there."""
+    image = image_of(value, field)
+    if image.source and "://" not in image.source and not Path(image.source).is_file():
+        raise InvalidArgument.field(field, f"no such image: {image.source}")
+    return image
 
-    A row has a text and an image path, relative to the file's folder, and may have a group.
-    Columns are known by a header (or keys) such as text, image and group. Without one, a row
-    has two cells, and the image's is the one that names a file in the first row.
+
+def text_of(value: object, field: str, *, empty: bool = False) -> str:
+    """A text that can be sent.
 
     Raises:
-        InvalidArgument: Bad rows, each named by its line (reason PAIRS_INVALID).
+        InvalidArgument: It is no text, not Unicode, or empty and must not be.
     """
-    problems = _Problems(file.name)
+    text = value.text if isinstance(value, Text) else value
+    if not isinstance(text, str):
+        raise InvalidArgument.field(field, f"{type(text).__name__} is no str")
     try:
-        rows = list((_csv_rows if _is_csv(file) else _json_rows)(file, problems))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InvalidArgument.field("path", f"{file}: {error}") from error
-    found = []
-    for line, text, name, group in rows:
-        image = file.parent / name
-        if not text.strip():
-            problems.add(f"line {line}", "no text")
-        elif not name or not _is_file(image):
-            problems.add(f"line {line}", f"no such image: {name or 'empty'}")
-        else:
-            found.append(ImagePair(text, Image.from_path(image), group, f"line {line}"))
-    problems.check()
-    if not found:
-        problems.add("line 1", "no row at all")
-    problems.check()
-    return found
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument.field(field, "not valid Unicode") from error
+    if not text.strip() and (text or not empty):
+        raise InvalidArgument.field(field, "empty")
+    return text
 
 
-def _is_csv(file: Path) -> bool:
-    kind = file.suffix.lower()
-    if kind in {".csv", ".tsv"}:
-        return True
-    if kind in {".jsonl", ".ndjson"}:
-        return False
-    raise InvalidArgument.field("path", f"{file}: neither .csv, .tsv, .jsonl nor .ndjson")
-
-
-Row: TypeAlias = tuple[int, str, str, str]  # line, text, image path, group
-
-
-def _is_file(path: Path) -> bool:
+def score_of(value: object) -> float:
+    """A score within 0..1; raises InvalidArgument."""
     try:
-        return path.is_file()
-    except OSError:  # e.g. a text that is too long to be a name
-        return False
+        score = float(value)  # type: ignore[arg-type]  # what is no number is told below
+    except (TypeError, ValueError):
+        score = math.nan
+    if not 0 <= score <= 1:
+        raise InvalidArgument.field("score", f"{value!r} is no number within 0..1")
+    return score
 
 
-def _csv_rows(file: Path, problems: _Problems) -> Iterator[Row]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
-        columns: tuple[int, int, int | None] | None = None
-        known = 0  # cells that a row may have
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if columns is None:
-                columns, known = _header(cells), len(cells)
-                if columns:
-                    continue
-                columns = _by_file(file, reader.line_num, cells)
-            if any(cell.strip() for cell in cells[known:]):
-                problem = f"{len(cells)} cells instead of {known}: a text with a comma needs quotes"
-                problems.add(f"line {reader.line_num}", problem)
-                continue
-            text, image, group = columns
-            width = max(text, image) + 1
-            padded = cells + [""] * (width - len(cells))
-            told = cells[group] if group is not None and group < len(cells) else ""
-            yield reader.line_num, padded[text], padded[image], told
+@dataclass(frozen=True)
+class Tolerance:
+    """How many bad rows there may be; the larger of the two holds."""
+
+    max_bad_rows: int = 0
+    max_bad_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_bad_rows < 0:
+            raise InvalidArgument.field("max_bad_rows", f"{self.max_bad_rows} is less than 0")
+        if not 0 <= self.max_bad_share <= 1:
+            raise InvalidArgument.field("max_bad_share", f"{self.max_bad_share} is not within 0..1")
+
+    def allowed(self, rows: int) -> int:
+        """Of so many rows."""
+        return max(self.max_bad_rows, math.floor(self.max_bad_share * rows + 1e-9))
 
 
-def _header(cells: Sequence[str]) -> tuple[int, int, int | None] | None:
-    names = [cell.strip().lower() for cell in cells]
-    text = [i for i, name in enumerate(names) if name in _TEXT_NAMES]
-    image = [i for i, name in enumerate(names) if name in _IMAGE_NAMES]
-    group = [i for i, name in enumerate(names) if name in _GROUP_NAMES]
-    if len(text) != 1 or len(image) != 1:
-        return None
-    return text[0], image[0], group[0] if group else None
+def check(rows: Rows, tolerance: Tolerance) -> int:
+    """Goes through all rows once, without reading images, and gives their number.
+
+    Raises:
+        InvalidArgument: Too many bad rows, or none at all (reason PAIRS_INVALID), each named
+            by its line or position in `fields`, at most 1,000.
+    """
+    count, bad, kept = 0, 0, list[BadRow]()
+    for row in rows:
+        count += 1
+        if isinstance(row, BadRow):
+            bad += 1
+            if len(kept) < _MAX_KEPT:
+                kept.append(row)
+    if bad > tolerance.allowed(count):
+        raise invalid(rows.name, kept, bad, count, reason="PAIRS_INVALID")
+    if count == bad:
+        raise InvalidArgument.field(rows.name, "no row at all", reason="PAIRS_INVALID")
+    return count
 
 
-def _by_file(file: Path, line: int, cells: Sequence[str]) -> tuple[int, int, None]:
-    files = [i for i, cell in enumerate(cells) if cell and _is_file(file.parent / cell)]
-    if len(cells) != 2 or len(files) != 1:
-        raise InvalidArgument(
-            f"{file.name}: line {line}: neither a header with a text and an image column nor"
-            f" two cells of which exactly one names an image file (found {len(files)})",
-            reason="PAIRS_INVALID",
-            fields=[FieldViolation(f"line {line}", "columns not understood")],
-        )
-    return 1 - files[0], files[0], None
-
-
-def _json_rows(file: Path, problems: _Problems) -> Iterator[Row]:
-    with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                problems.add(f"line {number}", f"not JSON: {error.msg}")
-                continue
-            if not isinstance(row, dict):
-                problems.add(f"line {number}", "no object with text and image")
-                continue
-            known = {str(key).lower(): value for key, value in row.items()}
-            text = next((known[n] for n in known if n in _TEXT_NAMES), None)
-            image = next((known[n] for n in known if n in _IMAGE_NAMES), None)
-            if not isinstance(text, str) or not isinstance(image, str):
-                problems.add(f"line {number}", "needs a text and an image, both strings")
-                continue
-            group = known.get("group")
-            yield number, text, image, "" if group is None else str(group)
+def invalid(
+    source: str, listed: Sequence[BadRow], bad: int, count: int, *, reason: str
+) -> InvalidArgument:
+    """The error that names bad rows."""
+    fields = [
+        FieldViolation(f"{row.where}.{row.field}" if row.field else row.where, row.reason)
+        for row in listed
+    ]
+    named = "; ".join(f"{v.field}: {v.reason}" for v in fields[:MOST_NAMED])
+    more = bad - min(len(listed), MOST_NAMED)
+    tail = f"; and {more} more" if more > 0 else ""
+    return InvalidArgument(
+        f"{source}: {bad} of {count} rows are bad: {named}{tail}",
+        reason=reason,
+        fields=fields,
+    )

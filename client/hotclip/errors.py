@@ -55,6 +55,10 @@ class ItemError:
     message: str
 
 
+MOST_NAMED = 20
+"""Fields in the text of an error; `fields` has all of them."""
+
+
 class HotclipError(Exception):
     """Base of everything that the client raises on purpose.
 
@@ -89,7 +93,8 @@ class HotclipError(Exception):
         self.metadata = dict(metadata or {})
 
     def __str__(self) -> str:
-        known = "; ".join(f"{v.field}: {v.reason}" for v in self.fields if v.reason)
+        named = [f"{v.field}: {v.reason}" for v in self.fields if v.reason]
+        known = "; ".join(named[:MOST_NAMED])
         text = self.message if not known or known in self.message else f"{self.message} ({known})"
         suffix = f" [request {self.request_id}]" if self.request_id else ""
         return f"{self.reason}: {text}{suffix}"

@@ -313,6 +313,7 @@ def dataset_limits(config: ServerConfig) -> DatasetLimits:
     """Sizes for uploads."""
     return DatasetLimits(
         max_bytes=config.max_dataset_bytes,
+        upload_expiry_s=config.upload_expiry_s,
         min_free_disk_bytes=config.min_free_disk_bytes,
         max_image_bytes=config.max_image_bytes,
         max_image_pixels=config.max_image_pixels,

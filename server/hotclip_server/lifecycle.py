@@ -100,6 +100,7 @@ class App:
         # The process of the vectors starts while the weights are loaded.
         await asyncio.gather(parts.registry.start(MODEL, config.model), parts.vectors.start())
         await parts.collections.start()
+        parts.datasets.start()
         parts.releases.start()
         await parts.jobs.start()
         parts.watchdog.start()
@@ -139,6 +140,7 @@ class App:
         if parts.engines is not None:
             await parts.engines.stop()
         await parts.jobs.stop()
+        await parts.datasets.stop()
         await parts.collections.stop()
         await parts.batcher.stop()
         parts.pipeline.stop()

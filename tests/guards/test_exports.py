@@ -3,10 +3,11 @@
 import hotclip
 
 NAMES = """
-    AsyncClient AsyncRun Between Checkpoint Client Collection Dataset Embeddings Encoded EngineInfo
-    Example Filter Heartbeat Hit Hits HotclipError Image ImagePreprocessing ItemError Job JobEvent
-    JobKind JobState Limits LogLine Match Measurement Model Pair Point PointId RankScore Ranking Run
-    ServerInfo StateChange Text Timings Upserted Vector Version VersionInfo VersionState errors
+    AsyncClient AsyncRun BadRow Between Checkpoint Client Collection Dataset DatasetFile
+    DatasetReport Embeddings Encoded EngineInfo Example Filter Heartbeat Hit Hits HotclipError Image
+    ImagePreprocessing ItemError Job JobEvent JobKind JobState Limits LogLine Match Measurement
+    Model Pair Point PointId RankScore Ranking Run ServerInfo StateChange Text Timings
+    UploadProgress Upserted Vector Version VersionInfo VersionState errors
 """
 
 

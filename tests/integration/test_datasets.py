@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import queue
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -39,6 +37,7 @@ def test_upload_get_list_download_delete(stubs: Stubs) -> None:
     assert (dataset.name, dataset.description) == ("round-trip", "drawn")
     assert (dataset.pairs, dataset.images, dataset.texts) == (32, 32, 32)
     assert stubs.upload("round-trip", pairs[::-1]) == dataset
+    assert (dataset.report.rows, dataset.report.bad_rows, dataset.report.max_width) == (32, 0, 48)
     for name in (dataset.id, dataset.name):
         assert stubs.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset=name)) == dataset
     other = stubs.upload("other", pairs[:2])
@@ -70,7 +69,7 @@ def test_bad_rows_are_named(stubs: Stubs) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         stubs.upload("bad", pairs)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert bad_fields(refused.value) == ["images[3].data", "pairs[4].text"]
+    assert bad_fields(refused.value) == ["pairs[4].text", "pairs[3].image"]
 
 
 CLOSE = Upload(close=dataset_pb2.DatasetClose())
@@ -85,7 +84,6 @@ CLOSE = Upload(close=dataset_pb2.DatasetClose())
         ([Upload(open=dataset_pb2.DatasetOpen())] * 2, "open"),
         ([Upload(open=dataset_pb2.DatasetOpen()), Upload()], "part"),
         ([Upload(open=dataset_pb2.DatasetOpen()), CLOSE], "pairs"),
-        ([Upload(open=dataset_pb2.DatasetOpen()), CLOSE, CLOSE], "close"),
         ([Upload(open=dataset_pb2.DatasetOpen())], "close"),
         (list(upload_messages("cut", drawn_pairs()[:3]))[:-1], "close"),
         (
@@ -96,54 +94,120 @@ CLOSE = Upload(close=dataset_pb2.DatasetClose())
 )
 def test_malformed_streams(stubs: Stubs, messages: list[Upload], field: str) -> None:
     with pytest.raises(grpc.RpcError) as refused:
-        stubs.datasets.UploadDataset(iter(messages), timeout=10)
+        list(stubs.datasets.UploadDataset(iter(messages), timeout=10))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert bad_fields(refused.value) == [field]
 
 
-def test_a_stream_that_breaks_after_whole_rows_stores_nothing(stubs: Stubs) -> None:
-    sent, left = threading.Event(), threading.Event()
-
-    def breaks() -> Iterator[Upload]:
-        yield from list(upload_messages("broken-late", drawn_pairs()[:4]))[:-1]
-        sent.set()
-        left.wait(10)
-
-    call = stubs.datasets.UploadDataset.future(breaks(), timeout=30)
-    assert sent.wait(10)
-    call.cancel()
-    left.set()
-    with pytest.raises(grpc.RpcError) as unknown:
-        stubs.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset="broken-late"))
-    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+@pytest.mark.parametrize(
+    ("share", "field"), [(1.5, "open.max_bad_share"), (-0.5, "open.max_bad_share")]
+)
+def test_terms_are_checked(stubs: Stubs, share: float, field: str) -> None:
+    opening = Upload(open=dataset_pb2.DatasetOpen(max_bad_share=share))
+    with pytest.raises(grpc.RpcError) as refused:
+        list(stubs.datasets.UploadDataset(iter([opening]), timeout=10))
+    assert bad_fields(refused.value) == [field]
 
 
-def settled(root: Path) -> list[str]:
-    """What lies in a folder once no broken upload is left: that is cleared up off the loop."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        names = sorted(entry.name for entry in root.iterdir())
-        if not any(name.startswith(".tmp-") for name in names):
-            return names
-        time.sleep(0.02)
-    raise AssertionError(f"temporary folders stay: {names}")
+class Conversation:
+    """One stream of an upload, message by message."""
+
+    def __init__(self, stubs: Stubs, opening: dataset_pb2.DatasetOpen) -> None:
+        self.requests: queue.SimpleQueue[Upload | None] = queue.SimpleQueue()
+        self.call = stubs.datasets.UploadDataset(iter(self.requests.get, None), timeout=30)
+        self.requests.put(Upload(open=opening))
+
+    def send(self, *messages: Upload) -> None:
+        for message in messages:
+            self.requests.put(message)
+
+    def receive(self) -> dataset_pb2.UploadDatasetResponse:
+        answer: dataset_pb2.UploadDatasetResponse = next(self.call)
+        return answer
+
+    def end(self) -> grpc.StatusCode:
+        with pytest.raises(grpc.RpcError) as error:
+            list(self.call)
+        self.requests.put(None)
+        code: grpc.StatusCode = error.value.code()
+        return code
+
+    def cut(self) -> None:
+        self.call.cancel()
+        self.requests.put(None)
 
 
-def test_a_broken_stream_leaves_nothing(stubs: Stubs, server: ServerProcess) -> None:
-    root = server.data_dir / "datasets"
-    before = settled(root)
+def unfinished(server: ServerProcess) -> set[str]:
+    return {p.parent.name for p in (server.data_dir / "datasets/uploads").glob("up-*/spool.db")}
 
-    def breaks() -> Iterator[Upload]:
-        messages = list(upload_messages("broken", drawn_pairs()))
-        yield from messages[: len(messages) // 2]
-        call.cancel()
-        yield from messages[len(messages) // 2 :]
 
-    # The generator reads the name once the call runs.
-    call = stubs.datasets.UploadDataset.future(breaks(), timeout=30)
-    with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
-        call.result()
-    with pytest.raises(grpc.RpcError) as unknown:
-        stubs.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset="broken"))
-    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
-    assert settled(root) == before
+def large(image: bytes, mib: int) -> bytes:
+    """The same picture in a larger file: what follows the end of a PNG is passed over."""
+    return image + bytes(mib << 20)
+
+
+def test_a_broken_stream_goes_on_where_it_was(stubs: Stubs, server: ServerProcess) -> None:
+    pairs = [(large(image, 9 * (i == 2)), text) for i, (image, text) in enumerate(drawn_pairs())]
+    opening, *parts, close = upload_messages("broken", pairs)
+    first = Conversation(stubs, opening.open)
+    accepted = first.receive().accepted
+    assert accepted.parts == 0
+    assert accepted.upload in unfinished(server)
+    first.send(*parts[:5])
+    assert first.receive().acknowledged.parts == 3
+    first.cut()
+    again = dataset_pb2.DatasetOpen(upload=accepted.upload)
+    second = Conversation(stubs, again)
+    went_on = second.receive().accepted.parts
+    assert 3 <= went_on <= 5
+    second.send(*parts[went_on:], close)
+    dataset = second.receive().dataset
+    assert (dataset.pairs, dataset.images, dataset.name) == (32, 32, "broken")
+    third = Conversation(stubs, again)
+    assert third.receive().dataset.id == dataset.id  # whoever did not hear of the end
+    third.cut()
+    assert accepted.upload not in unfinished(server)
+
+
+def test_the_newer_of_two_streams_has_the_upload(stubs: Stubs) -> None:
+    opening, *parts, close = upload_messages("two", drawn_pairs()[:5])
+    first = Conversation(stubs, opening.open)
+    accepted = first.receive().accepted
+    second = Conversation(stubs, dataset_pb2.DatasetOpen(upload=accepted.upload))
+    assert second.receive().accepted.parts == 0
+    first.send(parts[0])
+    assert first.end() is grpc.StatusCode.ABORTED
+    second.send(*parts, close)
+    assert second.receive().dataset.pairs == 5
+
+
+def test_a_refused_upload_leaves_its_reason_alone(stubs: Stubs, server: ServerProcess) -> None:
+    before = unfinished(server)
+    opening, *parts, close = upload_messages("refused", [(b"no image", "x"), (b"none", "y")])
+    first = Conversation(stubs, opening.open)
+    upload = first.receive().accepted.upload
+    first.send(*parts, close)
+    report = first.receive().refused
+    assert [(row.where, row.field) for row in report.listed] == [
+        ("pairs[0]", "image"),
+        ("pairs[1]", "image"),
+    ]
+    assert first.end() is grpc.StatusCode.INVALID_ARGUMENT
+    assert unfinished(server) == before
+    late = Conversation(stubs, dataset_pb2.DatasetOpen(upload=upload))
+    assert late.receive().refused == report
+    assert late.end() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("upload", ["up-" + "0" * 32, "../../etc", "up-x"])
+def test_no_such_upload(stubs: Stubs, upload: str) -> None:
+    conversation = Conversation(stubs, dataset_pb2.DatasetOpen(upload=upload))
+    assert conversation.end() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_checksum_of_something_else(stubs: Stubs, server: ServerProcess) -> None:
+    opening, *parts, close = upload_messages("checked", drawn_pairs()[:3])
+    close.close.digest = "0" * 64
+    with pytest.raises(grpc.RpcError) as refused:
+        list(stubs.datasets.UploadDataset(iter([opening, *parts, close]), timeout=30))
+    assert bad_fields(refused.value) == ["close.digest"]

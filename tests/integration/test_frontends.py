@@ -256,7 +256,7 @@ async def test_streams_and_their_ends_pass_through(running: RunningServer) -> No
         await upload.write(dataset_pb2.UploadDatasetRequest())
         await upload.done_writing()
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await upload
+            await upload.read()
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "grpc-status-details-bin" in dict(refused.value.trailing_metadata() or ())
         info = await server_pb2_grpc.ServerServiceStub(connection).GetServerInfo(

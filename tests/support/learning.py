@@ -39,7 +39,9 @@ class Stubs:
         self.encoding = encode_pb2_grpc.EncodeServiceStub(channel)
 
     def upload(self, name: str, pairs: Sequence[tuple[bytes, str]]) -> dataset_pb2.Dataset:
-        return self.datasets.UploadDataset(upload_messages(name, pairs), timeout=60)
+        *_, last = self.datasets.UploadDataset(upload_messages(name, pairs), timeout=60)
+        assert last.HasField("dataset")
+        return last.dataset
 
     def wait(self, job: str) -> job_pb2.Job:
         """The job once it has ended."""

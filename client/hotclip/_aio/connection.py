@@ -149,60 +149,17 @@ class Connection:
         finally:
             running.cancel()
 
-    async def send_all(
+    def duplex(
         self,
-        method: aio.StreamUnaryMultiCallable[Req, Res],
-        requests: Callable[[], Iterable[Req]],
-        deadline: Deadline,
-    ) -> Res:
-        """Many requests, one answer. What the iterable raises is raised here.
-
-        Sends again if the server ended the call but it is unknown why; see _told.
-        """
-        for _ in range(_UPLOAD_ATTEMPTS - 1):
-            try:
-                return await self._send_once(method, requests(), deadline)
-            except Unavailable as error:
-                if error.reason != _BROKEN:
-                    raise
-        return await self._send_once(method, requests(), deadline)
-
-    async def _send_once(
-        self,
-        method: aio.StreamUnaryMultiCallable[Req, Res],
-        requests: Iterable[Req],
-        deadline: Deadline,
-    ) -> Res:
-        running = method(
-            timeout=deadline.remaining(),
-            wait_for_ready=self.settings.wait_for_ready or None,
-        )
-        try:
-            async for request in self.pull(requests, blocking=True):
-                await running.write(request)
-            await running.done_writing()
-        except asyncio.InvalidStateError:
-            pass  # the server has answered early: its answer says why
-        except asyncio.CancelledError as error:
-            running.cancel()
-            raise _whose(error) from error
-        except grpc.RpcError as error:
-            raise await _told(running, error) from error
-        except BaseException:
-            running.cancel()
-            raise
-        try:
-            return await running
-        except asyncio.CancelledError as error:
-            raise _whose(error) from error
-        except grpc.RpcError as error:
-            raise await _told(running, error) from error
-        finally:
-            running.cancel()
-
-    def duplex(self, method: aio.StreamStreamMultiCallable[Req, Res]) -> Duplex[Req, Res]:
+        method: aio.StreamStreamMultiCallable[Req, Res],
+        deadline: Deadline | None = None,
+    ) -> Duplex[Req, Res]:
         """Opens a stream in both directions."""
-        return Duplex(method, wait_for_ready=self.settings.wait_for_ready)
+        return Duplex(
+            method,
+            timeout=deadline.remaining() if deadline else None,
+            wait_for_ready=self.settings.wait_for_ready,
+        )
 
     async def limits(self, deadline: Deadline) -> Limits:
         """The server's limits, asked once."""
@@ -291,11 +248,15 @@ class Duplex(Generic[Req, Res]):
     """A stream in both directions; leaving its `async with` cancels it."""
 
     def __init__(
-        self, method: aio.StreamStreamMultiCallable[Req, Res], *, wait_for_ready: bool
+        self,
+        method: aio.StreamStreamMultiCallable[Req, Res],
+        *,
+        timeout: float | None,
+        wait_for_ready: bool,
     ) -> None:
         self._outgoing: asyncio.Queue[Req | None] = asyncio.Queue()
         self._call: aio.StreamStreamCall[Req, Res] = method(
-            self._requests(), wait_for_ready=wait_for_ready or None
+            self._requests(), timeout=timeout, wait_for_ready=wait_for_ready or None
         )
 
     async def _requests(self) -> AsyncIterator[Req]:  # ends at None; runs on a task of gRPC

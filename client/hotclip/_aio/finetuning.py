@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hotclip import _jobs
 from hotclip._aio.datasets import dataset_for
 from hotclip._aio.jobs import AsyncRun
+from hotclip._dataset_file import PairSource
 from hotclip._finetuning import (
     ActivationName,
     SchedulerName,
@@ -17,7 +16,6 @@ from hotclip._finetuning import (
     loss_of,
     scheduler_of,
 )
-from hotclip._pairs import PairLike
 from hotclip_proto.v1 import finetune_pb2
 
 if TYPE_CHECKING:
@@ -26,12 +24,12 @@ if TYPE_CHECKING:
 
 async def finetune(
     self: AsyncClient,
-    train_data: str | Path | Iterable[PairLike],
-    eval_data: str | Path | Iterable[PairLike] | None = None,
+    train_data: str | PairSource,
+    eval_data: str | PairSource | None = None,
     *,
     model: str = "",
     base_version: str = "",
-    index_data: str | Path | Iterable[PairLike] | None = None,
+    index_data: str | PairSource | None = None,
     val_split: float | None = None,
     epochs: int | None = None,
     max_steps: int | None = None,
@@ -57,8 +55,9 @@ async def finetune(
     """Starts training beside serving and returns at once. None means the server's default.
 
     Args:
-        train_data: A str is a dataset's name or id. A pathlib.Path (CSV or JSON lines) or a
-            list of pairs is uploaded if the server does not have it; see upload_dataset.
+        train_data: A str is a dataset's name or id. A pathlib.Path (CSV, JSON lines,
+            WebDataset), a DatasetFile or a list of pairs is uploaded if the server does not
+            have it; see upload_dataset.
         eval_data: Held-out data, likewise; None: val_split of train_data.
         model: Name of the model; empty: "default".
         base_version: Version to start from; empty: the live one.
@@ -128,11 +127,11 @@ async def finetune(
 
 async def evaluate(
     self: AsyncClient,
-    data: str | Path | Iterable[PairLike],
+    data: str | PairSource,
     *,
     model: str = "",
     version: str = "",
-    index_data: str | Path | Iterable[PairLike] | None = None,
+    index_data: str | PairSource | None = None,
     k: int | None = None,
     name: str = "",
     request_id: str = "",

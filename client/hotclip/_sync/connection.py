@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -133,42 +133,17 @@ class Connection:
         finally:
             running.cancel()
 
-    def send_all(
+    def duplex(
         self,
-        method: grpc.StreamUnaryMultiCallable[Req, Res],
-        requests: Callable[[], Iterable[Req]],
-        deadline: Deadline,
-    ) -> Res:
-        """Many requests, one answer. What the iterable raises is raised here."""
-        raised: list[BaseException] = []
-
-        def guarded() -> Iterator[Req]:  # runs on a thread of gRPC
-            try:
-                yield from requests()
-            except Exception as error:
-                raised.append(error)
-                raise
-
-        running = method.future(
-            guarded(),
-            timeout=deadline.remaining(),
-            wait_for_ready=self.settings.wait_for_ready or None,
-        )
-        try:
-            return running.result()
-        except (grpc.RpcError, grpc.FutureCancelledError) as error:
-            if raised:
-                raise raised[0] from None
-            if isinstance(error, grpc.RpcError):
-                raise from_rpc(error) from error
-            raise Cancelled("the client was closed", reason="CLIENT_CLOSED") from error
-        finally:
-            if not running.done():
-                running.cancel()
-
-    def duplex(self, method: grpc.StreamStreamMultiCallable[Req, Res]) -> Duplex[Req, Res]:
+        method: grpc.StreamStreamMultiCallable[Req, Res],
+        deadline: Deadline | None = None,
+    ) -> Duplex[Req, Res]:
         """Opens a stream in both directions."""
-        return Duplex(method, wait_for_ready=self.settings.wait_for_ready)
+        return Duplex(
+            method,
+            timeout=deadline.remaining() if deadline else None,
+            wait_for_ready=self.settings.wait_for_ready,
+        )
 
     def limits(self, deadline: Deadline) -> Limits:
         """The server's limits, asked once."""
@@ -220,11 +195,16 @@ class Duplex(Generic[Req, Res]):
     """A stream in both directions; leaving its `with` cancels it."""
 
     def __init__(
-        self, method: grpc.StreamStreamMultiCallable[Req, Res], *, wait_for_ready: bool
+        self,
+        method: grpc.StreamStreamMultiCallable[Req, Res],
+        *,
+        timeout: float | None,
+        wait_for_ready: bool,
     ) -> None:
         self._outgoing: queue.SimpleQueue[Req | None] = queue.SimpleQueue()
         self._call = method(
             iter(self._outgoing.get, None),  # ends at None; runs on a thread of gRPC
+            timeout=timeout,
             wait_for_ready=wait_for_ready or None,
         )
 

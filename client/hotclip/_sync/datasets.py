@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hotclip import _datasets as parse
-from hotclip._datasets import DATASET_INVALID, Dataset, DatasetWriter, Upload, content_name
-from hotclip._pairs import ImagePair, PairLike, pairs_of
-from hotclip.errors import AlreadyExists, InvalidArgument, NotFound
+from hotclip._dataset_file import PairSource, rereadable_rows_of, rows_of
+from hotclip._datasets import Dataset, DatasetWriter, content_name
+from hotclip._pairs import Rows, Tolerance, check
+from hotclip._reconnect import Attempts
+from hotclip._sync.connection import Connection, Duplex
+from hotclip._upload_bar import ShowProgress, shown
+from hotclip._uploads import UploadProgress, UploadSession
+from hotclip.errors import AlreadyExists, Cancelled, HotclipError, NotFound, Unavailable
 from hotclip_proto.v1 import dataset_pb2
+from hotclip_proto.v1.dataset_pb2 import UploadDatasetRequest, UploadDatasetResponse
 
 if TYPE_CHECKING:
     from hotclip._sync.client import Client
@@ -23,52 +29,120 @@ _UPLOAD_S = 3600.0
 def upload_dataset(
     self: Client,
     name: str,
-    pairs: Path | Iterable[PairLike],
+    pairs: PairSource,
     *,
     description: str = "",
+    max_bad_rows: int = 0,
+    max_bad_share: float = 0.0,
+    progress: ShowProgress = False,
+    resume: str = "",
     timeout: float | None = _UPLOAD_S,
 ) -> Dataset:
-    """Stores pairs of texts and images under a name.
+    """Stores pairs of texts and images, or labelled images, under a name.
+
+    A broken connection is made again and the upload goes on where it was, also after a restart
+    of the server. Memory stays bounded: images are read one at a time, and each content is
+    sent once.
 
     Args:
         name: 1 to 128 of [A-Za-z0-9._-]; empty: the dataset's id.
-        pairs: (text, image) or (image, text) tuples or Pair objects; or the pathlib.Path of
-            a CSV or JSON lines file with a text and an image path (relative to the file)
-            in each row. Images are read one at a time and each content is sent once.
+        pairs: (text, image) or (image, text) tuples or Pair objects; or the pathlib.Path of a
+            CSV, JSON lines or WebDataset file, whose columns DatasetFile describes; or a
+            DatasetFile. Paths in a file start from its folder. What can be gone through more
+            than once is checked as a whole before anything is sent.
         description: Free text.
+        max_bad_rows: Bad rows with which the others are stored. The dataset's report lists
+            them.
+        max_bad_share: Likewise, as a share of all rows, 0 to 1; the larger of the two holds.
+        progress: True: a progress bar on stderr. Or a function that gets an UploadProgress
+            whenever the server has made more safe.
+        resume: Id of an upload that broke off: UploadProgress.upload, or
+            error.metadata["upload"]. The pairs must be the same; what the server has is read
+            again and not sent again.
         timeout: Seconds; None: the client's default.
 
     Raises:
-        InvalidArgument: Bad pairs, each named by line or position (reason PAIRS_INVALID, or
-            DATASET_INVALID if it was the server that refused them).
+        InvalidArgument: Too many bad rows, each named by line or position in `fields` (reason
+            PAIRS_INVALID, or DATASET_INVALID if it was the server that refused them).
         AlreadyExists: The name belongs to other content.
-        ResourceExhausted: Too large.
+        NotFound: No such upload to resume (reason UPLOAD_NOT_FOUND).
+        FailedPrecondition: It holds other data (reason UPLOAD_CHANGED).
+        ResourceExhausted: Too large, or the server's disk is full.
+        Unavailable: No connection for too long; metadata["upload"] names what to resume.
     """
-    checked = self._connection.run(partial(pairs_of, pairs))
-    return _upload(self, name, checked, description, timeout)
+    tolerance, rows = Tolerance(max_bad_rows, max_bad_share), rows_of(pairs)
+    return _upload(
+        self,
+        name,
+        rows,
+        description=description,
+        tolerance=tolerance,
+        progress=shown(progress, name),
+        resume=resume,
+        timeout=timeout,
+    )
 
 
 def _upload(
-    self: Client, name: str, pairs: list[ImagePair], description: str, timeout: float | None
+    self: Client,
+    name: str,
+    rows: Rows,
+    *,
+    description: str,
+    tolerance: Tolerance,
+    progress: Callable[[UploadProgress], None],
+    resume: str,
+    timeout: float | None,
 ) -> Dataset:
     connection = self._connection
     deadline = connection.deadline(timeout)
-    upload = Upload(name, description, pairs, connection.limits(deadline))
-    method = connection.stubs().datasets.UploadDataset
+    total = connection.run(partial(check, rows, tolerance)) if rows.rereadable else None
+    limits = connection.limits(deadline)
+    session = UploadSession(
+        name, description, rows, limits, tolerance, total_rows=total, resume=resume
+    )
+    method, attempts = connection.stubs().datasets.UploadDataset, Attempts()
     try:
-        return parse.dataset(connection.send_all(method, upload.requests, deadline))
-    except InvalidArgument as error:
-        if error.reason != DATASET_INVALID:
-            raise
-        raise upload.located(error) from error
+        while session.dataset is None:
+            try:
+                with connection.duplex(method, deadline) as link:
+                    _converse(connection, link, session, attempts, progress)
+            except (Unavailable, Cancelled) as error:
+                connection.sleep(deadline.pause(attempts.pause(error)))
+    except HotclipError as error:
+        session.name_in(error)
+        raise
+    return parse.dataset(session.dataset)
 
 
-def dataset_for(self: Client, data: str | Path | Iterable[PairLike]) -> str:
+def _converse(
+    connection: Connection,
+    link: Duplex[UploadDatasetRequest, UploadDatasetResponse],
+    session: UploadSession,
+    attempts: Attempts,
+    progress: Callable[[UploadProgress], None],
+) -> None:
+    """Uploads over one connection, to the end if it lasts."""
+    link.send(session.opening())
+    while session.dataset is None:
+        reply = link.receive()
+        if reply is None:
+            raise Unavailable("the server ended the stream", reason="STREAM_ENDED")
+        if connection.run(partial(session.take, reply)):
+            attempts.progressed()
+            progress(session.progress)
+        while session.room:
+            link.send(connection.run(session.next))
+
+
+def dataset_for(self: Client, data: str | PairSource) -> str:
     """The name of a dataset with this data: a str is one; anything else is uploaded if new."""
     if isinstance(data, str):
         return data
-    pairs = self._connection.run(partial(pairs_of, data))
-    name = self._connection.run(partial(content_name, pairs))
+    # Gone through three times: to check it, to name it, to send it.
+    rows = self._connection.run(partial(rereadable_rows_of, data))
+    self._connection.run(partial(check, rows, Tolerance()))
+    name = self._connection.run(partial(content_name, rows))
     try:
         found = get_dataset(self, name)
     except NotFound:
@@ -76,7 +150,16 @@ def dataset_for(self: Client, data: str | Path | Iterable[PairLike]) -> str:
     else:
         return found.name
     try:
-        found = _upload(self, name, pairs, "", _UPLOAD_S)
+        found = _upload(
+            self,
+            name,
+            rows,
+            description="",
+            tolerance=Tolerance(),
+            progress=shown(False, name),
+            resume="",
+            timeout=_UPLOAD_S,
+        )
     except AlreadyExists as error:  # the same content has another name
         if "dataset" not in error.metadata:
             raise

@@ -25,41 +25,57 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehotclip_proto/v1/dataset.proto\x12\nhotclip.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"0\n\x0b\x44\x61tasetOpen\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\")\n\x0c\x44\x61tasetImage\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x9f\x01\n\x0b\x44\x61tasetPair\x12\x11\n\timage_key\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x12\n\x05score\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\x0enegative_texts\x18\x06 \x03(\t\x12\x1b\n\x13negative_image_keys\x18\x07 \x03(\tB\x08\n\x06_score\"\xf1\x01\n\x14UploadDatasetRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.hotclip.v1.DatasetOpenH\x00\x12)\n\x05image\x18\x02 \x01(\x0b\x32\x18.hotclip.v1.DatasetImageH\x00\x12\'\n\x04pair\x18\x03 \x01(\x0b\x32\x17.hotclip.v1.DatasetPairH\x00\x12)\n\x05pairs\x18\x04 \x01(\x0b\x32\x18.hotclip.v1.DatasetPairsH\x00\x12)\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x18.hotclip.v1.DatasetCloseH\x00\x42\x06\n\x04part\"6\n\x0c\x44\x61tasetPairs\x12&\n\x05pairs\x18\x01 \x03(\x0b\x32\x17.hotclip.v1.DatasetPair\"-\n\x0c\x44\x61tasetClose\x12\r\n\x05pairs\x18\x01 \x01(\x04\x12\x0e\n\x06images\x18\x02 \x01(\x04\"\x9d\x02\n\x07\x44\x61taset\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\r\n\x05pairs\x18\x04 \x01(\x04\x12\x0e\n\x06images\x18\x05 \x01(\x04\x12\r\n\x05texts\x18\x06 \x01(\x04\x12\x0e\n\x06groups\x18\x07 \x01(\x04\x12\x12\n\nsize_bytes\x18\x08 \x01(\x04\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x64uplicate_pairs\x18\n \x01(\x04\x12\x0e\n\x06labels\x18\x0b \x01(\x04\x12\x19\n\x11uncaptioned_pairs\x18\x0c \x01(\x04\x12\x1c\n\x14pairs_with_negatives\x18\r \x01(\x04\"$\n\x11GetDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.hotclip.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x16\x44ownloadDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"\xa0\x01\n\x17\x44ownloadDatasetResponse\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.hotclip.v1.DatasetOpenH\x00\x12)\n\x05image\x18\x02 \x01(\x0b\x32\x18.hotclip.v1.DatasetImageH\x00\x12)\n\x05pairs\x18\x03 \x01(\x0b\x32\x18.hotclip.v1.DatasetPairsH\x00\x42\x06\n\x04part\"\'\n\x14\x44\x65leteDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse2\xa3\x03\n\x0e\x44\x61tasetService\x12H\n\rUploadDataset\x12 .hotclip.v1.UploadDatasetRequest\x1a\x13.hotclip.v1.Dataset(\x01\x12@\n\nGetDataset\x12\x1d.hotclip.v1.GetDatasetRequest\x1a\x13.hotclip.v1.Dataset\x12Q\n\x0cListDatasets\x12\x1f.hotclip.v1.ListDatasetsRequest\x1a .hotclip.v1.ListDatasetsResponse\x12\\\n\x0f\x44ownloadDataset\x12\".hotclip.v1.DownloadDatasetRequest\x1a#.hotclip.v1.DownloadDatasetResponse0\x01\x12T\n\rDeleteDataset\x12 .hotclip.v1.DeleteDatasetRequest\x1a!.hotclip.v1.DeleteDatasetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehotclip_proto/v1/dataset.proto\x12\nhotclip.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n\x0b\x44\x61tasetOpen\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0e\n\x06upload\x18\x03 \x01(\t\x12\x14\n\x0cmax_bad_rows\x18\x04 \x01(\x04\x12\x15\n\rmax_bad_share\x18\x05 \x01(\x01\")\n\x0c\x44\x61tasetImage\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xae\x01\n\x0b\x44\x61tasetPair\x12\x11\n\timage_key\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x12\n\x05score\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\x0enegative_texts\x18\x06 \x03(\t\x12\x1b\n\x13negative_image_keys\x18\x07 \x03(\t\x12\r\n\x05where\x18\x08 \x01(\tB\x08\n\x06_score\";\n\x0bRejectedRow\x12\r\n\x05where\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"5\n\x0cRejectedRows\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.hotclip.v1.RejectedRow\"\x9f\x02\n\x14UploadDatasetRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.hotclip.v1.DatasetOpenH\x00\x12)\n\x05image\x18\x02 \x01(\x0b\x32\x18.hotclip.v1.DatasetImageH\x00\x12\'\n\x04pair\x18\x03 \x01(\x0b\x32\x17.hotclip.v1.DatasetPairH\x00\x12)\n\x05pairs\x18\x04 \x01(\x0b\x32\x18.hotclip.v1.DatasetPairsH\x00\x12)\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x18.hotclip.v1.DatasetCloseH\x00\x12,\n\x08rejected\x18\x06 \x01(\x0b\x32\x18.hotclip.v1.RejectedRowsH\x00\x42\x06\n\x04part\"6\n\x0c\x44\x61tasetPairs\x12&\n\x05pairs\x18\x01 \x03(\x0b\x32\x17.hotclip.v1.DatasetPair\"L\n\x0c\x44\x61tasetClose\x12\r\n\x05pairs\x18\x01 \x01(\x04\x12\x0e\n\x06images\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\r\n\x05notes\x18\x04 \x03(\t\"\xdd\x01\n\x15UploadDatasetResponse\x12.\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1a.hotclip.v1.UploadAcceptedH\x00\x12\x36\n\x0c\x61\x63knowledged\x18\x02 \x01(\x0b\x32\x1e.hotclip.v1.UploadAcknowledgedH\x00\x12,\n\x07refused\x18\x03 \x01(\x0b\x32\x19.hotclip.v1.DatasetReportH\x00\x12&\n\x07\x64\x61taset\x18\x04 \x01(\x0b\x32\x13.hotclip.v1.DatasetH\x00\x42\x06\n\x04part\"\x86\x01\n\x0eUploadAccepted\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\r\n\x05parts\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x14\n\x0cwindow_bytes\x18\x04 \x01(\x04\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"#\n\x12UploadAcknowledged\x12\r\n\x05parts\x18\x01 \x01(\x04\"\xed\x03\n\rDatasetReport\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12\x10\n\x08\x62\x61\x64_rows\x18\x02 \x01(\x04\x12\'\n\x06listed\x18\x03 \x03(\x0b\x32\x17.hotclip.v1.RejectedRow\x12\x17\n\x0f\x64uplicate_pairs\x18\x04 \x01(\x04\x12!\n\x19images_with_several_texts\x18\x05 \x01(\x04\x12!\n\x19texts_with_several_images\x18\x06 \x01(\x04\x12\x1a\n\x12most_frequent_text\x18\x07 \x01(\t\x12 \n\x18most_frequent_text_pairs\x18\x08 \x01(\x04\x12\x11\n\tmin_width\x18\t \x01(\r\x12\x11\n\tmax_width\x18\n \x01(\r\x12\x12\n\nmin_height\x18\x0b \x01(\r\x12\x12\n\nmax_height\x18\x0c \x01(\r\x12\x17\n\x0fmin_image_bytes\x18\r \x01(\x04\x12\x17\n\x0fmax_image_bytes\x18\x0e \x01(\x04\x12\x37\n\x07\x66ormats\x18\x0f \x03(\x0b\x32&.hotclip.v1.DatasetReport.FormatsEntry\x12\r\n\x05notes\x18\x10 \x03(\t\x1a.\n\x0c\x46ormatsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xc8\x02\n\x07\x44\x61taset\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\r\n\x05pairs\x18\x04 \x01(\x04\x12\x0e\n\x06images\x18\x05 \x01(\x04\x12\r\n\x05texts\x18\x06 \x01(\x04\x12\x0e\n\x06groups\x18\x07 \x01(\x04\x12\x12\n\nsize_bytes\x18\x08 \x01(\x04\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x64uplicate_pairs\x18\n \x01(\x04\x12\x0e\n\x06labels\x18\x0b \x01(\x04\x12\x19\n\x11uncaptioned_pairs\x18\x0c \x01(\x04\x12\x1c\n\x14pairs_with_negatives\x18\r \x01(\x04\x12)\n\x06report\x18\x0e \x01(\x0b\x32\x19.hotclip.v1.DatasetReport\"$\n\x11GetDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.hotclip.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x16\x44ownloadDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"\xa0\x01\n\x17\x44ownloadDatasetResponse\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.hotclip.v1.DatasetOpenH\x00\x12)\n\x05image\x18\x02 \x01(\x0b\x32\x18.hotclip.v1.DatasetImageH\x00\x12)\n\x05pairs\x18\x03 \x01(\x0b\x32\x18.hotclip.v1.DatasetPairsH\x00\x42\x06\n\x04part\"\'\n\x14\x44\x65leteDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse2\xb3\x03\n\x0e\x44\x61tasetService\x12X\n\rUploadDataset\x12 .hotclip.v1.UploadDatasetRequest\x1a!.hotclip.v1.UploadDatasetResponse(\x01\x30\x01\x12@\n\nGetDataset\x12\x1d.hotclip.v1.GetDatasetRequest\x1a\x13.hotclip.v1.Dataset\x12Q\n\x0cListDatasets\x12\x1f.hotclip.v1.ListDatasetsRequest\x1a .hotclip.v1.ListDatasetsResponse\x12\\\n\x0f\x44ownloadDataset\x12\".hotclip.v1.DownloadDatasetRequest\x1a#.hotclip.v1.DownloadDatasetResponse0\x01\x12T\n\rDeleteDataset\x12 .hotclip.v1.DeleteDatasetRequest\x1a!.hotclip.v1.DeleteDatasetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hotclip_proto.v1.dataset_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DATASETREPORT_FORMATSENTRY']._loaded_options = None
+  _globals['_DATASETREPORT_FORMATSENTRY']._serialized_options = b'8\001'
   _globals['_DATASETOPEN']._serialized_start=79
-  _globals['_DATASETOPEN']._serialized_end=127
-  _globals['_DATASETIMAGE']._serialized_start=129
-  _globals['_DATASETIMAGE']._serialized_end=170
-  _globals['_DATASETPAIR']._serialized_start=173
-  _globals['_DATASETPAIR']._serialized_end=332
-  _globals['_UPLOADDATASETREQUEST']._serialized_start=335
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=576
-  _globals['_DATASETPAIRS']._serialized_start=578
-  _globals['_DATASETPAIRS']._serialized_end=632
-  _globals['_DATASETCLOSE']._serialized_start=634
-  _globals['_DATASETCLOSE']._serialized_end=679
-  _globals['_DATASET']._serialized_start=682
-  _globals['_DATASET']._serialized_end=967
-  _globals['_GETDATASETREQUEST']._serialized_start=969
-  _globals['_GETDATASETREQUEST']._serialized_end=1005
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1007
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1067
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1069
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1155
-  _globals['_DOWNLOADDATASETREQUEST']._serialized_start=1157
-  _globals['_DOWNLOADDATASETREQUEST']._serialized_end=1198
-  _globals['_DOWNLOADDATASETRESPONSE']._serialized_start=1201
-  _globals['_DOWNLOADDATASETRESPONSE']._serialized_end=1361
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1363
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1402
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=1404
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=1427
-  _globals['_DATASETSERVICE']._serialized_start=1430
-  _globals['_DATASETSERVICE']._serialized_end=1849
+  _globals['_DATASETOPEN']._serialized_end=188
+  _globals['_DATASETIMAGE']._serialized_start=190
+  _globals['_DATASETIMAGE']._serialized_end=231
+  _globals['_DATASETPAIR']._serialized_start=234
+  _globals['_DATASETPAIR']._serialized_end=408
+  _globals['_REJECTEDROW']._serialized_start=410
+  _globals['_REJECTEDROW']._serialized_end=469
+  _globals['_REJECTEDROWS']._serialized_start=471
+  _globals['_REJECTEDROWS']._serialized_end=524
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=527
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=814
+  _globals['_DATASETPAIRS']._serialized_start=816
+  _globals['_DATASETPAIRS']._serialized_end=870
+  _globals['_DATASETCLOSE']._serialized_start=872
+  _globals['_DATASETCLOSE']._serialized_end=948
+  _globals['_UPLOADDATASETRESPONSE']._serialized_start=951
+  _globals['_UPLOADDATASETRESPONSE']._serialized_end=1172
+  _globals['_UPLOADACCEPTED']._serialized_start=1175
+  _globals['_UPLOADACCEPTED']._serialized_end=1309
+  _globals['_UPLOADACKNOWLEDGED']._serialized_start=1311
+  _globals['_UPLOADACKNOWLEDGED']._serialized_end=1346
+  _globals['_DATASETREPORT']._serialized_start=1349
+  _globals['_DATASETREPORT']._serialized_end=1842
+  _globals['_DATASETREPORT_FORMATSENTRY']._serialized_start=1796
+  _globals['_DATASETREPORT_FORMATSENTRY']._serialized_end=1842
+  _globals['_DATASET']._serialized_start=1845
+  _globals['_DATASET']._serialized_end=2173
+  _globals['_GETDATASETREQUEST']._serialized_start=2175
+  _globals['_GETDATASETREQUEST']._serialized_end=2211
+  _globals['_LISTDATASETSREQUEST']._serialized_start=2213
+  _globals['_LISTDATASETSREQUEST']._serialized_end=2273
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=2275
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=2361
+  _globals['_DOWNLOADDATASETREQUEST']._serialized_start=2363
+  _globals['_DOWNLOADDATASETREQUEST']._serialized_end=2404
+  _globals['_DOWNLOADDATASETRESPONSE']._serialized_start=2407
+  _globals['_DOWNLOADDATASETRESPONSE']._serialized_end=2567
+  _globals['_DELETEDATASETREQUEST']._serialized_start=2569
+  _globals['_DELETEDATASETREQUEST']._serialized_end=2608
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=2610
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=2633
+  _globals['_DATASETSERVICE']._serialized_start=2636
+  _globals['_DATASETSERVICE']._serialized_end=3071
 # @@protoc_insertion_point(module_scope)

@@ -21,25 +21,37 @@ DESCRIPTOR: descriptor.FileDescriptor
 
 @typing.final
 class DatasetOpen(message.Message):
-    """Starts an upload."""
+    """Starts an upload, or goes on with one."""
 
     DESCRIPTOR: descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
+    UPLOAD_FIELD_NUMBER: builtins.int
+    MAX_BAD_ROWS_FIELD_NUMBER: builtins.int
+    MAX_BAD_SHARE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Unique among datasets; 1 to 128 of [A-Za-z0-9._-]; empty: the id."""
     description: builtins.str
     """Free text, at most 4 KiB."""
+    upload: builtins.str
+    """Of an upload: the id of one that is unfinished; everything else is then as it was."""
+    max_bad_rows: builtins.int
+    """Of an upload: bad rows with which the others are stored."""
+    max_bad_share: builtins.float
+    """Of an upload: likewise, as a share of all rows, 0 to 1; the larger of the two holds."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         description: builtins.str = ...,
+        upload: builtins.str = ...,
+        max_bad_rows: builtins.int = ...,
+        max_bad_share: builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["description", b"description", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["description", b"description", "max_bad_rows", b"max_bad_rows", "max_bad_share", b"max_bad_share", "name", b"name", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -80,6 +92,7 @@ class DatasetPair(message.Message):
     SCORE_FIELD_NUMBER: builtins.int
     NEGATIVE_TEXTS_FIELD_NUMBER: builtins.int
     NEGATIVE_IMAGE_KEYS_FIELD_NUMBER: builtins.int
+    WHERE_FIELD_NUMBER: builtins.int
     image_key: builtins.str
     """Key of the image."""
     text: builtins.str
@@ -90,6 +103,10 @@ class DatasetPair(message.Message):
     """Name of the class that the image belongs to, at most 1 KiB; empty: none."""
     score: builtins.float
     """How well text and image fit, 0 to 1; default 1."""
+    where: builtins.str
+    """Of an upload: how the caller names the row, e.g. "line 4", at most 512 characters; not
+    stored.
+    """
     @builtins.property
     def negative_texts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Texts that are wrong for this image though they look right, at most 64."""
@@ -110,14 +127,61 @@ class DatasetPair(message.Message):
         score: builtins.float | None = ...,
         negative_texts: abc.Iterable[builtins.str] | None = ...,
         negative_image_keys: abc.Iterable[builtins.str] | None = ...,
+        where: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_score", b"_score", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_score", b"_score", "group", b"group", "image_key", b"image_key", "label", b"label", "negative_image_keys", b"negative_image_keys", "negative_texts", b"negative_texts", "score", b"score", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_score", b"_score", "group", b"group", "image_key", b"image_key", "label", b"label", "negative_image_keys", b"negative_image_keys", "negative_texts", b"negative_texts", "score", b"score", "text", b"text", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = typing.Literal["_score", b"_score"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+
+@typing.final
+class RejectedRow(message.Message):
+    """A row that the caller could not send."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    WHERE_FIELD_NUMBER: builtins.int
+    FIELD_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    where: builtins.str
+    """How the caller names the row, at most 512 characters."""
+    field: builtins.str
+    """"text", "image" …"""
+    reason: builtins.str
+    """What is wrong, at most 512 characters."""
+    def __init__(
+        self,
+        *,
+        where: builtins.str = ...,
+        field: builtins.str = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["field", b"field", "reason", b"reason", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RejectedRows(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def rows(self) -> containers.RepeatedCompositeFieldContainer[RejectedRow]: ...
+    def __init__(
+        self,
+        *,
+        rows: abc.Iterable[RejectedRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class UploadDatasetRequest(message.Message):
@@ -128,6 +192,7 @@ class UploadDatasetRequest(message.Message):
     PAIR_FIELD_NUMBER: builtins.int
     PAIRS_FIELD_NUMBER: builtins.int
     CLOSE_FIELD_NUMBER: builtins.int
+    REJECTED_FIELD_NUMBER: builtins.int
     @builtins.property
     def open(self) -> DatasetOpen: ...
     @builtins.property
@@ -142,6 +207,10 @@ class UploadDatasetRequest(message.Message):
     def close(self) -> DatasetClose:
         """The last message."""
 
+    @builtins.property
+    def rejected(self) -> RejectedRows:
+        """Counted and listed with the bad rows that the server finds."""
+
     def __init__(
         self,
         *,
@@ -150,12 +219,13 @@ class UploadDatasetRequest(message.Message):
         pair: DatasetPair | None = ...,
         pairs: DatasetPairs | None = ...,
         close: DatasetClose | None = ...,
+        rejected: RejectedRows | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["close", b"close", "image", b"image", "open", b"open", "pair", b"pair", "pairs", b"pairs", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["close", b"close", "image", b"image", "open", b"open", "pair", b"pair", "pairs", b"pairs", "part", b"part", "rejected", b"rejected"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["close", b"close", "image", b"image", "open", b"open", "pair", b"pair", "pairs", b"pairs", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["close", b"close", "image", b"image", "open", b"open", "pair", b"pair", "pairs", b"pairs", "part", b"part", "rejected", b"rejected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = typing.Literal["open", "image", "pair", "pairs", "close"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = typing.Literal["open", "image", "pair", "pairs", "close", "rejected"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -185,19 +255,220 @@ class DatasetClose(message.Message):
 
     PAIRS_FIELD_NUMBER: builtins.int
     IMAGES_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
     pairs: builtins.int
     """Pairs sent, duplicates included."""
     images: builtins.int
     """Images sent."""
+    digest: builtins.str
+    """After the last part, lower-case hex; empty: not checked."""
+    @builtins.property
+    def notes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What the person should know, such as files that were not used; at most 64 of 512 characters."""
+
     def __init__(
         self,
         *,
         pairs: builtins.int = ...,
         images: builtins.int = ...,
+        digest: builtins.str = ...,
+        notes: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["images", b"images", "pairs", b"pairs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["digest", b"digest", "images", b"images", "notes", b"notes", "pairs", b"pairs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class UploadDatasetResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: builtins.int
+    ACKNOWLEDGED_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
+    DATASET_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def accepted(self) -> UploadAccepted: ...
+    @builtins.property
+    def acknowledged(self) -> UploadAcknowledged: ...
+    @builtins.property
+    def refused(self) -> DatasetReport:
+        """Why the upload is refused; the error follows."""
+
+    @builtins.property
+    def dataset(self) -> Dataset:
+        """The last message."""
+
+    def __init__(
+        self,
+        *,
+        accepted: UploadAccepted | None = ...,
+        acknowledged: UploadAcknowledged | None = ...,
+        refused: DatasetReport | None = ...,
+        dataset: Dataset | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["accepted", b"accepted", "acknowledged", b"acknowledged", "dataset", b"dataset", "part", b"part", "refused", b"refused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["accepted", b"accepted", "acknowledged", b"acknowledged", "dataset", b"dataset", "part", b"part", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = typing.Literal["accepted", "acknowledged", "refused", "dataset"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+@typing.final
+class UploadAccepted(message.Message):
+    """Answers open, unless the upload is complete."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    UPLOAD_FIELD_NUMBER: builtins.int
+    PARTS_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    WINDOW_BYTES_FIELD_NUMBER: builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    upload: builtins.str
+    """Id of the upload, to go on with it."""
+    parts: builtins.int
+    """Parts that the server has."""
+    digest: builtins.str
+    """Digest after them, lower-case hex."""
+    window_bytes: builtins.int
+    """Parts are acknowledged before so many bytes of messages are unacknowledged."""
+    @builtins.property
+    def expire_time(self) -> timestamp_pb2.Timestamp:
+        """Until when the upload is kept if nothing more comes."""
+
+    def __init__(
+        self,
+        *,
+        upload: builtins.str = ...,
+        parts: builtins.int = ...,
+        digest: builtins.str = ...,
+        window_bytes: builtins.int = ...,
+        expire_time: timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["digest", b"digest", "expire_time", b"expire_time", "parts", b"parts", "upload", b"upload", "window_bytes", b"window_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class UploadAcknowledged(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: builtins.int
+    parts: builtins.int
+    """Parts that are safe, counted from the first."""
+    def __init__(
+        self,
+        *,
+        parts: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DatasetReport(message.Message):
+    """What an upload was found to hold."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class FormatsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ROWS_FIELD_NUMBER: builtins.int
+    BAD_ROWS_FIELD_NUMBER: builtins.int
+    LISTED_FIELD_NUMBER: builtins.int
+    DUPLICATE_PAIRS_FIELD_NUMBER: builtins.int
+    IMAGES_WITH_SEVERAL_TEXTS_FIELD_NUMBER: builtins.int
+    TEXTS_WITH_SEVERAL_IMAGES_FIELD_NUMBER: builtins.int
+    MOST_FREQUENT_TEXT_FIELD_NUMBER: builtins.int
+    MOST_FREQUENT_TEXT_PAIRS_FIELD_NUMBER: builtins.int
+    MIN_WIDTH_FIELD_NUMBER: builtins.int
+    MAX_WIDTH_FIELD_NUMBER: builtins.int
+    MIN_HEIGHT_FIELD_NUMBER: builtins.int
+    MAX_HEIGHT_FIELD_NUMBER: builtins.int
+    MIN_IMAGE_BYTES_FIELD_NUMBER: builtins.int
+    MAX_IMAGE_BYTES_FIELD_NUMBER: builtins.int
+    FORMATS_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
+    rows: builtins.int
+    """Rows read, bad ones and duplicates included."""
+    bad_rows: builtins.int
+    duplicate_pairs: builtins.int
+    """Rows that were given before and are kept once."""
+    images_with_several_texts: builtins.int
+    """Fine: one of the texts is drawn each epoch."""
+    texts_with_several_images: builtins.int
+    """Fine: they are positives of each other."""
+    most_frequent_text: builtins.str
+    """Text of the most pairs, cut to 256 characters; empty if each is there once."""
+    most_frequent_text_pairs: builtins.int
+    min_width: builtins.int
+    """Smallest and largest of the images, in pixels and bytes."""
+    max_width: builtins.int
+    min_height: builtins.int
+    max_height: builtins.int
+    min_image_bytes: builtins.int
+    max_image_bytes: builtins.int
+    @builtins.property
+    def listed(self) -> containers.RepeatedCompositeFieldContainer[RejectedRow]:
+        """The first of the bad rows, at most 1,000."""
+
+    @builtins.property
+    def formats(self) -> containers.ScalarMap[builtins.str, builtins.int]:
+        """Images by format: "JPEG", "PNG", "WEBP"."""
+
+    @builtins.property
+    def notes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """As the caller told."""
+
+    def __init__(
+        self,
+        *,
+        rows: builtins.int = ...,
+        bad_rows: builtins.int = ...,
+        listed: abc.Iterable[RejectedRow] | None = ...,
+        duplicate_pairs: builtins.int = ...,
+        images_with_several_texts: builtins.int = ...,
+        texts_with_several_images: builtins.int = ...,
+        most_frequent_text: builtins.str = ...,
+        most_frequent_text_pairs: builtins.int = ...,
+        min_width: builtins.int = ...,
+        max_width: builtins.int = ...,
+        min_height: builtins.int = ...,
+        max_height: builtins.int = ...,
+        min_image_bytes: builtins.int = ...,
+        max_image_bytes: builtins.int = ...,
+        formats: abc.Mapping[builtins.str, builtins.int] | None = ...,
+        notes: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["bad_rows", b"bad_rows", "duplicate_pairs", b"duplicate_pairs", "formats", b"formats", "images_with_several_texts", b"images_with_several_texts", "listed", b"listed", "max_height", b"max_height", "max_image_bytes", b"max_image_bytes", "max_width", b"max_width", "min_height", b"min_height", "min_image_bytes", b"min_image_bytes", "min_width", b"min_width", "most_frequent_text", b"most_frequent_text", "most_frequent_text_pairs", b"most_frequent_text_pairs", "notes", b"notes", "rows", b"rows", "texts_with_several_images", b"texts_with_several_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -220,6 +491,7 @@ class Dataset(message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     UNCAPTIONED_PAIRS_FIELD_NUMBER: builtins.int
     PAIRS_WITH_NEGATIVES_FIELD_NUMBER: builtins.int
+    REPORT_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Content address."""
     name: builtins.str
@@ -248,6 +520,10 @@ class Dataset(message.Message):
     def create_time(self) -> timestamp_pb2.Timestamp:
         """When it was first uploaded."""
 
+    @builtins.property
+    def report(self) -> DatasetReport:
+        """Of an upload: its own; else of the upload that stored it. Not set in lists."""
+
     def __init__(
         self,
         *,
@@ -264,10 +540,11 @@ class Dataset(message.Message):
         labels: builtins.int = ...,
         uncaptioned_pairs: builtins.int = ...,
         pairs_with_negatives: builtins.int = ...,
+        report: DatasetReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "description", b"description", "duplicate_pairs", b"duplicate_pairs", "groups", b"groups", "id", b"id", "images", b"images", "labels", b"labels", "name", b"name", "pairs", b"pairs", "pairs_with_negatives", b"pairs_with_negatives", "size_bytes", b"size_bytes", "texts", b"texts", "uncaptioned_pairs", b"uncaptioned_pairs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "description", b"description", "duplicate_pairs", b"duplicate_pairs", "groups", b"groups", "id", b"id", "images", b"images", "labels", b"labels", "name", b"name", "pairs", b"pairs", "pairs_with_negatives", b"pairs_with_negatives", "report", b"report", "size_bytes", b"size_bytes", "texts", b"texts", "uncaptioned_pairs", b"uncaptioned_pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,10 +35,10 @@ class DatasetServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.UploadDataset = channel.stream_unary(
+        self.UploadDataset = channel.stream_stream(
                 '/hotclip.v1.DatasetService/UploadDataset',
                 request_serializer=hotclip__proto_dot_v1_dot_dataset__pb2.UploadDatasetRequest.SerializeToString,
-                response_deserializer=hotclip__proto_dot_v1_dot_dataset__pb2.Dataset.FromString,
+                response_deserializer=hotclip__proto_dot_v1_dot_dataset__pb2.UploadDatasetResponse.FromString,
                 _registered_method=True)
         self.GetDataset = channel.unary_unary(
                 '/hotclip.v1.DatasetService/GetDataset',
@@ -67,11 +67,29 @@ class DatasetServiceServicer(object):
     """
 
     def UploadDataset(self, request_iterator, context):
-        """First message: open; then pairs and images in any order, an image before or after
-        the pairs that name it; last message: close. Nothing is kept if the stream breaks. Errors:
-        INVALID_ARGUMENT (row and field in the violation; image that cannot be read; name
-        already taken by other content: ALREADY_EXISTS), RESOURCE_EXHAUSTED (bytes, disk),
-        DATA_LOSS (checksum).
+        """First message: open. The server answers `accepted`; then pairs and images in any order, an
+        image before or after the pairs that name it; last message: close. The server says
+        `acknowledged` when parts are safe on its disk, and `dataset` at the end.
+
+        A part is a message other than open and close. After a broken connection or a restart of
+        the server the upload goes on: open names it, `accepted` says how many parts the server has,
+        and the next part is sent. Who has not more than `window_bytes` unacknowledged can send
+        again what was lost. An upload that is refused, or that nobody goes on with until
+        `expire_time`, leaves nothing behind.
+
+        Bad rows are left out as long as open allows so many, and listed in the dataset's report.
+        If there are more, the answer is `refused` and then INVALID_ARGUMENT/DATASET_INVALID.
+
+        The digest after a part is the sha256 of the digest before it (32 zero bytes at first) and
+        of the part: of an image its key; of pairs, each: image_key, text, group, label, score
+        (IEEE 754 double), negative_texts, negative_image_keys, where; of rejected rows, each:
+        where, field, reason. A string is preceded by its length in bytes, a list by its length, as
+        uint32; all little-endian.
+
+        Errors: INVALID_ARGUMENT (field in the violation), NOT_FOUND/UPLOAD_NOT_FOUND,
+        ALREADY_EXISTS (the name belongs to other content, or the content to another name),
+        RESOURCE_EXHAUSTED (bytes, disk, unfinished uploads), DATA_LOSS (checksum),
+        ABORTED/UPLOAD_TAKEN_OVER (another call goes on with the upload).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,10 +127,10 @@ class DatasetServiceServicer(object):
 
 def add_DatasetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'UploadDataset': grpc.stream_unary_rpc_method_handler(
+            'UploadDataset': grpc.stream_stream_rpc_method_handler(
                     servicer.UploadDataset,
                     request_deserializer=hotclip__proto_dot_v1_dot_dataset__pb2.UploadDatasetRequest.FromString,
-                    response_serializer=hotclip__proto_dot_v1_dot_dataset__pb2.Dataset.SerializeToString,
+                    response_serializer=hotclip__proto_dot_v1_dot_dataset__pb2.UploadDatasetResponse.SerializeToString,
             ),
             'GetDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDataset,
@@ -157,12 +175,12 @@ class DatasetService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.stream_unary(
+        return grpc.experimental.stream_stream(
             request_iterator,
             target,
             '/hotclip.v1.DatasetService/UploadDataset',
             hotclip__proto_dot_v1_dot_dataset__pb2.UploadDatasetRequest.SerializeToString,
-            hotclip__proto_dot_v1_dot_dataset__pb2.Dataset.FromString,
+            hotclip__proto_dot_v1_dot_dataset__pb2.UploadDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

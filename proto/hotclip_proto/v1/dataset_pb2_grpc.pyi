@@ -33,12 +33,30 @@ class DatasetServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DatasetServiceAsyncStub: ...
-    UploadDataset: _grpc.StreamUnaryMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.Dataset]
-    """First message: open; then pairs and images in any order, an image before or after
-    the pairs that name it; last message: close. Nothing is kept if the stream breaks. Errors:
-    INVALID_ARGUMENT (row and field in the violation; image that cannot be read; name
-    already taken by other content: ALREADY_EXISTS), RESOURCE_EXHAUSTED (bytes, disk),
-    DATA_LOSS (checksum).
+    UploadDataset: _grpc.StreamStreamMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.UploadDatasetResponse]
+    """First message: open. The server answers `accepted`; then pairs and images in any order, an
+    image before or after the pairs that name it; last message: close. The server says
+    `acknowledged` when parts are safe on its disk, and `dataset` at the end.
+
+    A part is a message other than open and close. After a broken connection or a restart of
+    the server the upload goes on: open names it, `accepted` says how many parts the server has,
+    and the next part is sent. Who has not more than `window_bytes` unacknowledged can send
+    again what was lost. An upload that is refused, or that nobody goes on with until
+    `expire_time`, leaves nothing behind.
+
+    Bad rows are left out as long as open allows so many, and listed in the dataset's report.
+    If there are more, the answer is `refused` and then INVALID_ARGUMENT/DATASET_INVALID.
+
+    The digest after a part is the sha256 of the digest before it (32 zero bytes at first) and
+    of the part: of an image its key; of pairs, each: image_key, text, group, label, score
+    (IEEE 754 double), negative_texts, negative_image_keys, where; of rejected rows, each:
+    where, field, reason. A string is preceded by its length in bytes, a list by its length, as
+    uint32; all little-endian.
+
+    Errors: INVALID_ARGUMENT (field in the violation), NOT_FOUND/UPLOAD_NOT_FOUND,
+    ALREADY_EXISTS (the name belongs to other content, or the content to another name),
+    RESOURCE_EXHAUSTED (bytes, disk, unfinished uploads), DATA_LOSS (checksum),
+    ABORTED/UPLOAD_TAKEN_OVER (another call goes on with the upload).
     """
     GetDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.Dataset]
     """Errors: NOT_FOUND."""
@@ -56,12 +74,30 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """Datasets are immutable: the same content gives the same id."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    UploadDataset: _aio.StreamUnaryMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.Dataset]  # type: ignore[assignment]
-    """First message: open; then pairs and images in any order, an image before or after
-    the pairs that name it; last message: close. Nothing is kept if the stream breaks. Errors:
-    INVALID_ARGUMENT (row and field in the violation; image that cannot be read; name
-    already taken by other content: ALREADY_EXISTS), RESOURCE_EXHAUSTED (bytes, disk),
-    DATA_LOSS (checksum).
+    UploadDataset: _aio.StreamStreamMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.UploadDatasetResponse]  # type: ignore[assignment]
+    """First message: open. The server answers `accepted`; then pairs and images in any order, an
+    image before or after the pairs that name it; last message: close. The server says
+    `acknowledged` when parts are safe on its disk, and `dataset` at the end.
+
+    A part is a message other than open and close. After a broken connection or a restart of
+    the server the upload goes on: open names it, `accepted` says how many parts the server has,
+    and the next part is sent. Who has not more than `window_bytes` unacknowledged can send
+    again what was lost. An upload that is refused, or that nobody goes on with until
+    `expire_time`, leaves nothing behind.
+
+    Bad rows are left out as long as open allows so many, and listed in the dataset's report.
+    If there are more, the answer is `refused` and then INVALID_ARGUMENT/DATASET_INVALID.
+
+    The digest after a part is the sha256 of the digest before it (32 zero bytes at first) and
+    of the part: of an image its key; of pairs, each: image_key, text, group, label, score
+    (IEEE 754 double), negative_texts, negative_image_keys, where; of rejected rows, each:
+    where, field, reason. A string is preceded by its length in bytes, a list by its length, as
+    uint32; all little-endian.
+
+    Errors: INVALID_ARGUMENT (field in the violation), NOT_FOUND/UPLOAD_NOT_FOUND,
+    ALREADY_EXISTS (the name belongs to other content, or the content to another name),
+    RESOURCE_EXHAUSTED (bytes, disk, unfinished uploads), DATA_LOSS (checksum),
+    ABORTED/UPLOAD_TAKEN_OVER (another call goes on with the upload).
     """
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.Dataset]  # type: ignore[assignment]
     """Errors: NOT_FOUND."""
@@ -82,12 +118,30 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request_iterator: _MaybeAsyncIterator[_dataset_pb2.UploadDatasetRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_dataset_pb2.Dataset, _abc.Awaitable[_dataset_pb2.Dataset]]:
-        """First message: open; then pairs and images in any order, an image before or after
-        the pairs that name it; last message: close. Nothing is kept if the stream breaks. Errors:
-        INVALID_ARGUMENT (row and field in the violation; image that cannot be read; name
-        already taken by other content: ALREADY_EXISTS), RESOURCE_EXHAUSTED (bytes, disk),
-        DATA_LOSS (checksum).
+    ) -> _typing.Union[_abc.Iterator[_dataset_pb2.UploadDatasetResponse], _abc.AsyncIterator[_dataset_pb2.UploadDatasetResponse]]:
+        """First message: open. The server answers `accepted`; then pairs and images in any order, an
+        image before or after the pairs that name it; last message: close. The server says
+        `acknowledged` when parts are safe on its disk, and `dataset` at the end.
+
+        A part is a message other than open and close. After a broken connection or a restart of
+        the server the upload goes on: open names it, `accepted` says how many parts the server has,
+        and the next part is sent. Who has not more than `window_bytes` unacknowledged can send
+        again what was lost. An upload that is refused, or that nobody goes on with until
+        `expire_time`, leaves nothing behind.
+
+        Bad rows are left out as long as open allows so many, and listed in the dataset's report.
+        If there are more, the answer is `refused` and then INVALID_ARGUMENT/DATASET_INVALID.
+
+        The digest after a part is the sha256 of the digest before it (32 zero bytes at first) and
+        of the part: of an image its key; of pairs, each: image_key, text, group, label, score
+        (IEEE 754 double), negative_texts, negative_image_keys, where; of rejected rows, each:
+        where, field, reason. A string is preceded by its length in bytes, a list by its length, as
+        uint32; all little-endian.
+
+        Errors: INVALID_ARGUMENT (field in the violation), NOT_FOUND/UPLOAD_NOT_FOUND,
+        ALREADY_EXISTS (the name belongs to other content, or the content to another name),
+        RESOURCE_EXHAUSTED (bytes, disk, unfinished uploads), DATA_LOSS (checksum),
+        ABORTED/UPLOAD_TAKEN_OVER (another call goes on with the upload).
         """
 
     @_abc_1.abstractmethod

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
+
+from hotclip_server.datasets.report import DatasetReport
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -25,8 +28,41 @@ class DatasetLimits:
     """Of a group or a label, UTF-8."""
     max_negatives: int = 64
     """Texts, and images, that a row may name as wrong."""
-    max_violations: int = 32
-    """Bad rows that are reported; an upload with so many is not read further."""
+    max_listed_rows: int = 1000
+    """Bad rows that a report lists; an upload with more is not read further, unless its caller
+    allows so many."""
+    max_uploads: int = 64
+    """Uploads that are unfinished at a time."""
+    upload_expiry_s: float = 24 * 3600
+    """Seconds after which an unfinished upload that nobody goes on with is removed."""
+    window_bytes: int = 32 * MIB
+    """Bytes that a caller may have sent and not yet heard to be safe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadTerms:
+    """What the caller of an upload asked for."""
+
+    name: str
+    description: str
+    max_bad_rows: int = 0
+    max_bad_share: float = 0.0
+    """Of all rows; the larger of the two limits holds."""
+
+    def allowed(self, rows: int) -> int:
+        """Bad rows among so many with which the others are stored."""
+        return max(self.max_bad_rows, math.floor(self.max_bad_share * rows + 1e-9))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """What the caller says that it has sent."""
+
+    pairs: int
+    images: int
+    digest: str = ""
+    """Running checksum, hex; empty: not told."""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +90,5 @@ class DatasetRecord:
     description: str
     counts: DatasetCounts
     create_time: datetime
+    report: DatasetReport | None = None
+    """Of the upload; None in lists."""

@@ -9,7 +9,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -45,6 +45,12 @@ class Row:
     score: float = 1.0
     negative_texts: tuple[str, ...] = ()
     negative_images: tuple[str, ...] = ()
+    where: str = field(default="", compare=False)
+    """How the caller names the row, e.g. "line 4"; not stored."""
+
+    def at(self, where: str) -> Row:
+        """The same, named."""
+        return replace(self, where=where)
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -67,14 +73,14 @@ class Row:
         return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
 
 
-def row_violations(row: Row, path: str, limits: DatasetLimits) -> Iterator[FieldViolation]:
+def row_violations(row: Row, limits: DatasetLimits) -> Iterator[FieldViolation]:
     """What is wrong with a row, by itself."""
     if not KEY.fullmatch(row.image_key):
-        yield FieldViolation(f"{path}.image_key", "must be a sha256 in lower-case hex")
+        yield FieldViolation("image", "must be a sha256 in lower-case hex")
     if not row.text.strip() and (row.text or not row.label.strip()):
-        yield FieldViolation(f"{path}.text", "is empty")
+        yield FieldViolation("text", "is empty")
     if not 0 <= row.score <= 1:
-        yield FieldViolation(f"{path}.score", f"must be within 0..1, is {row.score}")
+        yield FieldViolation("score", f"must be within 0..1, is {row.score}")
     for name, value, most in (
         ("text", row.text, limits.max_text_bytes),
         ("group", row.group, limits.max_group_bytes),
@@ -83,65 +89,71 @@ def row_violations(row: Row, path: str, limits: DatasetLimits) -> Iterator[Field
     ):
         size = len(value.encode())
         if size > most:
-            yield FieldViolation(f"{path}.{name}", f"has {size} bytes, the limit is {most}")
-    yield from _negative_violations(row, path, limits)
+            yield FieldViolation(name, f"has {size} bytes, the limit is {most}")
+    yield from _negative_violations(row, limits)
 
 
-def _negative_violations(row: Row, path: str, limits: DatasetLimits) -> Iterator[FieldViolation]:
+def _negative_violations(row: Row, limits: DatasetLimits) -> Iterator[FieldViolation]:
     for name, count in (
         ("negative_texts", len(row.negative_texts)),
-        ("negative_image_keys", len(row.negative_images)),
+        ("negative_images", len(row.negative_images)),
     ):
         if count > limits.max_negatives:
             problem = f"has {count} entries, the limit is {limits.max_negatives}"
-            yield FieldViolation(f"{path}.{name}", problem)
+            yield FieldViolation(name, problem)
     for i, text in _numbered(row):
         if not text.strip():
-            yield FieldViolation(f"{path}.negative_texts[{i}]", "is empty")
+            yield FieldViolation(f"negative_texts[{i}]", "is empty")
         elif text == row.text:
-            yield FieldViolation(f"{path}.negative_texts[{i}]", "is the text of the row itself")
+            yield FieldViolation(f"negative_texts[{i}]", "is the text of the row itself")
     for i, key in enumerate(row.negative_images):
         if not KEY.fullmatch(key):
             problem = "must be a sha256 in lower-case hex"
-            yield FieldViolation(f"{path}.negative_image_keys[{i}]", problem)
+            yield FieldViolation(f"negative_images[{i}]", problem)
         elif key == row.image_key:
             problem = "is the image of the row itself"
-            yield FieldViolation(f"{path}.negative_image_keys[{i}]", problem)
+            yield FieldViolation(f"negative_images[{i}]", problem)
 
 
 def _numbered(row: Row) -> Iterator[tuple[int, str]]:
     return iter(enumerate(row.negative_texts))
 
 
-def image_violation(
-    key: str, data: bytes, path: str, limits: DatasetLimits
-) -> FieldViolation | None:
-    """What is wrong with an image; decodes all of it.
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What is known of an image; `problem` says why it can't be used, empty if it can."""
+
+    format: str = ""
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+
+
+def image_facts(key: str, data: bytes, limits: DatasetLimits) -> ImageFacts:
+    """Reads and checks an image; decodes all of it.
 
     Raises:
         DataLoss: `key` is not the sha256 of `data`; reason CHECKSUM.
     """
-    if not KEY.fullmatch(key):
-        return FieldViolation(f"{path}.key", "must be the sha256 of data in lower-case hex")
     if hashlib.sha256(data).hexdigest() != key:
-        raise DataLoss(f"{path}: key is not the sha256 of the data that came", reason="CHECKSUM")
-    problem = _image_problem(data, limits)
-    return FieldViolation(f"{path}.data", problem) if problem else None
-
-
-def _image_problem(data: bytes, limits: DatasetLimits) -> str:
+        raise DataLoss(f"image {key}: not the sha256 of the data that came", reason="CHECKSUM")
     if len(data) > limits.max_image_bytes:
-        return f"has {len(data)} bytes, the limit is {limits.max_image_bytes}"
+        return ImageFacts(problem=f"has {len(data)} bytes, the limit is {limits.max_image_bytes}")
     try:
         header = read_header(data)
     except UnknownFormat:
-        return "is not a JPEG, PNG or WebP file"
+        return ImageFacts(problem="is not a JPEG, PNG or WebP file")
     except DamagedHeader as error:
-        return f"cannot be read: {error}"
-    if problem := _size_problem(header.width, header.height, limits):
-        return problem
+        return ImageFacts(problem=f"cannot be read: {error}")
+    problem = _size_problem(header.width, header.height, limits)
+    if not problem:
+        problem = _decoding_problem(data, header.format, limits)
+    return ImageFacts(header.format, header.width, header.height, problem)
+
+
+def _decoding_problem(data: bytes, file_format: str, limits: DatasetLimits) -> str:
     try:
-        with Image.open(io.BytesIO(data), formats=(header.format,)) as image:
+        with Image.open(io.BytesIO(data), formats=(file_format,)) as image:
             # Of a file with several headers Pillow may have taken another one's size.
             if problem := _size_problem(*image.size, limits):
                 return problem

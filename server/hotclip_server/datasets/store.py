@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -14,15 +14,25 @@ from typing import Any, ParamSpec, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from hotclip_server.datasets.records import DatasetCounts, DatasetLimits, DatasetRecord
+from hotclip_server.datasets.records import (
+    DatasetCounts,
+    DatasetLimits,
+    DatasetRecord,
+    Sent,
+    UploadTerms,
+)
+from hotclip_server.datasets.report import DatasetReport
 from hotclip_server.datasets.stored import StoredDataset
 from hotclip_server.datasets.upload import DatasetUpload, Staged
-from hotclip_server.errors import AlreadyExists, FailedPrecondition, NotFound
+from hotclip_server.datasets.uploads import Uploads
+from hotclip_server.errors import AlreadyExists, FailedPrecondition, HotclipError, NotFound
 from hotclip_server.jobs import store as job_store
 from hotclip_server.jobs.states import ACTIVE
 from hotclip_server.storage.atomic import publish_folder, remove_leftovers
 from hotclip_server.storage.database import Database, now
 from hotclip_server.storage.schema import datasets
+
+EXPIRY_CHECK_S = 600.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,58 +55,101 @@ class DatasetStore:
         self._root = root
         self._database = database
         self._executor = executor
-        self._limits = limits
+        self.limits = limits
+        self._uploads = Uploads(root / "uploads", limits)
+        self._expiring: asyncio.Task[None] | None = None
         # Between the folder and the row nobody may delete or store the same content.
         self._changing = asyncio.Lock()
 
     def open(self) -> None:
-        """Removes what a crash left: unfinished uploads, and folders without a row."""
+        """Removes what a crash left: uploads that are too old, and folders without a row."""
         self._root.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._root)
+        self._uploads.open()
         with self._database.transaction() as connection:
             known = set(connection.execute(sa.select(datasets.c.id)).scalars())
         for folder in self._root.glob("ds-*"):
             if folder.name not in known:
                 shutil.rmtree(folder)
 
+    def start(self) -> None:
+        """Removes uploads that get too old from now on."""
+        self._expiring = asyncio.create_task(self._expire())
+
+    async def stop(self) -> None:
+        """Ends what `start` started."""
+        if self._expiring is not None:
+            self._expiring.cancel()
+            await asyncio.wait([self._expiring])
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRY_CHECK_S)
+            await self.run(self._uploads.expire)
+
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs blocking work on the executor."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, lambda: work(*args, **kwargs))
 
-    async def begin(self) -> DatasetUpload:
-        """Starts an upload; end it with `commit` or with its `discard`.
+    async def begin(self, terms: UploadTerms) -> DatasetUpload:
+        """Starts an upload; end it with `commit` or with its `discard` or `suspend`.
 
         Raises:
-            ResourceExhausted: the disk is full.
+            ResourceExhausted: too many are unfinished, or the disk is full.
         """
-        making = self._executor.submit(DatasetUpload, self._root, self._limits)
+        beginning = self._executor.submit(self._uploads.begin, terms)
         try:
-            return await asyncio.wrap_future(making)
+            return await asyncio.wrap_future(beginning)
         except asyncio.CancelledError:
             # A thread that has begun makes it all the same.
-            making.add_done_callback(_discard)
+            beginning.add_done_callback(_discard)
             raise
 
-    async def commit(self, upload: DatasetUpload, name: str, description: str) -> DatasetRecord:
+    async def resume(self, upload_id: str) -> DatasetUpload | DatasetRecord:
+        """An unfinished upload, or what it has become.
+
+        Raises:
+            NotFound: there is none, or nobody went on with it for too long.
+            HotclipError: why it was refused, if it was.
+        """
+        resuming = self._executor.submit(self._uploads.resume, upload_id)
+        try:
+            found = await asyncio.wrap_future(resuming)
+        except asyncio.CancelledError:
+            resuming.add_done_callback(_suspend)
+            raise
+        return await self.get(found) if isinstance(found, str) else found
+
+    async def refuse(self, upload: DatasetUpload, why: HotclipError) -> None:
+        """Ends an upload and leaves nothing of it but why."""
+        await self.run(self._uploads.refuse, upload, why)
+
+    def leave(self, upload: DatasetUpload) -> None:
+        """Keeps an upload, unless it has ended, for a call that goes on with it; at once."""
+        self._executor.submit(upload.suspend)
+
+    async def commit(self, upload: DatasetUpload, sent: Sent) -> DatasetRecord:
         """Checks and stores an upload; the same content under the same name gives the same.
 
         Raises:
-            InvalidArgument: names the bad rows.
+            InvalidArgument: more or less came than was sent.
+            DatasetInvalid: too many rows are bad.
             AlreadyExists: the name belongs to other content, or the content to another name.
             ResourceExhausted: the disk is full.
         """
-        staged = await self.run(upload.finish)
+        staged = await self.run(upload.finish, sent)
         try:
             async with self._changing:
                 record, is_new = await self._database.run(
-                    lambda c: _find_same(c, staged, name, description)
+                    lambda c: _find_same(c, staged, upload.terms)
                 )
                 if is_new:
                     final = self._root / staged.dataset_id
                     await self.run(publish_folder, staged.folder, final)
                     await self._database.run(lambda c: _insert(c, record))
-                return record
+            await self.run(self._uploads.set_stored, upload, record.id)
+            return record
         finally:
             await self.run(shutil.rmtree, staged.folder, ignore_errors=True)
 
@@ -111,7 +164,8 @@ class DatasetStore:
 
         def read(connection: Connection) -> list[DatasetRecord]:
             columns = (datasets.c.create_time, datasets.c.id)
-            query = sa.select(datasets).order_by(*(c.desc() for c in columns)).limit(limit)
+            short = (c for c in datasets.c if c is not datasets.c.report)
+            query = sa.select(*short).order_by(*(c.desc() for c in columns)).limit(limit)
             if before is not None:
                 query = query.where(sa.tuple_(*columns) < sa.tuple_(*before))
             return [_record(row) for row in connection.execute(query)]
@@ -142,20 +196,20 @@ class DatasetStore:
 
 
 def _find_same(
-    connection: Connection, staged: Staged, name: str, description: str
+    connection: Connection, staged: Staged, terms: UploadTerms
 ) -> tuple[DatasetRecord, bool]:
     """The dataset to keep `staged` as, and whether it is new."""
     row = connection.execute(sa.select(datasets).where(datasets.c.id == staged.dataset_id)).first()
     if row is not None:
         record = _record(row)
-        if name in ("", record.name):
-            return record, False
+        if terms.name in ("", record.name):
+            return replace(record, report=staged.report), False
         raise AlreadyExists(
             f"the same content is stored as dataset {record.name!r}",
             reason="DATASET_CONTENT_EXISTS",
             metadata={"dataset": record.id, "name": record.name},
         )
-    name = name or staged.dataset_id
+    name = terms.name or staged.dataset_id
     taken = sa.or_(datasets.c.name == name, datasets.c.id == name)
     if connection.execute(sa.select(datasets.c.id).where(taken)).first():
         raise AlreadyExists(
@@ -164,9 +218,10 @@ def _find_same(
     record = DatasetRecord(
         id=staged.dataset_id,
         name=name,
-        description=description,
+        description=terms.description,
         counts=staged.counts,
         create_time=now(),
+        report=staged.report,
     )
     return record, True
 
@@ -178,6 +233,7 @@ def _insert(connection: Connection, record: DatasetRecord) -> None:
             name=record.name,
             description=record.description,
             create_time=record.create_time,
+            report=record.report.to_json() if record.report else None,
             **asdict(record.counts),
         )
     )
@@ -206,15 +262,24 @@ def _delete(connection: Connection, dataset: str) -> DatasetRecord:
 
 
 def _record(row: Row[Any]) -> DatasetRecord:
+    report = row._mapping.get("report")
     return DatasetRecord(
         id=row.id,
         name=row.name,
         description=row.description,
         counts=DatasetCounts(**{f.name: getattr(row, f.name) for f in fields(DatasetCounts)}),
         create_time=job_store.aware(row.create_time),
+        report=None if report is None else DatasetReport.from_json(report),
     )
 
 
 def _discard(making: Future[DatasetUpload]) -> None:
     if not making.cancelled() and making.exception() is None:
         making.result().discard()
+
+
+def _suspend(resuming: Future[DatasetUpload | str]) -> None:
+    if not resuming.cancelled() and resuming.exception() is None:
+        found = resuming.result()
+        if not isinstance(found, str):
+            found.suspend()

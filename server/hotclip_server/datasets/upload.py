@@ -4,153 +4,221 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
 
-from hotclip_server.datasets.records import MIB, DatasetCounts, DatasetLimits
-from hotclip_server.datasets.rows import Row, image_violation, row_violations
-from hotclip_server.errors import FieldViolation, InvalidArgument, ResourceExhausted
+from hotclip_server.datasets import digest
+from hotclip_server.datasets.records import MIB, DatasetCounts, DatasetLimits, Sent, UploadTerms
+from hotclip_server.datasets.report import BadRow, DatasetInvalid, DatasetReport
+from hotclip_server.datasets.rows import KEY, Row, image_facts, row_violations
+from hotclip_server.datasets.spool import Spool
+from hotclip_server.errors import Aborted, FieldViolation, InvalidArgument, ResourceExhausted
 from hotclip_server.storage.atomic import new_folder, raise_if_disk_full
 
-IMAGES, IMAGE_INDEX, PAIRS, MANIFEST = "images.bin", "images.jsonl", "pairs.jsonl", "dataset.json"
-DISK_CHECK_BYTES = 16 * MIB
+log = logging.getLogger(__name__)
 
-_SPOOL = "spool.db"
-_TABLES = """
-CREATE TABLE images (key TEXT PRIMARY KEY, start INTEGER, length INTEGER, place INTEGER)
-    WITHOUT ROWID;
-CREATE TABLE pairs (image_key TEXT, line TEXT, text TEXT, grp TEXT, label TEXT,
-    negatives INTEGER, place INTEGER, PRIMARY KEY (image_key, line)) WITHOUT ROWID;
-CREATE TABLE named (image_key TEXT, place INTEGER, PRIMARY KEY (image_key)) WITHOUT ROWID;
-"""
+IMAGES, IMAGE_INDEX, PAIRS, MANIFEST = "images.bin", "images.jsonl", "pairs.jsonl", "dataset.json"
+SPOOL = "spool.db"
+DISK_CHECK_BYTES = 16 * MIB
+MOST_UNUSED_NAMED = 20
+LONGEST_REMARK = 512
+"""Characters of a caller's name of a row, or reason, that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
-    """A complete upload in its temporary folder."""
+    """A complete upload in a temporary folder."""
 
     folder: Path
     dataset_id: str
     counts: DatasetCounts
+    report: DatasetReport
+
+
+@dataclass
+class _State:
+    """What is counted on the way; kept with every checkpoint."""
+
+    parts: int = 0
+    """Messages taken: images, pairs and rejected rows."""
+    digest: str = digest.START.hex()
+    images: int = 0
+    rows: int = 0
+    """Of pairs, good and bad."""
+    rows_of_caller: int = 0
+    """That the caller rejected."""
+    rejected: int = 0
+    """Rows that are bad by themselves, the caller's included."""
+    bytes: int = 0
+    image_bytes: int = 0
+    """Length of the file of images."""
 
 
 class DatasetUpload:
-    """Takes images and pairs in any order. Every method blocks; any thread, one at a time.
+    """Takes images and rows in any order. Every method blocks; any thread, one at a time.
 
-    Bad rows are collected and reported together by `finish`, or as soon as there are
-    `max_violations` of them.
+    After a crash or `suspend` an upload of the same folder has what it had at the last
+    `checkpoint`.
+
+    Args:
+        folder: Of this upload alone; filled if it goes on.
+        terms: What the caller asked for; None: as the folder has it.
     """
 
-    def __init__(self, root: Path, limits: DatasetLimits) -> None:
+    def __init__(
+        self, folder: Path, limits: DatasetLimits, terms: UploadTerms | None = None
+    ) -> None:
+        self.folder = folder
         self._limits = limits
-        self._folder = new_folder(root)
         self._lock = threading.Lock()
         self._closed = False
-        self._violations: list[FieldViolation] = []
-        self._images_seen = self._pairs_seen = self._bytes = self._checked_at = 0
-        self._images = (self._folder / IMAGES).open("xb")
-        # Order and duplicates are found on disk: a set in memory would grow with the upload.
-        self._spool = sqlite3.connect(
-            self._folder / _SPOOL, check_same_thread=False, isolation_level=None
-        )
-        self._spool.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + _TABLES)
+        self._checked_at = 0
+        folder.mkdir(exist_ok=True)
+        self._spool = Spool(folder / SPOOL)
+        stored = self._spool.read_state()
+        self.terms = UploadTerms(**stored["terms"]) if terms is None else terms
+        self._state = _State(**stored.get("state", {}))
+        # What came after the last checkpoint is not known of and is written again.
+        self._images = (folder / IMAGES).open("ab")
+        self._images.truncate(self._state.image_bytes)
+        if not stored:
+            self.checkpoint()
+
+    @property
+    def id(self) -> str:
+        """How the caller names it."""
+        return self.folder.name
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._closed
+
+    @property
+    def parts(self) -> int:
+        """Messages that were taken."""
+        return self._state.parts
+
+    @property
+    def digest(self) -> str:
+        """Running checksum after them, hex."""
+        return self._state.digest
 
     def add_image(self, key: str, data: bytes) -> None:
         """Checks an image, decoding it, and keeps it.
 
         Raises:
-            InvalidArgument: too many bad rows.
+            InvalidArgument: `key` is no key.
             DataLoss: `key` is not the sha256 of `data`.
             ResourceExhausted: the limit of bytes, or the disk is full.
         """
-        violation = image_violation(key, data, f"images[{self._images_seen}]", self._limits)
+        if not KEY.fullmatch(key):
+            field = f"images[{self._state.images}].key"
+            raise InvalidArgument.field(field, "must be the sha256 of data in lower-case hex")
+        facts = image_facts(key, data, self._limits)
         with self._open():
-            place = self._images_seen
-            self._images_seen += 1
-            if violation is not None:
-                self._refuse(violation)
-                # So that pairs of a bad image are not reported as well.
-                self._note_image(key, place, 0)
-            elif self._note_image(key, place, len(data)):
-                self._grow(len(data))
-                self._images.write(data)
+            state = self._state
+            length = 0 if facts.problem else len(data)
+            if self._spool.add_image(key, state.image_bytes, length, state.images, facts):
+                self._grow(length)
+                self._images.write(data[:length])
+                state.image_bytes += length
+            state.images += 1
+            self._take(digest.after_image(bytes.fromhex(state.digest), key))
 
-    def add_pairs(self, rows: Sequence[Row]) -> None:
-        """Checks pairs by themselves and keeps them; errors as `add_image`."""
-        with self._open():
-            lines = [row.line() for row in rows]
-            self._grow(sum(len(line.encode()) for line in lines))
-            self._spool.execute("BEGIN")
-            for row, line in zip(rows, lines, strict=True):
-                place = self._pairs_seen
-                self._pairs_seen += 1
-                violations = list(row_violations(row, f"pairs[{place}]", self._limits))
-                for violation in violations:
-                    self._refuse(violation)
-                if not violations:
-                    self._note_row(row, line, place)
-            self._spool.execute("COMMIT")
-
-    def check_complete(self, pairs: int, images: int) -> None:
-        """Raises InvalidArgument if the caller sent other numbers than came."""
-        sent = {
-            "close.pairs": (pairs, self._pairs_seen),
-            "close.images": (images, self._images_seen),
-        }
-        wrong = [
-            FieldViolation(field, f"says {said}, {came} came")
-            for field, (said, came) in sent.items()
-            if said != came
-        ]
-        if wrong:
-            raise InvalidArgument.fields(wrong, reason="UPLOAD_INCOMPLETE")
-
-    def finish(self) -> Staged:
-        """Checks what goes together and writes the files of the dataset.
+    def add_rows(self, rows: Sequence[Row]) -> None:
+        """Checks rows by themselves and keeps them.
 
         Raises:
-            InvalidArgument: names every bad row found.
+            DatasetInvalid: so many are bad that the rest is not worth reading.
+            ResourceExhausted: the limit of bytes, or the disk is full.
+        """
+        with self._open():
+            self._grow(sum(len(row.line().encode()) for row in rows))
+            for row in rows:
+                self._state.rows += 1
+                self._add_row(row, self._state.rows - 1)
+            self._take(digest.after_rows(bytes.fromhex(self._state.digest), rows))
+
+    def add_rejected(self, rows: Sequence[BadRow]) -> None:
+        """Notes rows that the caller found bad; errors as `add_rows`."""
+        with self._open():
+            self._grow(sum(len(row.where) + len(row.field) + len(row.reason) for row in rows))
+            for row in rows:
+                self._state.rows_of_caller += 1
+                self._reject(row)
+            self._take(digest.after_rejected(bytes.fromhex(self._state.digest), rows))
+
+    def checkpoint(self) -> int:
+        """Makes what was taken safe from a crash. Returns `parts`."""
+        with self._open():
+            self._checkpoint()
+            return self._state.parts
+
+    def finish(self, sent: Sent) -> Staged:
+        """Checks what goes together and writes the files of the dataset to a folder beside.
+
+        The upload itself stays as it is, so that this can be done again.
+
+        Raises:
+            InvalidArgument: other numbers came than were sent, or an image that no row names.
+            DatasetInvalid: more rows are bad than the terms allow.
             ResourceExhausted: the disk is full.
         """
         with self._open():
-            self._images.close()
-            self._check_references()
-            if self._violations:
-                raise InvalidArgument.fields(self._violations, reason="DATASET_INVALID")
-            digest = self._write_pairs()
-            index_digest = self._write_image_index()
-            counts = self._count()
-            manifest = {
-                "format": 1,
-                "counts": asdict(counts),
-                "sha256": {PAIRS: digest, IMAGE_INDEX: index_digest},
-            }
-            (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            self._spool.close()
-            (self._folder / _SPOOL).unlink()
-            self._closed = True
-        return Staged(folder=self._folder, dataset_id=f"ds-{digest[:32]}", counts=counts)
+            self._check_complete(sent)
+            self._checkpoint()
+            staged = new_folder(self.folder.parent)
+            try:
+                with self._spool.undone():
+                    return self._stage(staged, sent.notes)
+            except BaseException:
+                shutil.rmtree(staged, ignore_errors=True)
+                raise
 
-    def discard(self) -> None:
-        """Leaves nothing behind; does nothing after `finish`."""
+    def suspend(self) -> None:
+        """Keeps what came for an upload of the same folder; nothing after `discard`."""
         with self._lock:
             if self._closed:
                 return
-            self._closed = True
-            self._images.close()
-            self._spool.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            try:
+                self._checkpoint()
+            except (OSError, sqlite3.Error) as error:  # it goes on from the one before
+                log.warning("upload %s loses its last parts: %s", self.folder.name, error)
+            self._close()
+
+    def discard(self) -> None:
+        """Leaves nothing behind; does nothing after `suspend`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _close(self) -> None:
+        self._closed = True
+        self._images.close()
+        self._spool.close()
+
+    def _checkpoint(self) -> None:
+        self._images.flush()
+        os.fsync(self._images.fileno())
+        # The file first: the database never knows of images that are not there.
+        self._spool.commit({"terms": asdict(self.terms), "state": asdict(self._state)})
 
     @contextmanager
     def _open(self) -> Iterator[None]:
         with self._lock:
             if self._closed:
-                raise RuntimeError("the upload has ended")
+                raise Aborted("the upload goes on in another call", reason="UPLOAD_TAKEN_OVER")
             try:
                 yield
             except OSError as error:
@@ -161,102 +229,118 @@ class DatasetUpload:
                     raise _disk_full() from error
                 raise
 
-    def _refuse(self, violation: FieldViolation) -> None:
-        self._violations.append(violation)
-        if len(self._violations) >= self._limits.max_violations:
-            raise InvalidArgument.fields(self._violations, reason="DATASET_INVALID")
+    def _take(self, checksum: bytes) -> None:
+        self._state.parts += 1
+        self._state.digest = checksum.hex()
+
+    def _add_row(self, row: Row, place: int) -> None:
+        named = row.at(row.where[:LONGEST_REMARK] or f"pairs[{place}]")
+        problems = list(row_violations(named, self._limits))
+        self._spool.add_names(named, place)
+        if not problems:
+            self._spool.add_row(named, named.line(), place)
+            return
+        more = [f"{problem.field} {problem.reason}" for problem in problems[1:]]
+        told = "; ".join([problems[0].reason, *more])
+        self._reject(BadRow(named.where, problems[0].field, told))
+
+    def _reject(self, row: BadRow) -> None:
+        self._state.rejected += 1
+        if self._state.rejected <= self._limits.max_listed_rows:
+            self._spool.reject(BadRow(*(text[:LONGEST_REMARK] for text in astuple(row))))
+        elif self.terms.max_bad_share == 0 and self._state.rejected > self.terms.max_bad_rows:
+            with self._spool.undone():
+                report = self._report(self._state.rejected, ())
+            raise DatasetInvalid(report, self.terms.max_bad_rows)
 
     def _grow(self, size: int) -> None:
-        self._bytes += size
-        if self._bytes > self._limits.max_bytes:
+        state = self._state
+        state.bytes += size
+        if state.bytes > self._limits.max_bytes:
             raise ResourceExhausted(
                 f"the dataset has more than {self._limits.max_bytes} bytes",
                 reason="DATASET_TOO_LARGE",
             )
-        if self._checked_at == 0 or self._bytes - self._checked_at >= DISK_CHECK_BYTES:
-            self._checked_at = self._bytes
-            if shutil.disk_usage(self._folder).free < self._limits.min_free_disk_bytes:
+        if self._checked_at == 0 or state.bytes - self._checked_at >= DISK_CHECK_BYTES:
+            self._checked_at = state.bytes
+            if shutil.disk_usage(self.folder).free < self._limits.min_free_disk_bytes:
                 raise _disk_full()
 
-    def _note_image(self, key: str, place: int, length: int) -> bool:
-        """Whether the image is new."""
-        added = self._spool.execute(
-            "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?)",
-            (key, self._images.tell(), length, place),
-        )
-        return added.rowcount == 1
+    def _check_complete(self, sent: Sent) -> None:
+        state = self._state
+        told = {
+            "close.pairs": (sent.pairs, state.rows),
+            "close.images": (sent.images, state.images),
+            "close.digest": (sent.digest or state.digest, state.digest),
+        }
+        wrong = [
+            FieldViolation(field, f"says {said}, {came} came")
+            for field, (said, came) in told.items()
+            if said != came
+        ]
+        if wrong:
+            raise InvalidArgument.fields(wrong, reason="UPLOAD_INCOMPLETE")
+        unused = [
+            FieldViolation(f"images[{place}].key", f"no pair names image {key}")
+            for place, key in self._spool.unused_images(MOST_UNUSED_NAMED)
+        ]
+        if unused:
+            raise InvalidArgument.fields(unused, reason="IMAGE_UNUSED")
 
-    def _note_row(self, row: Row, line: str, place: int) -> None:
-        negatives = bool(row.negative_texts or row.negative_images)
-        self._spool.execute(
-            "INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (row.image_key, line, row.text, row.group, row.label, negatives, place),
-        )
-        self._spool.executemany(
-            "INSERT OR IGNORE INTO named VALUES (?, ?)", [(key, place) for key in row.images]
-        )
-
-    def _check_references(self) -> None:
-        if not self._pairs_seen:
-            self._refuse(FieldViolation("pairs", "the dataset has none"))
-        for place, key in self._spool.execute(
-            "SELECT place, image_key FROM named WHERE image_key NOT IN (SELECT key FROM images)"
-            " ORDER BY place"
-        ):
-            self._refuse(FieldViolation(f"pairs[{place}].image_key", f"no image {key} came"))
-        if self._violations:
-            return  # an image may lack its pair only because that one is bad
-        for place, key in self._spool.execute(
-            "SELECT place, key FROM images WHERE key NOT IN (SELECT image_key FROM named)"
-            " ORDER BY place"
-        ):
-            self._refuse(FieldViolation(f"images[{place}].key", f"no pair names image {key}"))
-
-    def _write_pairs(self) -> str:
-        """In an order that does not depend on that of the upload. Returns the sha256."""
-        rows = self._spool.execute("SELECT line FROM pairs ORDER BY image_key, line")
-        return _write_lines(self._folder / PAIRS, (line for (line,) in rows))
-
-    def _write_image_index(self) -> str:
-        rows = self._spool.execute("SELECT key, start, length FROM images ORDER BY start")
-        return _write_lines(
-            self._folder / IMAGE_INDEX,
-            (
-                json.dumps({"key": key, "start": start, "length": length})
-                for key, start, length in rows
-            ),
+    def _stage(self, folder: Path, notes: Sequence[str]) -> Staged:
+        bad = self._state.rejected
+        for row, copies in self._spool.settle():
+            if bad < self._limits.max_listed_rows:
+                self._spool.reject(row)
+            bad += copies
+        report = self._report(bad, notes)
+        allowed = self.terms.allowed(report.rows)
+        if bad > allowed:
+            raise DatasetInvalid(report, allowed)
+        counts = self._spool.counts()
+        if not counts["pairs"]:
+            raise InvalidArgument.field("pairs", "the dataset has none", reason="DATASET_EMPTY")
+        checksum = _write_lines(folder / PAIRS, self._spool.lines())
+        index_checksum = _write_lines(folder / IMAGE_INDEX, self._index())
+        counts["size_bytes"] += (folder / PAIRS).stat().st_size
+        manifest = {
+            "format": 1,
+            "counts": counts,
+            "sha256": {PAIRS: checksum, IMAGE_INDEX: index_checksum},
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        os.link(self.folder / IMAGES, folder / IMAGES)
+        return Staged(
+            folder=folder,
+            dataset_id=f"ds-{checksum[:32]}",
+            counts=DatasetCounts(**counts),
+            report=report,
         )
 
-    def _count(self) -> DatasetCounts:
-        pairs, texts, groups, labels, uncaptioned, with_negatives = self._spool.execute(
-            "SELECT count(*), count(DISTINCT nullif(text, '')), count(DISTINCT nullif(grp, '')),"
-            " count(DISTINCT nullif(label, '')), count(*) FILTER (WHERE text = ''),"
-            " count(*) FILTER (WHERE negatives) FROM pairs"
-        ).fetchone()
-        images = self._spool.execute("SELECT count(*) FROM images").fetchone()[0]
-        # Not of the index: its offsets depend on the order of the upload.
-        names = (IMAGES, PAIRS)
-        return DatasetCounts(
-            pairs=pairs,
-            images=images,
-            texts=texts,
-            groups=groups,
-            labels=labels,
-            uncaptioned_pairs=uncaptioned,
-            pairs_with_negatives=with_negatives,
-            duplicate_pairs=self._pairs_seen - pairs,
-            size_bytes=sum((self._folder / name).stat().st_size for name in names),
+    def _report(self, bad: int, notes: Sequence[str]) -> DatasetReport:
+        found: dict[str, Any] = self._spool.findings()
+        return DatasetReport(
+            rows=self._state.rows + self._state.rows_of_caller,
+            bad_rows=bad,
+            duplicate_pairs=self._spool.counts()["duplicate_pairs"],
+            listed=tuple(self._spool.rejected()),
+            notes=tuple(notes),
+            **found,
         )
+
+    def _index(self) -> Iterator[str]:
+        for key, start, length in self._spool.images():
+            yield json.dumps({"key": key, "start": start, "length": length})
 
 
 def _write_lines(path: Path, lines: Iterator[str]) -> str:
-    digest = hashlib.sha256()
+    checksum = hashlib.sha256()
     with path.open("xb") as file:
         for line in lines:
             encoded = line.encode() + b"\n"
-            digest.update(encoded)
+            checksum.update(encoded)
             file.write(encoded)
-    return digest.hexdigest()
+    return checksum.hexdigest()
 
 
 def _disk_full() -> ResourceExhausted:

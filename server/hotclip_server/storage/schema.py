@@ -103,6 +103,8 @@ datasets = Table(
     Column("duplicate_pairs", BigInteger, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("create_time", DateTime(timezone=True), nullable=False),
+    # What its upload was found to hold.
+    Column("report", JSON, nullable=False),
 )
 
 collections = Table(

@@ -171,21 +171,33 @@ class FakeDatasets(dataset_pb2_grpc.DatasetServiceServicer):
     def __init__(self) -> None:
         self.uploads: list[list[dataset_pb2.UploadDatasetRequest]] = []
 
-    def UploadDataset(self, requests: Any, context: Any) -> dataset_pb2.Dataset:
+    def UploadDataset(
+        self, requests: Any, context: Any
+    ) -> Iterator[dataset_pb2.UploadDatasetResponse]:
         got: list[dataset_pb2.UploadDatasetRequest] = []
         self.uploads.append(got)
         for request in requests:
             got.append(request)
-            if any(pair.text == "bad" for pair in request.pairs.pairs):
-                context.abort_with_status(
-                    rich(code_pb2.INVALID_ARGUMENT, "DATASET_INVALID", "no", field="pairs[0]")
+            if request.HasField("open"):
+                accepted = dataset_pb2.UploadAccepted(
+                    upload="up-1", digest="00" * 32, window_bytes=1 << 20
                 )
+                yield dataset_pb2.UploadDatasetResponse(accepted=accepted)
+            if any(pair.text == "bad" for pair in request.pairs.pairs):
+                bad = dataset_pb2.RejectedRow(where="pairs[0]", field="text", reason="no")
+                refused = dataset_pb2.DatasetReport(rows=1, bad_rows=1, listed=[bad])
+                yield dataset_pb2.UploadDatasetResponse(refused=refused)
+                list(requests)
+                context.abort_with_status(rich(code_pb2.INVALID_ARGUMENT, "DATASET_INVALID", "no"))
+            if request.HasField("close"):
+                break
         if any(request.image.data == b"known" for request in got):
             status = rich(
                 code_pb2.ALREADY_EXISTS, "DATASET_CONTENT_EXISTS", "known", dataset="ds-known"
             )
             context.abort_with_status(status)
-        return dataset_pb2.Dataset(id="ds-1", name=got[0].open.name)
+        found = dataset_pb2.Dataset(id="ds-1", name=got[0].open.name)
+        yield dataset_pb2.UploadDatasetResponse(dataset=found)
 
     def GetDataset(self, request: Any, context: Any) -> dataset_pb2.Dataset:
         names = [got[0].open.name for got in self.uploads]

@@ -1,7 +1,8 @@
-"""Pairs from lists and files, what an upload sends, and what a download writes."""
+"""Pairs from lists, what an upload sends of them, and what a download writes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,78 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotclip import Image, Pair
-from hotclip._datasets import DatasetWriter, Upload, content_name
-from hotclip._pairs import pairs_of
+from hotclip import BadRow, Image, Pair
+from hotclip._dataset_file import rows_of
+from hotclip._datasets import DatasetWriter, content_name
+from hotclip._pairs import ImagePair, Tolerance, check
+from hotclip._parts import Part, Parts
 from hotclip._server import Limits
-from hotclip.errors import DataLoss, FieldViolation, InvalidArgument
+from hotclip.errors import DataLoss, InvalidArgument
 from hotclip_proto.v1 import dataset_pb2
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name in ("a.png", "b.png", "c, d.png"):
-        (tmp_path / name).write_bytes(name.encode())
-    return tmp_path
+def pairs_of(data: object) -> list[ImagePair]:
+    rows = rows_of(data)
+    check(rows, Tolerance())
+    return [row for row in rows if isinstance(row, ImagePair)]
 
 
-def write(folder: Path, name: str, text: str) -> Path:
-    file = folder / name
-    file.write_text(text, encoding="utf-8")
-    return file
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("p.csv", 'text,image\nein Fuchs,a.png\n"zwei, drei","c, d.png"\n'),
-        ("p.csv", '\ufeffImage,Caption\na.png,ein Fuchs\n"c, d.png","zwei, drei"\n'),
-        ("p.csv", 'ein Fuchs,a.png\n\n"zwei, drei","c, d.png"\n'),
-        ("p.csv", 'a.png,ein Fuchs\n"c, d.png","zwei, drei"\n'),
-        ("p.tsv", "text\timage\nein Fuchs\ta.png\nzwei, drei\tc, d.png\n"),
-        (
-            "p.jsonl",
-            '{"text": "ein Fuchs", "image": "a.png"}\n\n'
-            '{"image": "c, d.png", "text": "zwei, drei"}',
-        ),
-    ],
-)
-def test_files_in_many_shapes(folder: Path, name: str, text: str) -> None:
-    pairs = pairs_of(write(folder, name, text))
-    assert [p.text for p in pairs] == ["ein Fuchs", "zwei, drei"]
-    assert [p.image.load().image for p in pairs] == [b"a.png", b"c, d.png"]
-
-
-def test_groups(folder: Path) -> None:
-    pairs = pairs_of(write(folder, "p.csv", "text,image,group\nx,a.png,g\ny,b.png,\n"))
-    assert [p.group for p in pairs] == ["g", ""]
-    rows = '{"text": "x", "image": "a.png", "group": null}\n{"text": "y", "image": "b.png"}'
-    assert [p.group for p in pairs_of(write(folder, "p.jsonl", rows))] == ["", ""]
-
-
-def test_a_text_may_be_longer_than_a_name_of_a_file(folder: Path) -> None:
-    [pair] = pairs_of(write(folder, "p.csv", f"{'x' * 300},a.png\n"))
-    assert pair.text == "x" * 300
-    with pytest.raises(InvalidArgument, match="line 2: no such image"):
-        pairs_of(write(folder, "p.csv", f"text,image\nx,{'x' * 300}\n"))
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "lines"),
-    [
-        ("p.csv", "text,image\nx,none.png\n,a.png\ny,b.png\nz\n", ["line 2", "line 3", "line 5"]),
-        ("p.csv", "image,text\na.png,one, two\nb.png,three\n", ["line 2"]),
-        ("p.csv", "a.png,one\nb.png,two, three\n", ["line 2"]),
-        ("p.csv", "x,y\n", ["line 1"]),
-        ("p.csv", "a.png,b.png\n", ["line 1"]),
-        ("p.csv", "text,image\n", ["line 1"]),
-        ("p.jsonl", '{"text": "x"}\nnonsense\n[]\n', ["line 1", "line 2", "line 3"]),
-    ],
-)
-def test_bad_rows_are_named_by_line(folder: Path, name: str, text: str, lines: list[str]) -> None:
-    with pytest.raises(InvalidArgument) as caught:
-        pairs_of(write(folder, name, text))
-    assert [v.field for v in caught.value.fields][: len(lines)] == lines
+def parts_of(data: Iterable[object], limits: Limits | None = None) -> list[Part]:
+    return list(Parts(rows_of(data), limits or Limits()))
 
 
 @given(st.lists(st.tuples(st.sampled_from("xyz "), st.binary(max_size=3)), max_size=6))
@@ -92,63 +39,120 @@ def test_lists_of_pairs_in_either_order(pairs: list[tuple[str, bytes]]) -> None:
     assert [p.text for p in pairs_of(pairs)] == [p.text for p in pairs_of([p[::-1] for p in pairs])]
 
 
-@pytest.mark.parametrize("bad", [("a", "b.png"), (b"1", b"2"), "ab", ("a", 3), (1, 2, 3)])
-def test_bad_pairs_are_named_by_position(bad: object) -> None:
-    with pytest.raises(InvalidArgument, match=r"pairs\[1"):
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        (("a", "b.png"), ""),
+        ((b"1", b"2"), ""),
+        ("ab", ""),
+        (("a", 3), "image"),
+        ((1, 2, 3), ""),
+        (Pair("", b"1"), "text"),
+        (Pair(" ", b"1", label="x"), "text"),
+        (Pair("\ud800", b"1"), "text"),
+        (Pair("a", Path("/nowhere.png")), "image"),
+        (Pair("a", b"1", score=1.01), "score"),
+        (Pair("a", b"1", score=float("nan")), "score"),
+        (Pair("a", b"1", negative_texts=["b", ""]), "negative_texts"),
+        (Pair("a", b"1", negative_images=["b.png"]), "negative_images"),
+    ],
+)
+def test_bad_pairs_are_named_by_position(bad: object, field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
         pairs_of([("a", b"1"), bad])
+    where = f"pairs[1].{field}" if field else "pairs[1]"
+    assert [v.field for v in caught.value.fields] == [where]
     with pytest.raises(InvalidArgument) as caught:
         pairs_of([bad])
-    assert "empty" not in str(caught.value)
+    assert "no row at all" not in str(caught.value)
+    rows = rows_of([("a", b"1"), bad])
+    assert check(rows, Tolerance(max_bad_rows=1)) == check(rows, Tolerance(max_bad_share=0.5)) == 2
+    with pytest.raises(InvalidArgument):
+        check(rows, Tolerance(max_bad_share=0.49))
+
+
+@pytest.mark.parametrize("told", [{"max_bad_rows": -1}, {"max_bad_share": 1.5}])
+def test_a_tolerance_that_is_none(told: dict[str, float]) -> None:
+    with pytest.raises(InvalidArgument, match=next(iter(told))):
+        Tolerance(**told)  # type: ignore[arg-type]  # a count or a share
 
 
 def test_an_upload_sends_each_image_once_and_its_name_is_its_content() -> None:
-    pairs = [("a", b"1"), ("b", b"2"), Pair("c", b"1", "g")]
-    messages = list(Upload("n", "d", pairs_of(pairs), Limits()).requests())
-    assert [m.WhichOneof("part") for m in messages] == ["open", "image", "image", "pairs", "close"]
-    assert [p.text for p in messages[-2].pairs.pairs] == ["a", "b", "c"]
-    assert messages[-1].close == dataset_pb2.DatasetClose(pairs=3, images=2)
-    name = content_name(pairs_of(pairs))
-    assert name == content_name(pairs_of(pairs[::-1]))
-    assert name != content_name(pairs_of(pairs[:2]))
+    pairs = [("a", b"1"), ("b", b"2"), Pair("c", b"1", "g", negative_images=[b"2", b"3"])]
+    messages = parts_of(pairs)
+    assert [m.WhichOneof("part") for m in messages] == ["image", "image", "image", "pairs"]
+    assert [p.text for p in messages[-1].pairs.pairs] == ["a", "b", "c"]
+    assert list(messages[-1].pairs.pairs[2].negative_image_keys) == [
+        messages[1].image.key,
+        messages[2].image.key,
+    ]
+    assert [p.where for p in messages[-1].pairs.pairs] == ["pairs[0]", "pairs[1]", "pairs[2]"]
+    name = content_name(rows_of(pairs))
+    assert name == content_name(rows_of(pairs[::-1]))
+    assert len({content_name(rows_of(some)) for some in (pairs, pairs[:2], pairs[1:])}) == 3
 
 
-def test_what_the_server_refuses_is_named_by_line(folder: Path) -> None:
-    rows = "text,image\nx,a.png\ny,a.png\nz,b.png\n"
-    upload = Upload("n", "", pairs_of(write(folder, "p.csv", rows)), Limits())
-    assert len(list(upload.requests())) == 5
-    told = ("images[1].data", "pairs[1].text", "pairs[9].text", "name")
-    found = upload.located(InvalidArgument("bad", fields=[FieldViolation(f, "odd") for f in told]))
-    assert [v.field for v in found.fields] == ["line 4.image", "line 3.text", *told[2:]]
-    assert "line 4.image: odd; line 3.text: odd" in str(found)
+def test_a_file_is_read_once_however_many_rows_name_it(tmp_path: Path) -> None:
+    reads = []
+    file = tmp_path / "a.png"
+    file.write_bytes(b"1")
+
+    def load() -> object:
+        reads.append(1)
+        return Image.from_path(file).load()
+
+    pairs = [("a", Image("a", load, source=str(file))) for _ in range(3)]  # type: ignore[arg-type]
+    assert [m.WhichOneof("part") for m in parts_of(pairs)] == ["image", "pairs"]
+    assert len(reads) == 1
 
 
-def test_an_image_that_no_message_can_hold_is_named(folder: Path) -> None:
-    pairs = pairs_of(write(folder, "p.csv", 'text,image\nx,a.png\ny,"c, d.png"\n'))
-    limits = Limits(max_message_bytes=(64 << 10) + 6)
-    with pytest.raises(InvalidArgument, match="IMAGE_TOO_LARGE: line 3: image of 8 bytes"):
-        list(Upload("n", "", pairs, limits).requests())
+def test_what_cannot_be_sent_is_told_in_its_place(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.png"
+    gone.write_bytes(b"1")
+    rows = rows_of([("a", b"1"), ("b", gone), ("c", b"12345678"), ("d", b"2"), 7])
+    found = list(rows)
+    gone.unlink()
+    messages = list(Parts(found, Limits(max_message_bytes=(64 << 10) + 6)))
+    assert [m.WhichOneof("part") for m in messages] == [
+        *("image", "pairs", "image", "rejected", "pairs", "rejected")
+    ]
+    told = [(row.where, row.field, row.reason) for m in messages for row in m.rejected.rows]
+    assert told == [
+        ("pairs[1]", "image", f"{gone}: No such file or directory"),
+        ("pairs[2]", "image", "has 8 bytes, 6 are allowed"),
+        ("pairs[4]", "", "neither a Pair nor a (text, image) tuple"),
+    ]
+
+
+def test_messages_of_rows_are_bounded() -> None:
+    messages = parts_of([Pair("x" * 8000, b"1") for _ in range(1000)])
+    assert len(messages) > 15
+    assert all(m.ByteSize() < 2 << 20 for m in messages)
 
 
 def test_pixels_are_uploaded_as_a_file() -> None:
     pixels = Image.from_pixels(np.zeros((2, 2, 3), np.uint8))
-    image = next(
-        m for m in Upload("", "", pairs_of([("a", pixels)]), Limits()).requests() if m.image.data
-    )
+    image, pairs = parts_of([("a", pixels), ("b", pixels)])
     assert image.image.data.startswith(b"\x89PNG")
+    assert len(pairs.pairs.pairs) == 2
 
 
 def test_a_download_can_be_uploaded_again(tmp_path: Path) -> None:
-    sent = list(Upload("n", "", pairs_of([("ä", b"1"), Pair("b", b"2", "g")]), Limits()).requests())
+    png = b"\x89PNG\r\n\x1a\n"
+    pairs = [
+        ("ä", png + b"1"),
+        Pair("b", png + b"2", "g", "l", 0.5, ["c"], [png + b"1", png + b"3"]),
+        Pair("", png + b"3", label="l"),
+    ]
     writer = DatasetWriter(tmp_path / "new")
-    for message in sent[:-1]:  # close: a download ends with its status
+    for message in parts_of(pairs)[::-1]:  # pairs before their images
         part = {message.WhichOneof("part"): getattr(message, message.WhichOneof("part"))}
         writer.accept(dataset_pb2.DownloadDatasetResponse(**part))
     writer.close()
-    again = pairs_of(writer.finish())
-    assert [(p.text, p.image.load().image, p.group) for p in again] == [
-        ("ä", b"1", ""),
-        ("b", b"2", "g"),
-    ]
+    file = writer.finish()
+    again = pairs_of(file)
+    assert content_name(rows_of(file)) == content_name(rows_of(pairs))
+    assert {p.image.load().image[-1:] for p in again} == {b"1", b"2", b"3"}
     with pytest.raises(InvalidArgument):
         DatasetWriter(tmp_path / "new")
 
@@ -171,3 +175,7 @@ def test_a_damaged_download_is_refused(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(DataLoss):
         writer.finish()
+
+
+def test_bad_rows_read_well() -> None:
+    assert str(BadRow("line 3", "image", "no such image: x")) == "line 3 (image): no such image: x"

@@ -6,10 +6,12 @@ import asyncio
 import random
 import shutil
 from pathlib import Path
+from tempfile import mkdtemp
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.drawings import drawn_pairs, key_of
+from support.uploads import folders, put, sent, terms
 
 from hotclip_server.datasets.records import DatasetLimits
 from hotclip_server.datasets.rows import Row
@@ -41,7 +43,8 @@ ROWS = st.lists(
 def stage(root: Path, rows: list[Row], order: random.Random) -> Staged:
     steps = [*rows, *{key for row in rows for key in row.images}]
     order.shuffle(steps)
-    upload = DatasetUpload(root, DatasetLimits())
+    upload = DatasetUpload(Path(mkdtemp(dir=root)), DatasetLimits(), terms())
+    images = len(steps) - len(rows)
     while steps:
         step = steps.pop()
         if isinstance(step, str):
@@ -50,8 +53,10 @@ def stage(root: Path, rows: list[Row], order: random.Random) -> Staged:
         together = [step]
         while steps and isinstance(steps[-1], Row) and order.random() < 0.5:
             together.append(steps.pop())
-        upload.add_pairs(together)
-    return upload.finish()
+        upload.add_rows(together)
+    staged = upload.finish(sent(upload, len(rows), images))
+    upload.discard()
+    return staged
 
 
 @settings(
@@ -91,12 +96,8 @@ def test_order_does_not_matter_and_nothing_is_lost(
 async def test_uploads_and_deletions_of_the_same_content_at_once(
     store: DatasetStore, tmp_path: Path
 ) -> None:
-    async def put() -> str:
-        upload = await store.begin()
-        for image, text in drawn_pairs()[:4]:
-            await store.run(upload.add_image, key_of(image), image)
-            await store.run(upload.add_pairs, [Row(key_of(image), text)])
-        return (await store.commit(upload, "same", "")).id
+    async def store_it() -> str:
+        return (await put(store, "same", drawn_pairs()[:4])).id
 
     async def remove() -> None:
         await asyncio.sleep(random.uniform(0, 0.05))
@@ -105,10 +106,12 @@ async def test_uploads_and_deletions_of_the_same_content_at_once(
         except (NotFound, FailedPrecondition):
             return
 
-    results = await asyncio.gather(*(work() for work in (put, put, remove, put, remove, put)))
+    results = await asyncio.gather(
+        *(work() for work in (store_it, store_it, remove, store_it, remove, store_it))
+    )
     assert len({result for result in results if result}) == 1
-    last = await put()
+    last = await store_it()
     stored = store.load(last)
     assert len(stored.pairs) == 4
     stored.close()
-    assert [entry.name for entry in (tmp_path / "datasets").iterdir()] == [last]
+    assert folders(tmp_path / "datasets") == [last]

@@ -13,7 +13,7 @@ from PIL import Image
 from support.pictures import encoded, photograph
 
 from hotclip_server.datasets.records import DatasetLimits
-from hotclip_server.datasets.rows import image_violation
+from hotclip_server.datasets.rows import image_facts
 from hotclip_server.encoding.image import ImageLimits, ImagePreparer
 from hotclip_server.errors import InvalidArgument
 
@@ -35,8 +35,7 @@ def reason_of(data: bytes, **limits: int) -> str:
 
 def problem_for_datasets(data: bytes) -> str:
     key = hashlib.sha256(data).hexdigest()
-    violation = image_violation(key, data, "images[0]", DatasetLimits())
-    return violation.reason if violation else ""
+    return image_facts(key, data, DatasetLimits()).problem
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

@@ -1,0 +1,147 @@
+"""The parts of an upload, made of rows: images, pairs, and rows that can't be sent."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+from hotclip._inputs import Image, encoded_of
+from hotclip._pairs import BadRow, ImagePair
+from hotclip._server import Limits
+from hotclip.errors import InvalidArgument
+from hotclip_proto.v1 import dataset_pb2
+
+Part = dataset_pb2.UploadDatasetRequest
+
+# Of a message of rows: few messages, each far below any limit.
+_ROWS_A_MESSAGE, _BYTES_A_MESSAGE = 64, 1 << 20
+# Left of a message for everything but the image itself.
+_MESSAGE_MARGIN = 64 << 10
+# Images whose content is remembered, so that each is sent once; the server keeps it once anyway.
+_REMEMBERED = 1 << 20
+_LONGEST_REMARK = 512
+
+
+class _Unsendable(Exception):
+    """An image that can't be sent."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+        self.reason = reason
+
+
+class Parts:
+    """Reads one image at a time and gives each content once, before the row that names it.
+
+    The same rows give the same parts.
+    """
+
+    def __init__(self, rows: Iterable[ImagePair | BadRow], limits: Limits) -> None:
+        self._rows = rows
+        self._largest = min(limits.max_image_bytes, limits.max_message_bytes - _MESSAGE_MARGIN)
+        self._given: set[bytes] = set()
+        self._of_source: dict[str, str] = {}
+        self._last: tuple[Image | None, str] = (None, "")
+
+    def __iter__(self) -> Iterator[Part]:
+        block = _Block()
+        for row in self._rows:
+            if isinstance(row, BadRow):
+                yield from block.reject(row)
+                continue
+            pair = _pair(row)
+            try:
+                for image, field in _images(row):
+                    key, data = self._read(image, field)
+                    if data is not None:
+                        yield Part(image=dataset_pb2.DatasetImage(key=key, data=data))
+                    if field == "image":
+                        pair.image_key = key
+                    else:
+                        pair.negative_image_keys.append(key)
+            except _Unsendable as error:
+                yield from block.reject(BadRow(row.where, error.field, error.reason))
+            else:
+                yield from block.add(pair)
+        yield from block.rest()
+
+    def _read(self, image: Image, field: str) -> tuple[str, bytes | None]:
+        """The image's key, and its bytes if they were not given before."""
+        if image is self._last[0]:
+            return self._last[1], None
+        if key := self._of_source.get(image.source):
+            return key, None
+        try:
+            data = encoded_of(image.load())
+        except InvalidArgument as error:
+            told = error.fields[0].reason if error.fields else error.message
+            raise _Unsendable(field, told) from error
+        if len(data) > self._largest:
+            raise _Unsendable(field, f"has {len(data)} bytes, {self._largest} are allowed")
+        if len(self._given) >= _REMEMBERED:
+            self._given.clear()
+            self._of_source.clear()
+        digest = hashlib.sha256(data)
+        self._last = (image, digest.hexdigest())
+        if image.source:
+            self._of_source[image.source] = digest.hexdigest()
+        known = digest.digest() in self._given
+        self._given.add(digest.digest())
+        return digest.hexdigest(), None if known else data
+
+
+class _Block:
+    """Collects rows of one kind until they are worth a message."""
+
+    def __init__(self) -> None:
+        self._part = Part()
+        self._rows = self._bytes = 0
+
+    def add(self, pair: dataset_pb2.DatasetPair) -> Iterator[Part]:
+        """Takes a pair; gives what is full."""
+        if self._part.HasField("rejected"):
+            yield from self.rest()
+        self._part.pairs.pairs.append(pair)
+        yield from self._counted(pair.ByteSize())
+
+    def reject(self, row: BadRow) -> Iterator[Part]:
+        """Takes a bad row; gives what is full."""
+        if self._part.HasField("pairs"):
+            yield from self.rest()
+        told = self._part.rejected.rows.add(
+            where=row.where[:_LONGEST_REMARK],
+            field=row.field[:_LONGEST_REMARK],
+            reason=row.reason[:_LONGEST_REMARK],
+        )
+        yield from self._counted(told.ByteSize())
+
+    def rest(self) -> Iterator[Part]:
+        """Gives what there is."""
+        if self._rows:
+            part, self._part = self._part, Part()
+            self._rows = self._bytes = 0
+            yield part
+
+    def _counted(self, size: int) -> Iterator[Part]:
+        self._rows += 1
+        self._bytes += size
+        if self._rows >= _ROWS_A_MESSAGE or self._bytes >= _BYTES_A_MESSAGE:
+            yield from self.rest()
+
+
+def _pair(row: ImagePair) -> dataset_pb2.DatasetPair:
+    return dataset_pb2.DatasetPair(
+        text=row.text,
+        group=row.group,
+        label=row.label,
+        score=None if row.score == 1 else row.score,
+        negative_texts=row.negative_texts,
+        where=row.where[:_LONGEST_REMARK],
+    )
+
+
+def _images(row: ImagePair) -> Iterator[tuple[Image, str]]:
+    yield row.image, "image"
+    for image in row.negative_images:
+        yield image, "negative_images"

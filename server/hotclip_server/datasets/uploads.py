@@ -1,0 +1,128 @@
+"""The folder of uploads that go on: a folder each, until they are stored or too old."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import shutil
+import threading
+import time
+from pathlib import Path
+
+from hotclip_server.datasets.records import DatasetLimits, UploadTerms
+from hotclip_server.datasets.upload import SPOOL, DatasetUpload
+from hotclip_server.errors import HotclipError, NotFound, ResourceExhausted
+from hotclip_server.storage.atomic import remove_leftovers, write_atomically
+
+log = logging.getLogger(__name__)
+
+UPLOAD_ID = re.compile(r"up-[0-9a-f]{32}")
+MOST_REFUSED = 256
+_STORED = "stored"
+
+
+class Uploads:
+    """Every method blocks; any thread.
+
+    Args:
+        root: Made by `open`.
+    """
+
+    def __init__(self, root: Path, limits: DatasetLimits) -> None:
+        self._root = root
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._open: dict[str, DatasetUpload] = {}
+        # Why uploads were refused, for callers whose connection broke at that moment.
+        self._refused: dict[str, HotclipError] = {}
+
+    def open(self) -> None:
+        """Removes what a crash left half made, and uploads that are too old."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self._root)
+        self.expire()
+
+    def begin(self, terms: UploadTerms) -> DatasetUpload:
+        """A new upload.
+
+        Raises:
+            ResourceExhausted: too many are unfinished, or the disk is full.
+        """
+        self.expire()
+        with self._lock:
+            unfinished = sum(1 for _ in self._root.glob(f"up-*/{SPOOL}"))
+            if unfinished >= self._limits.max_uploads:
+                raise ResourceExhausted(
+                    f"{unfinished} uploads are unfinished already", reason="UPLOADS_TOO_MANY"
+                )
+            return self._opened(self._root / f"up-{secrets.token_hex(16)}", terms)
+
+    def resume(self, upload_id: str) -> DatasetUpload | str:
+        """An upload that goes on, or the id of the dataset that it has become.
+
+        A call that still adds to it fails from now on with UPLOAD_TAKEN_OVER.
+
+        Raises:
+            NotFound: there is none, or it was too old.
+            HotclipError: why it was refused, if it was.
+        """
+        with self._lock:
+            if upload_id in self._refused:
+                raise self._refused[upload_id]
+            folder = self._root / upload_id
+            if not UPLOAD_ID.fullmatch(upload_id) or not folder.is_dir():
+                raise NotFound(f"no unfinished upload {upload_id!r}", reason="UPLOAD_NOT_FOUND")
+            if (folder / _STORED).exists():
+                return (folder / _STORED).read_text()
+            if before := self._open.pop(upload_id, None):
+                before.suspend()
+            return self._opened(folder, None)
+
+    def refuse(self, upload: DatasetUpload, why: HotclipError) -> None:
+        """Ends an upload and removes it. One that another call goes on with stays."""
+        if upload.closed:
+            return
+        upload.discard()
+        with self._lock:
+            self._open.pop(upload.id, None)
+            self._refused[upload.id] = why
+            while len(self._refused) > MOST_REFUSED:
+                del self._refused[next(iter(self._refused))]
+
+    def set_stored(self, upload: DatasetUpload, dataset_id: str) -> None:
+        """Ends an upload; who did not hear of it learns from `resume` what it has become."""
+        upload.suspend()
+        with self._lock:
+            self._open.pop(upload.id, None)
+            write_atomically(upload.folder / _STORED, dataset_id.encode())
+            for entry in upload.folder.iterdir():
+                if entry.name != _STORED:
+                    entry.unlink()
+
+    def expire(self) -> None:
+        """Removes uploads to which nothing came for `upload_expiry_s` seconds."""
+        with self._lock:
+            self._open = {name: each for name, each in self._open.items() if not each.closed}
+            oldest = time.time() - self._limits.upload_expiry_s
+            for folder in self._root.glob("up-*"):
+                if folder.name not in self._open and _last_used(folder) < oldest:
+                    log.info("upload %s was left and is removed", folder.name)
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _opened(self, folder: Path, terms: UploadTerms | None) -> DatasetUpload:
+        try:
+            upload = DatasetUpload(folder, self._limits, terms)
+        except BaseException:
+            if terms is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._open[folder.name] = upload
+        return upload
+
+
+def _last_used(folder: Path) -> float:
+    """Seconds since the epoch."""
+    times = [folder.stat().st_mtime]
+    times += [entry.stat().st_mtime for entry in folder.iterdir()]
+    return max(times)
