@@ -13,7 +13,7 @@ from hotclip_proto.v1 import dataset_pb2
 
 Part = dataset_pb2.UploadDatasetRequest
 
-# Of a message of rows: few messages, each far below any limit.
+# Of a message of rows, with the images before it: few messages, each far below any limit.
 _ROWS_A_MESSAGE, _BYTES_A_MESSAGE = 64, 1 << 20
 # Left of a message for everything but the image itself.
 _MESSAGE_MARGIN = 64 << 10
@@ -55,6 +55,7 @@ class Parts:
                 for image, field in _images(row):
                     key, data = self._read(image, field)
                     if data is not None:
+                        block.weigh(len(data))
                         yield Part(image=dataset_pb2.DatasetImage(key=key, data=data))
                     if field == "image":
                         pair.image_key = key
@@ -97,6 +98,10 @@ class _Block:
     def __init__(self) -> None:
         self._part = Part()
         self._rows = self._bytes = 0
+
+    def weigh(self, size: int) -> None:
+        """Counts an image: rows shall not lie far behind their images."""
+        self._bytes += size
 
     def add(self, pair: dataset_pb2.DatasetPair) -> Iterator[Part]:
         """Takes a pair; gives what is full."""
