@@ -116,6 +116,7 @@ def many(count: int) -> list[tuple[bytes, str]]:
     ]
 
 
+@pytest.mark.slow  # three servers start, one after the other
 async def test_an_upload_lives_through_kills_of_the_server(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
