@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +12,6 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
-
-from hotclip_server.training.errors import InvalidPairs
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -69,45 +66,3 @@ def clip_of(model: nn.Module, tokenizer: Tokenizer) -> Clip:
     clip_model = cast(ClipModule, model)
     described = cast(dict[str, Any], clip_model.visual.preprocess_cfg)
     return Clip(model=clip_model, tokenizer=tokenizer, preprocess=PreprocessCfg(**described))
-
-
-class ImageStore:
-    """Images of a set at model resolution, decoded once and kept while a byte budget lasts.
-
-    Images past the budget are decoded again each time, so memory stays bounded.
-    """
-
-    def __init__(
-        self,
-        clip: Clip,
-        keys: Sequence[str],
-        read: Callable[[str], bytes],
-        budget_bytes: int = 2 << 30,
-    ) -> None:
-        self._clip = clip
-        self._keys = keys
-        self._read = read
-        self._left = budget_bytes
-        self._kept: dict[int, Tensor] = {}
-
-    def batch(self, numbers: Sequence[int]) -> Tensor:
-        """[n, 3, h, w] uint8 of the images with these numbers in the list of keys.
-
-        Raises InvalidPairs naming the image that can't be read or decoded.
-        """
-        return torch.stack([self._one(int(number)) for number in numbers])
-
-    def _one(self, number: int) -> Tensor:
-        kept = self._kept.get(number)
-        if kept is not None:
-            return kept
-        key = self._keys[number]
-        try:
-            with Image.open(io.BytesIO(self._read(key))) as image:
-                pixels = self._clip.pixels(image)
-        except (OSError, KeyError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InvalidPairs(f"image {key!r} can't be decoded: {error}") from error
-        if pixels.nbytes <= self._left:
-            self._left -= pixels.nbytes
-            self._kept[number] = pixels
-        return pixels

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hotclip_server.training.clip import Clip, ImageStore
+from hotclip_server.training.clip import Clip
 from hotclip_server.training.errors import InvalidPairs
+from hotclip_server.training.images import ImageStore
 from hotclip_server.training.pairs import Pair, PairSet
 from hotclip_server.training.sampler import epoch_captions
 
@@ -55,6 +56,10 @@ class TrainingSet:
             self._starts + epoch_captions(self._counts, seed, epoch)
         ]
         return drawn
+
+    def prefetch(self, images: NDArray[np.int64]) -> None:
+        """Begins to decode the images of the next batch, on threads."""
+        self._store.prefetch(images.tolist())
 
     def batch(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Batch:
         """Images by number, with the captions that `captions` drew."""

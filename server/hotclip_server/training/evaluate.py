@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hotclip_server.training.clip import Clip, ImageStore
+from hotclip_server.training.clip import Clip
 from hotclip_server.training.dataset import require_texts, tokenize
 from hotclip_server.training.errors import InvalidPairs
+from hotclip_server.training.images import ImageStore
 from hotclip_server.training.metrics import retrieval_metrics
 from hotclip_server.training.pairs import Pair, PairSet
 
@@ -136,12 +137,13 @@ class Evaluator:
         )
 
     def _embed_images(self, clip: Clip, pause: Callable[[], None]) -> NDArray[np.float64]:
-        count = len(self._images)
-        starts = paused(range(0, count, self._batch_size), pause)
-        parts = [
-            embed_pixels(clip, self._store.batch(range(i, min(i + self._batch_size, count))))
-            for i in starts
-        ]
+        count, size = len(self._images), self._batch_size
+        parts = []
+        for start in paused(range(0, count, size), pause):
+            pixels = self._store.batch(range(start, min(start + size, count)))
+            # Decoded while this part is encoded.
+            self._store.prefetch(range(start + size, min(start + 2 * size, count)))
+            parts.append(embed_pixels(clip, pixels))
         return np.concatenate(parts)
 
     def _example(

@@ -10,7 +10,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,6 +38,7 @@ Drawing = Callable[[], AbstractContextManager[None]]
 """Entered around operations that may draw random numbers on the device."""
 
 MAX_SKIPPED_STEPS = 3
+NOTHING = np.zeros(0, dtype=np.int64)
 
 
 def train(
@@ -70,14 +73,14 @@ def train(
         for epoch in range(epochs):
             captions = training_set.captions(config.seed, epoch)
             losses: list[float] = []
-            for numbers in epoch_batches(
-                training_set.images, config.batch_size, config.seed, epoch
-            ):
+            batches = epoch_batches(training_set.images, config.batch_size, config.seed, epoch)
+            for numbers, following in pairwise([*batches, NOTHING]):
                 if step == steps:
                     break
                 began = time.perf_counter()
                 _set_modes(model, parameters, config)
                 batch = training_set.batch(numbers, captions)
+                training_set.prefetch(following)  # decoded while this step runs
                 rate = learning_rate(config, step, steps)
                 set_learning_rate(optimizer, rate)
                 with drawing():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from open_clip.transform import image_transform_v2
 from PIL import Image
 
 from hotclip_server.training.augment import augment
-from hotclip_server.training.clip import ImageStore
 from hotclip_server.training.config import AugmentConfig
 from hotclip_server.training.dataset import TrainingSet
 from hotclip_server.training.errors import InvalidPairs
+from hotclip_server.training.images import ImageStore
 from hotclip_server.training.pairs import MemoryPairs, Pair
 from tests.unit.training.tiny import picture, tiny_clip
 
@@ -42,6 +43,51 @@ def test_images_past_the_budget_are_read_again():
     for _ in range(2):
         assert store.batch([0, 1]).shape == (2, 3, 16, 16)
     assert reads == ["a", "b", "b"]
+
+
+def test_what_is_prefetched_is_decoded_once_on_threads_and_the_same():
+    clip = tiny_clip()
+    files = [picture((i, 2 * i, 3 * i)) for i in range(12)]
+    reads: list[tuple[str, str]] = []
+
+    def read(key: str) -> bytes:
+        reads.append((key, threading.current_thread().name.rpartition("_")[0]))
+        return files[int(key)]
+
+    keys = [str(i) for i in range(12)]
+    plain = ImageStore(clip, keys, lambda key: files[int(key)])
+    store = ImageStore(clip, keys, read, budget_bytes=0)
+    store.prefetch(range(0, 4))
+    for start in range(0, 12, 4):
+        numbers = range(start, start + 4)
+        pixels = store.batch(numbers)
+        store.prefetch(range(start + 4, min(start + 8, 12)))
+        assert torch.equal(pixels, plain.batch(numbers))
+    assert sorted(reads) == sorted((key, "hotclip-decode") for key in keys)
+    store.prefetch([0, 1])
+    store.prefetch([5])  # what is not asked for is forgotten
+    assert torch.equal(store.batch([0]), plain.batch([0]))
+
+
+def test_what_is_kept_is_not_prefetched():
+    reads: list[str] = []
+
+    def read(key: str) -> bytes:
+        reads.append(key)
+        return picture((1, 2, 3))
+
+    store = ImageStore(tiny_clip(), ["a", "b"], read)
+    store.batch([0, 1])
+    store.prefetch([0, 1])
+    assert store.batch([1, 0]).shape == (2, 3, 16, 16)
+    assert reads == ["a", "b"]
+
+
+def test_a_prefetched_image_that_is_missing_is_named():
+    store = ImageStore(tiny_clip(), ["gone"], {}.__getitem__)
+    store.prefetch([0])
+    with pytest.raises(InvalidPairs, match="'gone'"):
+        store.batch([0])
 
 
 def test_a_missing_image_is_named():

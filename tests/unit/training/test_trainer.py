@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -164,6 +165,26 @@ def test_bad_image_is_named():
     broken = MemoryPairs([*data.pairs, Pair("broken", "x")], {**data.images, "broken": b"no png"})
     with pytest.raises(InvalidPairs, match="'broken'"):
         list(train(tiny_clip(), broken, FAST))
+
+
+def test_images_past_the_budget_are_decoded_ahead_and_change_nothing():
+    threads: list[bool] = []
+
+    class Watched(MemoryPairs):
+        def image_bytes(self, image_key: str) -> bytes:
+            threads.append(threading.current_thread().name.startswith("hotclip-decode"))
+            return super().image_bytes(image_key)
+
+    data, ends = colours(), []
+    for budget in (2 << 30, 0):
+        clip = tiny_clip()
+        list(train(clip, Watched(data.pairs, data.images), FAST, image_budget_bytes=budget))
+        ends.append(weights(clip))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    # 12 images, once with the budget and in each of 3 epochs without; the first batch of an
+    # epoch waits for nothing that could be ahead of it.
+    assert len(threads) == 12 + 3 * 12
+    assert sum(threads) == 6 + 3 * 6
 
 
 def test_one_image_is_too_few():

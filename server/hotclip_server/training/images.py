@@ -1,0 +1,85 @@
+"""Images of a set at model resolution: encoded on disk, decoded on threads ahead of their use."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hotclip_server.training.clip import Clip
+from hotclip_server.training.errors import InvalidPairs
+
+DECODING_THREADS = 2
+
+
+class ImageStore:
+    """Pixels by number; those that were decoded are kept while a byte budget lasts.
+
+    What is past the budget is decoded again each time, so memory stays bounded: to the budget,
+    what is prefetched, and the batch. Neither threads nor the budget change what a batch holds.
+
+    Args:
+        keys: Names of the images; numbers are places in this list.
+        read: Gives an image's encoded bytes; called on several threads.
+        budget_bytes: Of decoded images that are kept.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        keys: Sequence[str],
+        read: Callable[[str], bytes],
+        budget_bytes: int = 2 << 30,
+    ) -> None:
+        self._clip = clip
+        self._keys = keys
+        self._read = read
+        self._left = budget_bytes
+        self._kept: dict[int, Tensor] = {}
+        self._coming: dict[int, Future[Tensor]] = {}
+
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Begins to decode what the next `batch` will ask for; forgets what was prefetched before.
+
+        The threads end with this work: there is nothing to close.
+        """
+        wanted = {int(number) for number in numbers} - self._kept.keys()
+        for number in self._coming.keys() - wanted:
+            self._coming.pop(number).cancel()
+        fresh = sorted(wanted - self._coming.keys())
+        if not fresh:
+            return
+        threads = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="hotclip-decode")
+        for number in fresh:
+            self._coming[number] = threads.submit(self._decode, number)
+        threads.shutdown(wait=False)
+
+    def batch(self, numbers: Sequence[int]) -> Tensor:
+        """[n, 3, h, w] uint8 of the images with these numbers in the list of keys.
+
+        Raises InvalidPairs naming the image that can't be read or decoded.
+        """
+        return torch.stack([self._one(int(number)) for number in numbers])
+
+    def _one(self, number: int) -> Tensor:
+        kept = self._kept.get(number)
+        if kept is not None:
+            return kept
+        coming = self._coming.pop(number, None)
+        pixels = self._decode(number) if coming is None else coming.result()
+        if pixels.nbytes <= self._left:
+            self._left -= pixels.nbytes
+            self._kept[number] = pixels
+        return pixels
+
+    def _decode(self, number: int) -> Tensor:
+        key = self._keys[number]
+        try:
+            with Image.open(io.BytesIO(self._read(key))) as image:
+                return self._clip.pixels(image)
+        except (OSError, KeyError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InvalidPairs(f"image {key!r} can't be decoded: {error}") from error
