@@ -11,6 +11,7 @@ from __future__ import annotations
 from hotclip import errors
 from hotclip._aio.client import AsyncClient
 from hotclip._aio.jobs import AsyncRun
+from hotclip._artifacts import Artifact, ArtifactFormat
 from hotclip._collections import Collection
 from hotclip._dataset_file import DatasetFile
 from hotclip._dataset_report import DatasetReport
@@ -44,6 +45,8 @@ from hotclip._uploads import UploadProgress
 from hotclip.errors import HotclipError, ItemError
 
 __all__ = [
+    "Artifact",
+    "ArtifactFormat",
     "AsyncClient",
     "AsyncRun",
     "BadRow",

@@ -73,6 +73,8 @@ class Job:
     """Whether the job put result_version live."""
     metrics: Mapping[str, float]
     """Last value of each metric."""
+    artifacts: tuple[str, ...]
+    """Ids of the files that it made; see Client.download_artifact."""
 
     def ended_well(self) -> Job:
         """Itself, if it SUCCEEDED; raises JobFailed otherwise."""
@@ -106,7 +108,8 @@ class LogLine:
 class Measurement:
     """Numbers measured at a step.
 
-    `stage` is STEP (one optimizer step), BEFORE, EPOCH or AFTER (held-out data);
+    `stage` is STEP (one optimizer step), BEFORE, EPOCH or AFTER (held-out data), or ALPHA:
+    held-out data with weights between the base (metric "alpha" 0) and the trained ones (1);
     `total_steps` is 0 when unknown; `epoch` counts from 0.
     """
 
@@ -187,6 +190,7 @@ def job(message: job_pb2.Job) -> Job:
         result_version=message.result_version,
         activated=message.activated,
         metrics={m.name: m.value for m in message.metrics},
+        artifacts=tuple(message.artifacts),
     )
 
 

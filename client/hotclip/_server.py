@@ -30,6 +30,7 @@ class Limits:
     max_dataset_bytes: int = 10 << 30
     max_collections: int = 1_000
     max_payload_bytes: int = 64 << 10
+    max_artifact_bytes: int = 10 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,4 +143,5 @@ def _limits(told: server_pb2.Limits) -> Limits:
         max_dataset_bytes=told.max_dataset_bytes or usual.max_dataset_bytes,
         max_collections=told.max_collections or usual.max_collections,
         max_payload_bytes=told.max_payload_bytes or usual.max_payload_bytes,
+        max_artifact_bytes=told.max_artifact_bytes or usual.max_artifact_bytes,
     )

@@ -10,6 +10,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from hotclip_proto.v1 import server_pb2, types_pb2
+from hotclip_server.artifacts.export import Exporter
+from hotclip_server.artifacts.export_job import ExportHandler
+from hotclip_server.artifacts.import_job import ImportHandler
+from hotclip_server.artifacts.store import ArtifactStore
+from hotclip_server.artifacts.uploads import ArtifactUploads, UploadLimits
 from hotclip_server.batching.batcher import Batcher, BatchLimits
 from hotclip_server.batching.budget import Budget
 from hotclip_server.batching.cache import FeatureCache
@@ -41,6 +46,7 @@ from hotclip_server.runtime import describe_machine, describe_runtime, resolve_d
 from hotclip_server.search.blobs import SourceBlobs
 from hotclip_server.search.collections import Collections
 from hotclip_server.search.edge import EdgeStore
+from hotclip_server.services.artifacts import ArtifactService
 from hotclip_server.services.datasets import DatasetService
 from hotclip_server.services.encode import STREAM_METHOD, EncodeService
 from hotclip_server.services.finetune import FineTuneService
@@ -58,7 +64,7 @@ if TYPE_CHECKING:
     from hotclip_server.models.store import VersionStore
 
 DATASET_THREADS = 2
-"""Uploads are checked and written apart from the pool that requests need."""
+"""Uploads and downloads are checked, read and written apart from the pool that requests need."""
 
 
 def build(
@@ -79,12 +85,14 @@ def build(
         ConfigError: the device is not there.
     """
     device_name = resolve_device(config.device)
-    store = None if loader else make_store(config)
+    folder = config.data_dir
+    database = Database(config.database)
+    dataset_pool = ThreadPoolExecutor(DATASET_THREADS, thread_name_prefix="hotclip-datasets")
+    artifacts = ArtifactStore(folder / "artifacts", database, dataset_pool)
+    store = None if loader else make_store(config, artifacts)
     versions = loader or store
     if versions is None:
         raise RuntimeError("neither a loader nor a store; this is a bug")
-    folder = config.data_dir
-    database = Database(config.database)
     cuda = make_cuda_engines(device_name) if store else None
     # On a GPU the next batch is copied while one is computed.
     device = DeviceThread(depth=2, is_lost=cuda.device.is_lost) if cuda else DeviceThread()
@@ -104,7 +112,6 @@ def build(
         ),
         engines,
     )
-    dataset_pool = ThreadPoolExecutor(DATASET_THREADS, thread_name_prefix="hotclip-datasets")
     datasets = DatasetStore(folder / "datasets", database, dataset_pool, dataset_limits(config))
     vectors = EdgeStore(folder / "vectors")
     collections = Collections(
@@ -126,6 +133,8 @@ def build(
     handlers: list[JobHandler] = [collections.reindexer]
     if store is not None:
         handlers += make_trainers(config, device_name, store, datasets, releases, cuda)
+        exporter = Exporter(store, artifacts, min_free_disk_bytes=config.min_free_disk_bytes)
+        handlers += [ExportHandler(exporter), ImportHandler(releases)]
     jobs = JobRunner(
         database,
         handlers,
@@ -135,7 +144,11 @@ def build(
     drain = Drain(self_ending=[STREAM_METHOD])
     services: list[object] = [
         EncodeService(registry, pipeline, drain, config.max_stream_in_flight),
-        ModelService(registry, describe_architectures, make_merger(store)),
+        ModelService(registry, describe_architectures, make_merger(store), jobs, artifacts),
+        ArtifactService(
+            artifacts,
+            ArtifactUploads(folder / "artifacts" / "uploads", artifacts, artifact_limits(config)),
+        ),
         DatasetService(datasets),
         JobService(jobs),
         SearchService(collections, jobs, config.max_items_per_request),
@@ -165,6 +178,7 @@ def build(
         remove_leftovers=store.remove_leftovers if store else lambda: None,
         dataset_pool=dataset_pool,
         datasets=datasets,
+        artifacts=artifacts,
         vectors=vectors,
         collections=collections,
         releases=releases,
@@ -177,7 +191,7 @@ def build(
     return App(config, parts, device_name)
 
 
-def make_store(config: ServerConfig) -> VersionStore:
+def make_store(config: ServerConfig, artifacts: ArtifactStore | None = None) -> VersionStore:
     """The store of versions below the data directory. Imports torch."""
     import torch
 
@@ -190,6 +204,7 @@ def make_store(config: ServerConfig) -> VersionStore:
         config.data_dir / "versions",
         models_dir=config.models_path,
         allow_random_weights=config.allow_random_weights,
+        artifacts=artifacts,
         image_limits=ImageLimits(
             max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels
         ),
@@ -318,6 +333,15 @@ def dataset_limits(config: ServerConfig) -> DatasetLimits:
         max_image_bytes=config.max_image_bytes,
         max_image_pixels=config.max_image_pixels,
         max_text_bytes=config.max_text_bytes,
+    )
+
+
+def artifact_limits(config: ServerConfig) -> UploadLimits:
+    """Sizes for uploaded models."""
+    return UploadLimits(
+        max_bytes=config.max_artifact_bytes,
+        min_free_disk_bytes=config.min_free_disk_bytes,
+        expiry_s=config.upload_expiry_s,
     )
 
 

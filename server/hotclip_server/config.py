@@ -135,6 +135,8 @@ class ServerConfig:
     """Calls that may run at a time on one connection."""
     max_dataset_bytes: Annotated[int, _at_least(1)] = 10 * GIB
     """Bytes of one uploaded dataset."""
+    max_artifact_bytes: Annotated[int, _at_least(1)] = 10 * GIB
+    """Bytes of one uploaded model."""
     upload_expiry_s: Annotated[float, _at_least(1)] = 24 * 3600.0
     """Seconds for which an upload that broke off is kept for its client to go on with."""
     min_free_disk_bytes: Annotated[int, _at_least(0)] = 256 * MIB

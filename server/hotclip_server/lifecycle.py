@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from hotclip_server.artifacts.store import ArtifactStore
 from hotclip_server.batching.batcher import Batcher
 from hotclip_server.batching.device import DeviceThread
 from hotclip_server.batching.watchdog import Watchdog
@@ -55,6 +56,7 @@ class Parts:
     remove_leftovers: Callable[[], object]
     dataset_pool: ThreadPoolExecutor
     datasets: DatasetStore
+    artifacts: ArtifactStore
     vectors: EdgeStore
     collections: Collections
     releases: RegistryReleases
@@ -169,6 +171,7 @@ class App:
         self.parts.database.open()
         self.parts.remove_leftovers()
         self.parts.datasets.open()
+        self.parts.artifacts.open()
 
     def _close_files(self) -> None:
         self.parts.dataset_pool.shutdown()

@@ -3,11 +3,11 @@
 import hotclip
 
 NAMES = """
-    AsyncClient AsyncRun BadRow Between Checkpoint Client Collection Dataset DatasetFile
-    DatasetReport Embeddings Encoded EngineInfo Example Filter Heartbeat Hit Hits HotclipError Image
-    ImagePreprocessing ItemError Job JobEvent JobKind JobState Limits LogLine Match Measurement
-    Model Pair Point PointId RankScore Ranking Run ServerInfo StateChange Text Timings
-    UploadProgress Upserted Vector Version VersionInfo VersionState errors
+    Artifact ArtifactFormat AsyncClient AsyncRun BadRow Between Checkpoint Client Collection Dataset
+    DatasetFile DatasetReport Embeddings Encoded EngineInfo Example Filter Heartbeat Hit Hits
+    HotclipError Image ImagePreprocessing ItemError Job JobEvent JobKind JobState Limits LogLine
+    Match Measurement Model Pair Point PointId RankScore Ranking Run ServerInfo StateChange Text
+    Timings UploadProgress Upserted Vector Version VersionInfo VersionState errors
 """
 
 

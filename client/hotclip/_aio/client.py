@@ -6,7 +6,7 @@ from types import TracebackType
 
 import grpc
 
-from hotclip._aio import datasets, encoding, finetuning, jobs, server
+from hotclip._aio import artifacts, datasets, encoding, finetuning, jobs, server
 from hotclip._aio import models as versioning
 from hotclip._aio import search as searching
 from hotclip._aio.connection import Connection
@@ -68,6 +68,13 @@ class AsyncClient:
     list_datasets = datasets.list_datasets
     delete_dataset = datasets.delete_dataset
     download_dataset = datasets.download_dataset
+
+    export = artifacts.export
+    get_artifact = artifacts.get_artifact
+    list_artifacts = artifacts.list_artifacts
+    delete_artifact = artifacts.delete_artifact
+    download_artifact = artifacts.download_artifact
+    import_version = artifacts.import_version
 
     finetune = finetuning.finetune
     evaluate = finetuning.evaluate

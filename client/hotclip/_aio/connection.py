@@ -24,6 +24,7 @@ from hotclip.errors import (
     Unimplemented,
 )
 from hotclip_proto.v1 import (
+    artifact_pb2_grpc,
     dataset_pb2_grpc,
     encode_pb2_grpc,
     finetune_pb2_grpc,
@@ -55,6 +56,7 @@ class Stubs:
     models: model_pb2_grpc.ModelServiceAsyncStub
     jobs: job_pb2_grpc.JobServiceAsyncStub
     datasets: dataset_pb2_grpc.DatasetServiceAsyncStub
+    artifacts: artifact_pb2_grpc.ArtifactServiceAsyncStub
     search: search_pb2_grpc.SearchServiceAsyncStub
     finetune: finetune_pb2_grpc.FineTuneServiceAsyncStub
     server: server_pb2_grpc.ServerServiceAsyncStub
@@ -96,6 +98,7 @@ class Connection:
                 model_pb2_grpc.ModelServiceStub(channel),
                 job_pb2_grpc.JobServiceStub(channel),
                 dataset_pb2_grpc.DatasetServiceStub(channel),
+                artifact_pb2_grpc.ArtifactServiceStub(channel),
                 search_pb2_grpc.SearchServiceStub(channel),
                 finetune_pb2_grpc.FineTuneServiceStub(channel),
                 server_pb2_grpc.ServerServiceStub(channel),

@@ -7,7 +7,7 @@ from types import TracebackType
 import grpc
 
 from hotclip._channel import Settings
-from hotclip._sync import datasets, encoding, finetuning, jobs, server
+from hotclip._sync import artifacts, datasets, encoding, finetuning, jobs, server
 from hotclip._sync import models as versioning
 from hotclip._sync import search as searching
 from hotclip._sync.connection import Connection
@@ -67,6 +67,13 @@ class Client:
     list_datasets = datasets.list_datasets
     delete_dataset = datasets.delete_dataset
     download_dataset = datasets.download_dataset
+
+    export = artifacts.export
+    get_artifact = artifacts.get_artifact
+    list_artifacts = artifacts.list_artifacts
+    delete_artifact = artifacts.delete_artifact
+    download_artifact = artifacts.download_artifact
+    import_version = artifacts.import_version
 
     finetune = finetuning.finetune
     evaluate = finetuning.evaluate

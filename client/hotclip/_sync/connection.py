@@ -19,6 +19,7 @@ from hotclip._server import HEALTH_CHECK, HEALTH_REQUEST, SERVING, Limits, Serve
 from hotclip._status import from_rpc
 from hotclip.errors import Cancelled, HotclipError, ResourceExhausted, Unimplemented
 from hotclip_proto.v1 import (
+    artifact_pb2_grpc,
     dataset_pb2_grpc,
     encode_pb2_grpc,
     finetune_pb2_grpc,
@@ -42,6 +43,7 @@ class Stubs:
     models: model_pb2_grpc.ModelServiceStub
     jobs: job_pb2_grpc.JobServiceStub
     datasets: dataset_pb2_grpc.DatasetServiceStub
+    artifacts: artifact_pb2_grpc.ArtifactServiceStub
     search: search_pb2_grpc.SearchServiceStub
     finetune: finetune_pb2_grpc.FineTuneServiceStub
     server: server_pb2_grpc.ServerServiceStub
@@ -85,6 +87,7 @@ class Connection:
                 model_pb2_grpc.ModelServiceStub(channel),
                 job_pb2_grpc.JobServiceStub(channel),
                 dataset_pb2_grpc.DatasetServiceStub(channel),
+                artifact_pb2_grpc.ArtifactServiceStub(channel),
                 search_pb2_grpc.SearchServiceStub(channel),
                 finetune_pb2_grpc.FineTuneServiceStub(channel),
                 server_pb2_grpc.ServerServiceStub(channel),

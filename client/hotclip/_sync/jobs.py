@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hotclip import _jobs as parse
+from hotclip._artifacts import FormatName, Progress, export_request
 from hotclip._events import EventCursor
 from hotclip._jobs import Job, JobEvent, JobKind, JobState, LogLine, Measurement
 from hotclip._progress import ProgressBar
+from hotclip._sync import downloads
 from hotclip._sync.connection import Connection
 from hotclip.errors import Cancelled, Unavailable
 from hotclip_proto.v1 import job_pb2
@@ -140,6 +144,43 @@ class Run:
         connection = self._connection
         request = job_pb2.DeleteJobRequest(job=self.id)
         connection.call(connection.stubs().jobs.DeleteJob, request, connection.deadline(None))
+
+    def save_artifact(
+        self,
+        directory: Path | str = "artifacts",
+        *,
+        format: FormatName = "open_clip",  # noqa: A002  # named by the API
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> Path:
+        """Waits for the job and downloads the model that it made, or the file if it was an export.
+
+        Args:
+            directory: Made if it does not exist.
+            format: Of a model: "open_clip", "onnx" or "delta"; see Client.export.
+            progress: Told how many bytes of how many are there.
+            timeout: Seconds for all of it; None: as long as it takes.
+
+        Returns:
+            The path of the archive, which hotclip.get_model reads.
+
+        Raises:
+            JobFailed: It, or the export, ended badly.
+            FailedPrecondition: It made neither a model nor a file (reason NOTHING_TO_SAVE).
+            DataLoss: The file is damaged.
+        """
+        connection = self._connection
+        deadline = connection.deadline(float("inf") if timeout is None else timeout)
+        ended = self.wait(deadline.remaining())
+        made = ended.artifacts
+        if ended.kind is not JobKind.EXPORT:
+            request = export_request(ended, format)
+            started = connection.call(connection.stubs().models.Export, request, deadline)
+            export = Run(connection, parse.job(started))
+            made = (export.wait(deadline.remaining())).artifacts
+        folder = Path(directory)
+        connection.run(partial(folder.mkdir, parents=True, exist_ok=True))
+        return downloads.fetch(connection, made[0], folder, progress, deadline)
 
     def __repr__(self) -> str:
         return f"Run(id={self.id!r}, name={self.name!r})"

@@ -22,19 +22,40 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhotclip_proto/v1/artifact.proto\x12\nhotclip.v1\"3\n\x0f\x44ownloadRequest\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"U\n\x10\x44ownloadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t2Z\n\x0f\x41rtifactService\x12G\n\x08\x44ownload\x12\x1b.hotclip.v1.DownloadRequest\x1a\x1c.hotclip.v1.DownloadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhotclip_proto/v1/artifact.proto\x12\nhotclip.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\x01\n\x08\x41rtifact\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1a.hotclip.v1.ArtifactFormat\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tfile_name\x18\t \x01(\t\"&\n\x12GetArtifactRequest\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\"N\n\x14ListArtifactsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"Y\n\x15ListArtifactsResponse\x12\'\n\tartifacts\x18\x01 \x03(\x0b\x32\x14.hotclip.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x15\x44\x65leteArtifactRequest\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteArtifactResponse\"3\n\x0f\x44ownloadRequest\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"U\n\x10\x44ownloadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\"\n\x10GetUploadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"@\n\x06Upload\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12&\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x14.hotclip.v1.Artifact\"Z\n\x15UploadArtifactRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c*\x85\x01\n\x0e\x41rtifactFormat\x12\x1f\n\x1b\x41RTIFACT_FORMAT_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41RTIFACT_FORMAT_OPEN_CLIP\x10\x01\x12\x18\n\x14\x41RTIFACT_FORMAT_ONNX\x10\x02\x12\x19\n\x15\x41RTIFACT_FORMAT_DELTA\x10\x03\x32\xd6\x03\n\x0f\x41rtifactService\x12\x43\n\x0bGetArtifact\x12\x1e.hotclip.v1.GetArtifactRequest\x1a\x14.hotclip.v1.Artifact\x12T\n\rListArtifacts\x12 .hotclip.v1.ListArtifactsRequest\x1a!.hotclip.v1.ListArtifactsResponse\x12W\n\x0e\x44\x65leteArtifact\x12!.hotclip.v1.DeleteArtifactRequest\x1a\".hotclip.v1.DeleteArtifactResponse\x12G\n\x08\x44ownload\x12\x1b.hotclip.v1.DownloadRequest\x1a\x1c.hotclip.v1.DownloadResponse0\x01\x12=\n\tGetUpload\x12\x1c.hotclip.v1.GetUploadRequest\x1a\x12.hotclip.v1.Upload\x12G\n\x0eUploadArtifact\x12!.hotclip.v1.UploadArtifactRequest\x1a\x12.hotclip.v1.Uploadb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hotclip_proto.v1.artifact_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DOWNLOADREQUEST']._serialized_start=47
-  _globals['_DOWNLOADREQUEST']._serialized_end=98
-  _globals['_DOWNLOADRESPONSE']._serialized_start=100
-  _globals['_DOWNLOADRESPONSE']._serialized_end=185
-  _globals['_ARTIFACTSERVICE']._serialized_start=187
-  _globals['_ARTIFACTSERVICE']._serialized_end=277
+  _globals['_ARTIFACTFORMAT']._serialized_start=922
+  _globals['_ARTIFACTFORMAT']._serialized_end=1055
+  _globals['_ARTIFACT']._serialized_start=81
+  _globals['_ARTIFACT']._serialized_end=305
+  _globals['_GETARTIFACTREQUEST']._serialized_start=307
+  _globals['_GETARTIFACTREQUEST']._serialized_end=345
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=347
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=425
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=427
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=516
+  _globals['_DELETEARTIFACTREQUEST']._serialized_start=518
+  _globals['_DELETEARTIFACTREQUEST']._serialized_end=559
+  _globals['_DELETEARTIFACTRESPONSE']._serialized_start=561
+  _globals['_DELETEARTIFACTRESPONSE']._serialized_end=585
+  _globals['_DOWNLOADREQUEST']._serialized_start=587
+  _globals['_DOWNLOADREQUEST']._serialized_end=638
+  _globals['_DOWNLOADRESPONSE']._serialized_start=640
+  _globals['_DOWNLOADRESPONSE']._serialized_end=725
+  _globals['_GETUPLOADREQUEST']._serialized_start=727
+  _globals['_GETUPLOADREQUEST']._serialized_end=761
+  _globals['_UPLOAD']._serialized_start=763
+  _globals['_UPLOAD']._serialized_end=827
+  _globals['_UPLOADARTIFACTREQUEST']._serialized_start=829
+  _globals['_UPLOADARTIFACTREQUEST']._serialized_end=919
+  _globals['_ARTIFACTSERVICE']._serialized_start=1058
+  _globals['_ARTIFACTSERVICE']._serialized_end=1528
 # @@protoc_insertion_point(module_scope)

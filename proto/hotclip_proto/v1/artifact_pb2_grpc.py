@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ArtifactServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Artifacts are immutable: the same content gives the same id.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -34,19 +35,88 @@ class ArtifactServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.GetArtifact = channel.unary_unary(
+                '/hotclip.v1.ArtifactService/GetArtifact',
+                request_serializer=hotclip__proto_dot_v1_dot_artifact__pb2.GetArtifactRequest.SerializeToString,
+                response_deserializer=hotclip__proto_dot_v1_dot_artifact__pb2.Artifact.FromString,
+                _registered_method=True)
+        self.ListArtifacts = channel.unary_unary(
+                '/hotclip.v1.ArtifactService/ListArtifacts',
+                request_serializer=hotclip__proto_dot_v1_dot_artifact__pb2.ListArtifactsRequest.SerializeToString,
+                response_deserializer=hotclip__proto_dot_v1_dot_artifact__pb2.ListArtifactsResponse.FromString,
+                _registered_method=True)
+        self.DeleteArtifact = channel.unary_unary(
+                '/hotclip.v1.ArtifactService/DeleteArtifact',
+                request_serializer=hotclip__proto_dot_v1_dot_artifact__pb2.DeleteArtifactRequest.SerializeToString,
+                response_deserializer=hotclip__proto_dot_v1_dot_artifact__pb2.DeleteArtifactResponse.FromString,
+                _registered_method=True)
         self.Download = channel.unary_stream(
                 '/hotclip.v1.ArtifactService/Download',
                 request_serializer=hotclip__proto_dot_v1_dot_artifact__pb2.DownloadRequest.SerializeToString,
                 response_deserializer=hotclip__proto_dot_v1_dot_artifact__pb2.DownloadResponse.FromString,
                 _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/hotclip.v1.ArtifactService/GetUpload',
+                request_serializer=hotclip__proto_dot_v1_dot_artifact__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=hotclip__proto_dot_v1_dot_artifact__pb2.Upload.FromString,
+                _registered_method=True)
+        self.UploadArtifact = channel.unary_unary(
+                '/hotclip.v1.ArtifactService/UploadArtifact',
+                request_serializer=hotclip__proto_dot_v1_dot_artifact__pb2.UploadArtifactRequest.SerializeToString,
+                response_deserializer=hotclip__proto_dot_v1_dot_artifact__pb2.Upload.FromString,
+                _registered_method=True)
 
 
 class ArtifactServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Artifacts are immutable: the same content gives the same id.
+    """
+
+    def GetArtifact(self, request, context):
+        """Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListArtifacts(self, request, context):
+        """Newest first. Errors: INVALID_ARGUMENT (page).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteArtifact(self, request, context):
+        """Removes an artifact and its file; a download that runs is completed. Errors:
+        NOT_FOUND, FAILED_PRECONDITION/ARTIFACT_IN_USE (a job that has not ended needs it).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Download(self, request, context):
         """Sends a file from an offset in chunks of 256 KiB; the last chunk carries its
-        sha256. Errors: NOT_FOUND, OUT_OF_RANGE (offset), DATA_LOSS.
+        sha256. The whole file is verified on the way, also what lies before the offset.
+        Errors: NOT_FOUND, OUT_OF_RANGE (offset), DATA_LOSS (damaged; before the last chunk).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """How much of a file the server has, so that an upload goes on where it broke off.
+        Errors: INVALID_ARGUMENT (sha256).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadArtifact(self, request, context):
+        """Takes a part of an archive; parts come in order, and one that the server has changes
+        nothing. After the last the file is checked and becomes an artifact. An unfinished
+        upload is kept for a day, restarts included. Errors: INVALID_ARGUMENT (sha256;
+        ARTIFACT_INVALID: no archive of a model, see ArtifactFormat; links, paths, and other
+        kinds of files in it), OUT_OF_RANGE (offset beyond what the server has),
+        RESOURCE_EXHAUSTED (bytes, disk, unfinished uploads), DATA_LOSS (sha256).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -55,10 +125,35 @@ class ArtifactServiceServicer(object):
 
 def add_ArtifactServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetArtifact,
+                    request_deserializer=hotclip__proto_dot_v1_dot_artifact__pb2.GetArtifactRequest.FromString,
+                    response_serializer=hotclip__proto_dot_v1_dot_artifact__pb2.Artifact.SerializeToString,
+            ),
+            'ListArtifacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListArtifacts,
+                    request_deserializer=hotclip__proto_dot_v1_dot_artifact__pb2.ListArtifactsRequest.FromString,
+                    response_serializer=hotclip__proto_dot_v1_dot_artifact__pb2.ListArtifactsResponse.SerializeToString,
+            ),
+            'DeleteArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteArtifact,
+                    request_deserializer=hotclip__proto_dot_v1_dot_artifact__pb2.DeleteArtifactRequest.FromString,
+                    response_serializer=hotclip__proto_dot_v1_dot_artifact__pb2.DeleteArtifactResponse.SerializeToString,
+            ),
             'Download': grpc.unary_stream_rpc_method_handler(
                     servicer.Download,
                     request_deserializer=hotclip__proto_dot_v1_dot_artifact__pb2.DownloadRequest.FromString,
                     response_serializer=hotclip__proto_dot_v1_dot_artifact__pb2.DownloadResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=hotclip__proto_dot_v1_dot_artifact__pb2.GetUploadRequest.FromString,
+                    response_serializer=hotclip__proto_dot_v1_dot_artifact__pb2.Upload.SerializeToString,
+            ),
+            'UploadArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.UploadArtifact,
+                    request_deserializer=hotclip__proto_dot_v1_dot_artifact__pb2.UploadArtifactRequest.FromString,
+                    response_serializer=hotclip__proto_dot_v1_dot_artifact__pb2.Upload.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -69,7 +164,89 @@ def add_ArtifactServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ArtifactService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Artifacts are immutable: the same content gives the same id.
+    """
+
+    @staticmethod
+    def GetArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotclip.v1.ArtifactService/GetArtifact',
+            hotclip__proto_dot_v1_dot_artifact__pb2.GetArtifactRequest.SerializeToString,
+            hotclip__proto_dot_v1_dot_artifact__pb2.Artifact.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotclip.v1.ArtifactService/ListArtifacts',
+            hotclip__proto_dot_v1_dot_artifact__pb2.ListArtifactsRequest.SerializeToString,
+            hotclip__proto_dot_v1_dot_artifact__pb2.ListArtifactsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotclip.v1.ArtifactService/DeleteArtifact',
+            hotclip__proto_dot_v1_dot_artifact__pb2.DeleteArtifactRequest.SerializeToString,
+            hotclip__proto_dot_v1_dot_artifact__pb2.DeleteArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Download(request,
@@ -88,6 +265,60 @@ class ArtifactService(object):
             '/hotclip.v1.ArtifactService/Download',
             hotclip__proto_dot_v1_dot_artifact__pb2.DownloadRequest.SerializeToString,
             hotclip__proto_dot_v1_dot_artifact__pb2.DownloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotclip.v1.ArtifactService/GetUpload',
+            hotclip__proto_dot_v1_dot_artifact__pb2.GetUploadRequest.SerializeToString,
+            hotclip__proto_dot_v1_dot_artifact__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotclip.v1.ArtifactService/UploadArtifact',
+            hotclip__proto_dot_v1_dot_artifact__pb2.UploadArtifactRequest.SerializeToString,
+            hotclip__proto_dot_v1_dot_artifact__pb2.Upload.FromString,
             options,
             channel_credentials,
             insecure,

@@ -148,6 +148,7 @@ class Job(message.Message):
     RESULT_VERSION_FIELD_NUMBER: builtins.int
     ACTIVATED_FIELD_NUMBER: builtins.int
     METRICS_FIELD_NUMBER: builtins.int
+    ARTIFACTS_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Made by the server."""
     name: builtins.str
@@ -188,6 +189,10 @@ class Job(message.Message):
     def metrics(self) -> containers.RepeatedCompositeFieldContainer[types_pb2.Metric]:
         """Last value of each metric by name."""
 
+    @builtins.property
+    def artifacts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Ids of the artifacts that it made; empty before its end."""
+
     def __init__(
         self,
         *,
@@ -206,10 +211,11 @@ class Job(message.Message):
         result_version: builtins.str = ...,
         activated: builtins.bool = ...,
         metrics: abc.Iterable[types_pb2.Metric] | None = ...,
+        artifacts: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["activated", b"activated", "create_time", b"create_time", "description", b"description", "end_time", b"end_time", "error", b"error", "id", b"id", "kind", b"kind", "last_seq", b"last_seq", "metrics", b"metrics", "model", b"model", "name", b"name", "progress", b"progress", "result_version", b"result_version", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["activated", b"activated", "artifacts", b"artifacts", "create_time", b"create_time", "description", b"description", "end_time", b"end_time", "error", b"error", "id", b"id", "kind", b"kind", "last_seq", b"last_seq", "metrics", b"metrics", "model", b"model", "name", b"name", "progress", b"progress", "result_version", b"result_version", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -301,6 +307,10 @@ class MetricEvent(message.Message):
         """Held-out data after an epoch."""
         STAGE_AFTER: MetricEvent._Stage.ValueType  # 4
         """Held-out data after training."""
+        STAGE_ALPHA: MetricEvent._Stage.ValueType  # 5
+        """Held-out data with weights between the base and the trained ones: the metric
+        "alpha" says where, 0 being the base. Does not change Job.metrics.
+        """
 
     class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
         """What they belong to."""
@@ -314,6 +324,10 @@ class MetricEvent(message.Message):
     """Held-out data after an epoch."""
     STAGE_AFTER: MetricEvent.Stage.ValueType  # 4
     """Held-out data after training."""
+    STAGE_ALPHA: MetricEvent.Stage.ValueType  # 5
+    """Held-out data with weights between the base and the trained ones: the metric
+    "alpha" says where, 0 being the base. Does not change Job.metrics.
+    """
 
     STAGE_FIELD_NUMBER: builtins.int
     STEP_FIELD_NUMBER: builtins.int

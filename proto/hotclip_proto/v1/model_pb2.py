@@ -23,61 +23,62 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from hotclip_proto.v1 import artifact_pb2 as hotclip__proto_dot_v1_dot_artifact__pb2
 from hotclip_proto.v1 import job_pb2 as hotclip__proto_dot_v1_dot_job__pb2
 from hotclip_proto.v1 import types_pb2 as hotclip__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chotclip_proto/v1/model.proto\x12\nhotclip.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ahotclip_proto/v1/job.proto\x1a\x1chotclip_proto/v1/types.proto\"\xfc\x02\n\x07Version\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.hotclip.v1.VersionState\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x10\n\x08space_id\x18\x07 \x01(\t\x12\x17\n\x0ftext_encoder_id\x18\x08 \x01(\t\x12\x19\n\x11vision_encoder_id\x18\t \x01(\t\x12\x0b\n\x03\x64im\x18\n \x01(\r\x12\x12\n\nimage_size\x18\x0b \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x0c \x01(\r\x12\x12\n\nsize_bytes\x18\r \x01(\x04\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x07metrics\x18\x0f \x03(\x0b\x32\x12.hotclip.v1.Metric\x12\x0e\n\x06sha256\x18\x10 \x01(\t\"~\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0clive_version\x18\x02 \x01(\t\x12\x18\n\x10previous_version\x18\x03 \x01(\t\x12\x17\n\x0fstaged_versions\x18\x04 \x03(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x10\n\x08space_id\x18\x06 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.hotclip.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"G\n\x12LoadVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"K\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x14ListVersionsResponse\x12%\n\x08versions\x18\x01 \x03(\x0b\x32\x13.hotclip.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x11GetVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"r\n\x16\x41\x63tivateVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x13\n\x0b\x63ollections\x18\x05 \x03(\t\".\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\'\n\x14UnloadVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\'\n\x14\x44\x65leteVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteVersionResponse\"R\n\x14MergeVersionsRequest\x12\x14\n\x0c\x62\x61se_version\x18\x01 \x01(\t\x12\x15\n\rtuned_version\x18\x02 \x01(\t\x12\r\n\x05\x61lpha\x18\x03 \x01(\x01\"\x9b\x01\n\rExportRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x30\n\x06\x66ormat\x18\x02 \x01(\x0e\x32 .hotclip.v1.ExportRequest.Format\"G\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46ORMAT_OPEN_CLIP\x10\x01\x12\x0f\n\x0b\x46ORMAT_ONNX\x10\x02\"#\n\x12WatchModelsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"E\n\x1c\x44\x65scribeArchitecturesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x0c\x41rchitecture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\npretrained\x18\x02 \x03(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x12\n\nimage_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\"i\n\x1d\x44\x65scribeArchitecturesResponse\x12/\n\rarchitectures\x18\x01 \x03(\x0b\x32\x18.hotclip.v1.Architecture\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xae\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14VERSION_STATE_STORED\x10\x01\x12\x18\n\x14VERSION_STATE_STAGED\x10\x02\x12\x16\n\x12VERSION_STATE_LIVE\x10\x03\x12\x1a\n\x16VERSION_STATE_PREVIOUS\x10\x04\x12\x17\n\x13VERSION_STATE_BOUND\x10\x05\x32\xc4\x07\n\x0cModelService\x12K\n\nListModels\x12\x1d.hotclip.v1.ListModelsRequest\x1a\x1e.hotclip.v1.ListModelsResponse\x12:\n\x08GetModel\x12\x1b.hotclip.v1.GetModelRequest\x1a\x11.hotclip.v1.Model\x12\x42\n\x0bLoadVersion\x12\x1e.hotclip.v1.LoadVersionRequest\x1a\x13.hotclip.v1.Version\x12Q\n\x0cListVersions\x12\x1f.hotclip.v1.ListVersionsRequest\x1a .hotclip.v1.ListVersionsResponse\x12@\n\nGetVersion\x12\x1d.hotclip.v1.GetVersionRequest\x1a\x13.hotclip.v1.Version\x12H\n\x0f\x41\x63tivateVersion\x12\".hotclip.v1.ActivateVersionRequest\x1a\x11.hotclip.v1.Model\x12:\n\x08Rollback\x12\x1b.hotclip.v1.RollbackRequest\x1a\x11.hotclip.v1.Model\x12\x46\n\rUnloadVersion\x12 .hotclip.v1.UnloadVersionRequest\x1a\x13.hotclip.v1.Version\x12T\n\rDeleteVersion\x12 .hotclip.v1.DeleteVersionRequest\x1a!.hotclip.v1.DeleteVersionResponse\x12\x46\n\rMergeVersions\x12 .hotclip.v1.MergeVersionsRequest\x1a\x13.hotclip.v1.Version\x12\x34\n\x06\x45xport\x12\x19.hotclip.v1.ExportRequest\x1a\x0f.hotclip.v1.Job\x12\x42\n\x0bWatchModels\x12\x1e.hotclip.v1.WatchModelsRequest\x1a\x11.hotclip.v1.Model0\x01\x12l\n\x15\x44\x65scribeArchitectures\x12(.hotclip.v1.DescribeArchitecturesRequest\x1a).hotclip.v1.DescribeArchitecturesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chotclip_proto/v1/model.proto\x12\nhotclip.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fhotclip_proto/v1/artifact.proto\x1a\x1ahotclip_proto/v1/job.proto\x1a\x1chotclip_proto/v1/types.proto\"\xfc\x02\n\x07Version\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.hotclip.v1.VersionState\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x10\n\x08space_id\x18\x07 \x01(\t\x12\x17\n\x0ftext_encoder_id\x18\x08 \x01(\t\x12\x19\n\x11vision_encoder_id\x18\t \x01(\t\x12\x0b\n\x03\x64im\x18\n \x01(\r\x12\x12\n\nimage_size\x18\x0b \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x0c \x01(\r\x12\x12\n\nsize_bytes\x18\r \x01(\x04\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x07metrics\x18\x0f \x03(\x0b\x32\x12.hotclip.v1.Metric\x12\x0e\n\x06sha256\x18\x10 \x01(\t\"~\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0clive_version\x18\x02 \x01(\t\x12\x18\n\x10previous_version\x18\x03 \x01(\t\x12\x17\n\x0fstaged_versions\x18\x04 \x03(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x10\n\x08space_id\x18\x06 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.hotclip.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"G\n\x12LoadVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"K\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x14ListVersionsResponse\x12%\n\x08versions\x18\x01 \x03(\x0b\x32\x13.hotclip.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x11GetVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"r\n\x16\x41\x63tivateVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x13\n\x0b\x63ollections\x18\x05 \x03(\t\".\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\'\n\x14UnloadVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\'\n\x14\x44\x65leteVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteVersionResponse\"d\n\x14MergeVersionsRequest\x12\x14\n\x0c\x62\x61se_version\x18\x01 \x01(\t\x12\x15\n\rtuned_version\x18\x02 \x01(\t\x12\r\n\x05\x61lpha\x18\x03 \x01(\x01\x12\x10\n\x08versions\x18\x04 \x03(\t\"\x93\x01\n\rExportRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12*\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1a.hotclip.v1.ArtifactFormat\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"Y\n\x14ImportVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"#\n\x12WatchModelsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"E\n\x1c\x44\x65scribeArchitecturesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x0c\x41rchitecture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\npretrained\x18\x02 \x03(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x12\n\nimage_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\"i\n\x1d\x44\x65scribeArchitecturesResponse\x12/\n\rarchitectures\x18\x01 \x03(\x0b\x32\x18.hotclip.v1.Architecture\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xae\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14VERSION_STATE_STORED\x10\x01\x12\x18\n\x14VERSION_STATE_STAGED\x10\x02\x12\x16\n\x12VERSION_STATE_LIVE\x10\x03\x12\x1a\n\x16VERSION_STATE_PREVIOUS\x10\x04\x12\x17\n\x13VERSION_STATE_BOUND\x10\x05\x32\x88\x08\n\x0cModelService\x12K\n\nListModels\x12\x1d.hotclip.v1.ListModelsRequest\x1a\x1e.hotclip.v1.ListModelsResponse\x12:\n\x08GetModel\x12\x1b.hotclip.v1.GetModelRequest\x1a\x11.hotclip.v1.Model\x12\x42\n\x0bLoadVersion\x12\x1e.hotclip.v1.LoadVersionRequest\x1a\x13.hotclip.v1.Version\x12Q\n\x0cListVersions\x12\x1f.hotclip.v1.ListVersionsRequest\x1a .hotclip.v1.ListVersionsResponse\x12@\n\nGetVersion\x12\x1d.hotclip.v1.GetVersionRequest\x1a\x13.hotclip.v1.Version\x12H\n\x0f\x41\x63tivateVersion\x12\".hotclip.v1.ActivateVersionRequest\x1a\x11.hotclip.v1.Model\x12:\n\x08Rollback\x12\x1b.hotclip.v1.RollbackRequest\x1a\x11.hotclip.v1.Model\x12\x46\n\rUnloadVersion\x12 .hotclip.v1.UnloadVersionRequest\x1a\x13.hotclip.v1.Version\x12T\n\rDeleteVersion\x12 .hotclip.v1.DeleteVersionRequest\x1a!.hotclip.v1.DeleteVersionResponse\x12\x46\n\rMergeVersions\x12 .hotclip.v1.MergeVersionsRequest\x1a\x13.hotclip.v1.Version\x12\x34\n\x06\x45xport\x12\x19.hotclip.v1.ExportRequest\x1a\x0f.hotclip.v1.Job\x12\x42\n\rImportVersion\x12 .hotclip.v1.ImportVersionRequest\x1a\x0f.hotclip.v1.Job\x12\x42\n\x0bWatchModels\x12\x1e.hotclip.v1.WatchModelsRequest\x1a\x11.hotclip.v1.Model0\x01\x12l\n\x15\x44\x65scribeArchitectures\x12(.hotclip.v1.DescribeArchitecturesRequest\x1a).hotclip.v1.DescribeArchitecturesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hotclip_proto.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERSIONSTATE']._serialized_start=1934
-  _globals['_VERSIONSTATE']._serialized_end=2108
-  _globals['_VERSION']._serialized_start=136
-  _globals['_VERSION']._serialized_end=516
-  _globals['_MODEL']._serialized_start=518
-  _globals['_MODEL']._serialized_end=644
-  _globals['_LISTMODELSREQUEST']._serialized_start=646
-  _globals['_LISTMODELSREQUEST']._serialized_end=704
-  _globals['_LISTMODELSRESPONSE']._serialized_start=706
-  _globals['_LISTMODELSRESPONSE']._serialized_end=786
-  _globals['_GETMODELREQUEST']._serialized_start=788
-  _globals['_GETMODELREQUEST']._serialized_end=820
-  _globals['_LOADVERSIONREQUEST']._serialized_start=822
-  _globals['_LOADVERSIONREQUEST']._serialized_end=893
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=895
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=970
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=972
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1058
-  _globals['_GETVERSIONREQUEST']._serialized_start=1060
-  _globals['_GETVERSIONREQUEST']._serialized_end=1096
-  _globals['_ACTIVATEVERSIONREQUEST']._serialized_start=1098
-  _globals['_ACTIVATEVERSIONREQUEST']._serialized_end=1212
-  _globals['_ROLLBACKREQUEST']._serialized_start=1214
-  _globals['_ROLLBACKREQUEST']._serialized_end=1260
-  _globals['_UNLOADVERSIONREQUEST']._serialized_start=1262
-  _globals['_UNLOADVERSIONREQUEST']._serialized_end=1301
-  _globals['_DELETEVERSIONREQUEST']._serialized_start=1303
-  _globals['_DELETEVERSIONREQUEST']._serialized_end=1342
-  _globals['_DELETEVERSIONRESPONSE']._serialized_start=1344
-  _globals['_DELETEVERSIONRESPONSE']._serialized_end=1367
-  _globals['_MERGEVERSIONSREQUEST']._serialized_start=1369
-  _globals['_MERGEVERSIONSREQUEST']._serialized_end=1451
-  _globals['_EXPORTREQUEST']._serialized_start=1454
-  _globals['_EXPORTREQUEST']._serialized_end=1609
-  _globals['_EXPORTREQUEST_FORMAT']._serialized_start=1538
-  _globals['_EXPORTREQUEST_FORMAT']._serialized_end=1609
-  _globals['_WATCHMODELSREQUEST']._serialized_start=1611
-  _globals['_WATCHMODELSREQUEST']._serialized_end=1646
-  _globals['_DESCRIBEARCHITECTURESREQUEST']._serialized_start=1648
-  _globals['_DESCRIBEARCHITECTURESREQUEST']._serialized_end=1717
-  _globals['_ARCHITECTURE']._serialized_start=1719
-  _globals['_ARCHITECTURE']._serialized_end=1824
-  _globals['_DESCRIBEARCHITECTURESRESPONSE']._serialized_start=1826
-  _globals['_DESCRIBEARCHITECTURESRESPONSE']._serialized_end=1931
-  _globals['_MODELSERVICE']._serialized_start=2111
-  _globals['_MODELSERVICE']._serialized_end=3075
+  _globals['_VERSIONSTATE']._serialized_start=2068
+  _globals['_VERSIONSTATE']._serialized_end=2242
+  _globals['_VERSION']._serialized_start=169
+  _globals['_VERSION']._serialized_end=549
+  _globals['_MODEL']._serialized_start=551
+  _globals['_MODEL']._serialized_end=677
+  _globals['_LISTMODELSREQUEST']._serialized_start=679
+  _globals['_LISTMODELSREQUEST']._serialized_end=737
+  _globals['_LISTMODELSRESPONSE']._serialized_start=739
+  _globals['_LISTMODELSRESPONSE']._serialized_end=819
+  _globals['_GETMODELREQUEST']._serialized_start=821
+  _globals['_GETMODELREQUEST']._serialized_end=853
+  _globals['_LOADVERSIONREQUEST']._serialized_start=855
+  _globals['_LOADVERSIONREQUEST']._serialized_end=926
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=928
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1003
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1005
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1091
+  _globals['_GETVERSIONREQUEST']._serialized_start=1093
+  _globals['_GETVERSIONREQUEST']._serialized_end=1129
+  _globals['_ACTIVATEVERSIONREQUEST']._serialized_start=1131
+  _globals['_ACTIVATEVERSIONREQUEST']._serialized_end=1245
+  _globals['_ROLLBACKREQUEST']._serialized_start=1247
+  _globals['_ROLLBACKREQUEST']._serialized_end=1293
+  _globals['_UNLOADVERSIONREQUEST']._serialized_start=1295
+  _globals['_UNLOADVERSIONREQUEST']._serialized_end=1334
+  _globals['_DELETEVERSIONREQUEST']._serialized_start=1336
+  _globals['_DELETEVERSIONREQUEST']._serialized_end=1375
+  _globals['_DELETEVERSIONRESPONSE']._serialized_start=1377
+  _globals['_DELETEVERSIONRESPONSE']._serialized_end=1400
+  _globals['_MERGEVERSIONSREQUEST']._serialized_start=1402
+  _globals['_MERGEVERSIONSREQUEST']._serialized_end=1502
+  _globals['_EXPORTREQUEST']._serialized_start=1505
+  _globals['_EXPORTREQUEST']._serialized_end=1652
+  _globals['_IMPORTVERSIONREQUEST']._serialized_start=1654
+  _globals['_IMPORTVERSIONREQUEST']._serialized_end=1743
+  _globals['_WATCHMODELSREQUEST']._serialized_start=1745
+  _globals['_WATCHMODELSREQUEST']._serialized_end=1780
+  _globals['_DESCRIBEARCHITECTURESREQUEST']._serialized_start=1782
+  _globals['_DESCRIBEARCHITECTURESREQUEST']._serialized_end=1851
+  _globals['_ARCHITECTURE']._serialized_start=1853
+  _globals['_ARCHITECTURE']._serialized_end=1958
+  _globals['_DESCRIBEARCHITECTURESRESPONSE']._serialized_start=1960
+  _globals['_DESCRIBEARCHITECTURESRESPONSE']._serialized_end=2065
+  _globals['_MODELSERVICE']._serialized_start=2245
+  _globals['_MODELSERVICE']._serialized_end=3277
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as message
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
 from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
+from hotclip_proto.v1 import artifact_pb2 as artifact_pb2
 from hotclip_proto.v1 import types_pb2 as types_pb2
 import builtins as builtins
 import sys
@@ -86,7 +87,7 @@ class Version(message.Message):
     """Version it was trained from; empty for a root."""
     source: builtins.str
     """What was loaded or which job made it: "builtin:mini", "ViT-B-32::openai",
-    "job:<id>".
+    "job:<id>", "artifact:<id>".
     """
     architecture: builtins.str
     """open_clip architecture name, or "custom" for one given by its config file."""
@@ -256,8 +257,9 @@ class LoadVersionRequest(message.Message):
     """Empty: "default"."""
     source: builtins.str
     """"builtin:mini", "<architecture>::<pretrained tag>", "<architecture>::" for random
-    weights with --allow-random-weights, "hf-hub:<org>/<repo>", or "local:<name>": a
-    folder of that name below the server's --models-dir. Paths are refused.
+    weights with --allow-random-weights, "hf-hub:<org>/<repo>", "artifact:<id>", or
+    "local:<name>": a folder of that name below the server's --models-dir. Paths are
+    refused.
     """
     request_id: builtins.str
     """The same id again returns what the first call made."""
@@ -455,22 +457,28 @@ class MergeVersionsRequest(message.Message):
     BASE_VERSION_FIELD_NUMBER: builtins.int
     TUNED_VERSION_FIELD_NUMBER: builtins.int
     ALPHA_FIELD_NUMBER: builtins.int
+    VERSIONS_FIELD_NUMBER: builtins.int
     base_version: builtins.str
     """Version id at alpha 0."""
     tuned_version: builtins.str
     """Version id at alpha 1."""
     alpha: builtins.float
     """In [0, 1]."""
+    @builtins.property
+    def versions(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Instead of the others: 2 to 64 versions whose weights are averaged."""
+
     def __init__(
         self,
         *,
         base_version: builtins.str = ...,
         tuned_version: builtins.str = ...,
         alpha: builtins.float = ...,
+        versions: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["alpha", b"alpha", "base_version", b"base_version", "tuned_version", b"tuned_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["alpha", b"alpha", "base_version", b"base_version", "tuned_version", b"tuned_version", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -478,41 +486,67 @@ class MergeVersionsRequest(message.Message):
 class ExportRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
-    class _Format:
-        ValueType = typing.NewType("ValueType", builtins.int)
-        V: _TypeAlias = ValueType  # noqa: Y015
-
-    class _FormatEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[ExportRequest._Format.ValueType], builtins.type):
-        DESCRIPTOR: descriptor.EnumDescriptor
-        FORMAT_UNSPECIFIED: ExportRequest._Format.ValueType  # 0
-        FORMAT_OPEN_CLIP: ExportRequest._Format.ValueType  # 1
-        """open_clip layout: config, safetensors, tokenizer."""
-        FORMAT_ONNX: ExportRequest._Format.ValueType  # 2
-        """ONNX of both towers."""
-
-    class Format(_Format, metaclass=_FormatEnumTypeWrapper):
-        """Format of the files."""
-
-    FORMAT_UNSPECIFIED: ExportRequest.Format.ValueType  # 0
-    FORMAT_OPEN_CLIP: ExportRequest.Format.ValueType  # 1
-    """open_clip layout: config, safetensors, tokenizer."""
-    FORMAT_ONNX: ExportRequest.Format.ValueType  # 2
-    """ONNX of both towers."""
-
     VERSION_FIELD_NUMBER: builtins.int
     FORMAT_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    BASE_VERSION_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
     version: builtins.str
-    """Version id."""
-    format: ExportRequest.Format.ValueType
+    """Version id; empty: the live one of `model`."""
+    format: artifact_pb2.ArtifactFormat.ValueType
+    """Format of the file; unspecified: OPEN_CLIP."""
+    model: builtins.str
+    """Empty: "default"."""
+    base_version: builtins.str
+    """Of a delta: the version that it is to be applied to; empty: the version's parent."""
+    name: builtins.str
+    """Unique among jobs; 1 to 128 of [A-Za-z0-9._-]; empty: the id."""
+    request_id: builtins.str
+    """The same id again returns the first call's job."""
     def __init__(
         self,
         *,
         version: builtins.str = ...,
-        format: ExportRequest.Format.ValueType = ...,
+        format: artifact_pb2.ArtifactFormat.ValueType = ...,
+        model: builtins.str = ...,
+        base_version: builtins.str = ...,
+        name: builtins.str = ...,
+        request_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["format", b"format", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["base_version", b"base_version", "format", b"format", "model", b"model", "name", b"name", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ImportVersionRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    ARTIFACT_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Empty: "default"."""
+    artifact: builtins.str
+    """Artifact id."""
+    name: builtins.str
+    """Unique among jobs; 1 to 128 of [A-Za-z0-9._-]; empty: the id."""
+    request_id: builtins.str
+    """The same id again returns the first call's job."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        artifact: builtins.str = ...,
+        name: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["artifact", b"artifact", "model", b"model", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -91,6 +91,11 @@ class ModelServiceStub(object):
                 request_serializer=hotclip__proto_dot_v1_dot_model__pb2.ExportRequest.SerializeToString,
                 response_deserializer=hotclip__proto_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.ImportVersion = channel.unary_unary(
+                '/hotclip.v1.ModelService/ImportVersion',
+                request_serializer=hotclip__proto_dot_v1_dot_model__pb2.ImportVersionRequest.SerializeToString,
+                response_deserializer=hotclip__proto_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
         self.WatchModels = channel.unary_stream(
                 '/hotclip.v1.ModelService/WatchModels',
                 request_serializer=hotclip__proto_dot_v1_dot_model__pb2.WatchModelsRequest.SerializeToString,
@@ -183,9 +188,10 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def MergeVersions(self, request, context):
-        """WiSE-FT: a new stored version (1 - alpha) * base + alpha * tuned, of fp32
-        weights; the same weights give the same version. Errors: NOT_FOUND,
-        INVALID_ARGUMENT (alpha), FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
+        """A new stored version from fp32 weights of others; the same weights give the same
+        version. WiSE-FT: (1 - alpha) * base + alpha * tuned. Soup: the mean of `versions`.
+        Errors: NOT_FOUND, INVALID_ARGUMENT (alpha, versions, or both ways at once),
+        FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
         FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -193,7 +199,23 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Export(self, request, context):
-        """Writes a version as files for ArtifactService. Errors: NOT_FOUND.
+        """Queues a job that writes a version as a file for ArtifactService, named in
+        Job.artifacts. A version that was exported before is written again only if the file
+        is gone or damaged. Errors: NOT_FOUND, INVALID_ARGUMENT (each bad field named),
+        ALREADY_EXISTS (name). The job fails with FAILED_PRECONDITION/EXPORT_UNSUPPORTED
+        (ONNX: this architecture can't be traced), ARCHITECTURES_DIFFER (delta),
+        RESOURCE_EXHAUSTED/DISK_FULL, DATA_LOSS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportVersion(self, request, context):
+        """Queues a job that makes a stored, staged version of an artifact: Job.result_version.
+        Names and shapes of the weights are compared with the architecture before any are
+        read. Errors: NOT_FOUND (artifact), INVALID_ARGUMENT, ALREADY_EXISTS (name). The job
+        fails with FAILED_PRECONDITION/VERSION_UNFIT (files, weights, probes),
+        BASE_VERSION_MISSING (a delta of a version that is not here), DATA_LOSS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -269,6 +291,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
             'Export': grpc.unary_unary_rpc_method_handler(
                     servicer.Export,
                     request_deserializer=hotclip__proto_dot_v1_dot_model__pb2.ExportRequest.FromString,
+                    response_serializer=hotclip__proto_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'ImportVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportVersion,
+                    request_deserializer=hotclip__proto_dot_v1_dot_model__pb2.ImportVersionRequest.FromString,
                     response_serializer=hotclip__proto_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
             'WatchModels': grpc.unary_stream_rpc_method_handler(
@@ -579,6 +606,33 @@ class ModelService(object):
             target,
             '/hotclip.v1.ModelService/Export',
             hotclip__proto_dot_v1_dot_model__pb2.ExportRequest.SerializeToString,
+            hotclip__proto_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotclip.v1.ModelService/ImportVersion',
+            hotclip__proto_dot_v1_dot_model__pb2.ImportVersionRequest.SerializeToString,
             hotclip__proto_dot_v1_dot_job__pb2.Job.FromString,
             options,
             channel_credentials,

@@ -70,13 +70,27 @@ class ModelServiceStub:
     job that has not ended).
     """
     MergeVersions: _grpc.UnaryUnaryMultiCallable[_model_pb2.MergeVersionsRequest, _model_pb2.Version]
-    """WiSE-FT: a new stored version (1 - alpha) * base + alpha * tuned, of fp32
-    weights; the same weights give the same version. Errors: NOT_FOUND,
-    INVALID_ARGUMENT (alpha), FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
+    """A new stored version from fp32 weights of others; the same weights give the same
+    version. WiSE-FT: (1 - alpha) * base + alpha * tuned. Soup: the mean of `versions`.
+    Errors: NOT_FOUND, INVALID_ARGUMENT (alpha, versions, or both ways at once),
+    FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
     FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models).
     """
     Export: _grpc.UnaryUnaryMultiCallable[_model_pb2.ExportRequest, _job_pb2.Job]
-    """Writes a version as files for ArtifactService. Errors: NOT_FOUND."""
+    """Queues a job that writes a version as a file for ArtifactService, named in
+    Job.artifacts. A version that was exported before is written again only if the file
+    is gone or damaged. Errors: NOT_FOUND, INVALID_ARGUMENT (each bad field named),
+    ALREADY_EXISTS (name). The job fails with FAILED_PRECONDITION/EXPORT_UNSUPPORTED
+    (ONNX: this architecture can't be traced), ARCHITECTURES_DIFFER (delta),
+    RESOURCE_EXHAUSTED/DISK_FULL, DATA_LOSS.
+    """
+    ImportVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.ImportVersionRequest, _job_pb2.Job]
+    """Queues a job that makes a stored, staged version of an artifact: Job.result_version.
+    Names and shapes of the weights are compared with the architecture before any are
+    read. Errors: NOT_FOUND (artifact), INVALID_ARGUMENT, ALREADY_EXISTS (name). The job
+    fails with FAILED_PRECONDITION/VERSION_UNFIT (files, weights, probes),
+    BASE_VERSION_MISSING (a delta of a version that is not here), DATA_LOSS.
+    """
     WatchModels: _grpc.UnaryStreamMultiCallable[_model_pb2.WatchModelsRequest, _model_pb2.Model]
     """Sends the model's state now, then each change of it. Errors: NOT_FOUND."""
     DescribeArchitectures: _grpc.UnaryUnaryMultiCallable[_model_pb2.DescribeArchitecturesRequest, _model_pb2.DescribeArchitecturesResponse]
@@ -123,13 +137,27 @@ class ModelServiceAsyncStub(ModelServiceStub):
     job that has not ended).
     """
     MergeVersions: _aio.UnaryUnaryMultiCallable[_model_pb2.MergeVersionsRequest, _model_pb2.Version]  # type: ignore[assignment]
-    """WiSE-FT: a new stored version (1 - alpha) * base + alpha * tuned, of fp32
-    weights; the same weights give the same version. Errors: NOT_FOUND,
-    INVALID_ARGUMENT (alpha), FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
+    """A new stored version from fp32 weights of others; the same weights give the same
+    version. WiSE-FT: (1 - alpha) * base + alpha * tuned. Soup: the mean of `versions`.
+    Errors: NOT_FOUND, INVALID_ARGUMENT (alpha, versions, or both ways at once),
+    FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
     FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models).
     """
     Export: _aio.UnaryUnaryMultiCallable[_model_pb2.ExportRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Writes a version as files for ArtifactService. Errors: NOT_FOUND."""
+    """Queues a job that writes a version as a file for ArtifactService, named in
+    Job.artifacts. A version that was exported before is written again only if the file
+    is gone or damaged. Errors: NOT_FOUND, INVALID_ARGUMENT (each bad field named),
+    ALREADY_EXISTS (name). The job fails with FAILED_PRECONDITION/EXPORT_UNSUPPORTED
+    (ONNX: this architecture can't be traced), ARCHITECTURES_DIFFER (delta),
+    RESOURCE_EXHAUSTED/DISK_FULL, DATA_LOSS.
+    """
+    ImportVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.ImportVersionRequest, _job_pb2.Job]  # type: ignore[assignment]
+    """Queues a job that makes a stored, staged version of an artifact: Job.result_version.
+    Names and shapes of the weights are compared with the architecture before any are
+    read. Errors: NOT_FOUND (artifact), INVALID_ARGUMENT, ALREADY_EXISTS (name). The job
+    fails with FAILED_PRECONDITION/VERSION_UNFIT (files, weights, probes),
+    BASE_VERSION_MISSING (a delta of a version that is not here), DATA_LOSS.
+    """
     WatchModels: _aio.UnaryStreamMultiCallable[_model_pb2.WatchModelsRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Sends the model's state now, then each change of it. Errors: NOT_FOUND."""
     DescribeArchitectures: _aio.UnaryUnaryMultiCallable[_model_pb2.DescribeArchitecturesRequest, _model_pb2.DescribeArchitecturesResponse]  # type: ignore[assignment]
@@ -233,9 +261,10 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.MergeVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.Version, _abc.Awaitable[_model_pb2.Version]]:
-        """WiSE-FT: a new stored version (1 - alpha) * base + alpha * tuned, of fp32
-        weights; the same weights give the same version. Errors: NOT_FOUND,
-        INVALID_ARGUMENT (alpha), FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
+        """A new stored version from fp32 weights of others; the same weights give the same
+        version. WiSE-FT: (1 - alpha) * base + alpha * tuned. Soup: the mean of `versions`.
+        Errors: NOT_FOUND, INVALID_ARGUMENT (alpha, versions, or both ways at once),
+        FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
         FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models).
         """
 
@@ -245,7 +274,26 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.ExportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Writes a version as files for ArtifactService. Errors: NOT_FOUND."""
+        """Queues a job that writes a version as a file for ArtifactService, named in
+        Job.artifacts. A version that was exported before is written again only if the file
+        is gone or damaged. Errors: NOT_FOUND, INVALID_ARGUMENT (each bad field named),
+        ALREADY_EXISTS (name). The job fails with FAILED_PRECONDITION/EXPORT_UNSUPPORTED
+        (ONNX: this architecture can't be traced), ARCHITECTURES_DIFFER (delta),
+        RESOURCE_EXHAUSTED/DISK_FULL, DATA_LOSS.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportVersion(
+        self,
+        request: _model_pb2.ImportVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
+        """Queues a job that makes a stored, staged version of an artifact: Job.result_version.
+        Names and shapes of the weights are compared with the architecture before any are
+        read. Errors: NOT_FOUND (artifact), INVALID_ARGUMENT, ALREADY_EXISTS (name). The job
+        fails with FAILED_PRECONDITION/VERSION_UNFIT (files, weights, probes),
+        BASE_VERSION_MISSING (a delta of a version that is not here), DATA_LOSS.
+        """
 
     @_abc_1.abstractmethod
     def WatchModels(

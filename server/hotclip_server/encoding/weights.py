@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,6 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hotclip_server.errors import DataLoss, FailedPrecondition
+
+_OPTIONAL = frozenset({"text.transformer.embeddings.position_ids"})
+"""A buffer that older files of Hugging Face towers have; open_clip drops it too."""
 
 
 def master_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -34,6 +38,20 @@ def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
     save_file(dict(state), path, metadata={"format": "pt"})
 
 
+def check_weights(model: nn.Module, path: Path) -> None:
+    """Compares names and shapes in a file's header with the model; reads no tensor.
+
+    Raises:
+        FailedPrecondition: they are another model's; reason VERSION_UNFIT.
+        DataLoss: not a safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            _check_header(file, model.state_dict(), ignored=_OPTIONAL)
+    except SafetensorError as error:
+        raise _not_safetensors(path, error) from error
+
+
 def read_weights(model: nn.Module, path: Path) -> None:
     """Copies the weights of a file into `model`, one tensor at a time.
 
@@ -46,14 +64,7 @@ def read_weights(model: nn.Module, path: Path) -> None:
     wanted = model.state_dict()
     try:
         with safe_open(path, framework="pt", device="cpu") as file, torch.no_grad():
-            names = set(file.keys())
-            if names != set(wanted):
-                missing, extra = sorted(set(wanted) - names), sorted(names - set(wanted))
-                raise _unfit(f"tensors missing: {missing[:5]}, unknown: {extra[:5]}")
-            for name, target in wanted.items():
-                shape = list(file.get_slice(name).get_shape())
-                if shape != list(target.shape):
-                    raise _unfit(f"{name} has shape {shape}, the model {list(target.shape)}")
+            _check_header(file, wanted)
             for name, target in wanted.items():
                 tensor = file.get_tensor(name)
                 if tensor.is_floating_point() != target.is_floating_point():
@@ -62,7 +73,24 @@ def read_weights(model: nn.Module, path: Path) -> None:
                     raise _unfit(f"{name} has values that are not finite")
                 target.copy_(tensor)
     except SafetensorError as error:
-        raise DataLoss(f"{path.name} is not a whole safetensors file: {error}") from error
+        raise _not_safetensors(path, error) from error
+
+
+def _check_header(
+    file: Any, wanted: Mapping[str, Tensor], ignored: frozenset[str] = frozenset()
+) -> None:
+    names = set(file.keys()) - (ignored - set(wanted))
+    if names != set(wanted):
+        missing, extra = sorted(set(wanted) - names), sorted(names - set(wanted))
+        raise _unfit(f"tensors missing: {missing[:5]}, unknown: {extra[:5]}")
+    for name, target in wanted.items():
+        shape = list(file.get_slice(name).get_shape())
+        if shape != list(target.shape):
+            raise _unfit(f"{name} has shape {shape}, the model {list(target.shape)}")
+
+
+def _not_safetensors(path: Path, error: SafetensorError) -> DataLoss:
+    return DataLoss(f"{path.name} is not a whole safetensors file: {error}")
 
 
 def _is_finite(tensor: Tensor) -> bool:

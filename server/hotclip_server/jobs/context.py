@@ -18,7 +18,7 @@ from hotclip_server.storage.database import Database
 logger = logging.getLogger(__name__)
 
 Level = Literal["INFO", "WARNING", "ERROR"]
-Stage = Literal["STEP", "BEFORE", "EPOCH", "AFTER"]
+Stage = Literal["STEP", "BEFORE", "EPOCH", "AFTER", "ALPHA"]
 
 STEP_EVENT_INTERVAL_S = 0.2
 """Least time between two events of single steps: each one is a write that waits for the disk."""
@@ -40,6 +40,8 @@ class JobResult:
     result_version: str = ""
     activated: bool = False
     message: str = ""
+    artifacts: Sequence[str] = ()
+    """Ids of the files that it made for callers."""
 
 
 class JobHandler(Protocol):

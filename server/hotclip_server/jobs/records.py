@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -69,3 +69,4 @@ class JobRecord:
     result_version: str
     activated: bool
     metrics: Mapping[str, float] = field(default_factory=dict)
+    artifacts: Sequence[str] = ()

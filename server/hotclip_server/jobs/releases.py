@@ -60,6 +60,10 @@ class RegistryReleases:
         """See `Releases`."""
         self._wait(self._registry.activate(model, version_id, etag=etag))
 
+    def load(self, model: str, source: str) -> str:
+        """Imports and stages a source; the id of the version. Errors as the registry's."""
+        return self._wait(self._registry.load_version(model, source)).id
+
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:
             raise RuntimeError("a job ran before start. This is a bug.")

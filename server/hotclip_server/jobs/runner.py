@@ -351,6 +351,7 @@ class JobRunner:
                         error=error,
                         result_version=result.result_version,
                         activated=result.activated,
+                        artifacts=result.artifacts,
                     )
                 break
             except OperationalError:

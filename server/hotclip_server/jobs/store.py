@@ -190,6 +190,7 @@ def set_state(
     error: JobError | None = None,
     result_version: str = "",
     activated: bool = False,
+    artifacts: Sequence[str] = (),
 ) -> JobRecord:
     """Changes the state, with its event.
 
@@ -210,7 +211,12 @@ def set_state(
     elif state.ended:
         changed["end_time"] = now()
     if state is JobState.SUCCEEDED:
-        changed.update(progress=1.0, result_version=result_version, activated=activated)
+        changed.update(
+            progress=1.0,
+            result_version=result_version,
+            activated=activated,
+            artifacts=list(artifacts),
+        )
     if error is not None:
         changed["error"] = asdict(error)
     connection.execute(sa.update(jobs).where(jobs.c.id == record.id).values(changed))
@@ -323,6 +329,7 @@ def _metrics(events: Sequence[job_pb2.JobEvent]) -> Mapping[str, float]:
         metric.name: metric.value
         for event in events
         if event.WhichOneof("event") == "metric"
+        and event.metric.stage != job_pb2.MetricEvent.STAGE_ALPHA
         for metric in event.metric.metrics
     }
 
@@ -345,4 +352,5 @@ def _record(row: Row[Any]) -> JobRecord:
         result_version=row.result_version,
         activated=row.activated,
         metrics=row.metrics,
+        artifacts=tuple(row.artifacts),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from hotclip_server.encoding.architecture import (
     config_of,
 )
 from hotclip_server.encoding.tokenizer import tokenizer_files
+from hotclip_server.encoding.weights import check_weights
 from hotclip_server.errors import FailedPrecondition, InvalidArgument, NotFound
+from hotclip_server.models.foreign import check_sizes, told_architecture
 from hotclip_server.models.hub import hub_errors, write_hf_config
 
 WEIGHT_FILES = (
@@ -79,14 +81,15 @@ class SourceReader:
         self._models_dir = models_dir
         self._allow_random_weights = allow_random_weights
 
-    def read(self, source: str, staging: Path) -> Imported:
+    def read(self, source: str, staging: Path, unpacked: Path | None = None) -> Imported:
         """Builds the model that `source` names.
 
         Args:
             staging: An empty folder; receives tokenizer files and `config.json`.
+            unpacked: The files of an artifact that `source` names.
         """
         with hub_errors(source):
-            origin = self._resolve(source)
+            origin = _artifact(unpacked) if unpacked else self._resolve(source)
             if origin.config.hf_text_model:
                 write_hf_config(origin.config.hf_text_model, origin.hf_config, staging)
             tokenizer = open_clip.get_tokenizer(origin.name)
@@ -97,6 +100,8 @@ class SourceReader:
                 model = build_model(origin.config, staging, initialise=True)
         else:
             model = build_model(origin.config, staging)
+            if unpacked:
+                check_weights(model, origin.weights)
             _load(model, origin.weights)
         return Imported(
             model=model,
@@ -155,6 +160,15 @@ def _folder(folder: Path, source: str) -> Origin:
         weights=weights,
         hf_config=folder if (folder / HF_CONFIG_FILE).is_file() else None,
     )
+
+
+def _artifact(folder: Path) -> Origin:
+    """What came from somewhere else: nothing is fetched for it, and its sizes are checked."""
+    check_sizes(folder)
+    origin = _folder(folder, "the artifact")
+    if origin.config.hf_text_model and origin.hf_config is None:
+        raise _unfit(f"the artifact has no {HF_CONFIG_FILE} of its text tower")
+    return replace(origin, architecture=told_architecture(folder))
 
 
 def _hub(repo: str) -> Origin:

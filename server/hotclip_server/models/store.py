@@ -15,7 +15,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import Protocol
 
 from torch import nn
 
@@ -46,6 +48,13 @@ from hotclip_server.storage.atomic import (
 )
 
 
+class Artifacts(Protocol):
+    """Archives of models; `ArtifactStore` is one. Blocks."""
+
+    def unpacked(self, artifact: str) -> AbstractContextManager[Path]:
+        """A folder with the files of one, removed at the end. Raises NotFound, DataLoss."""
+
+
 class VersionStore:
     """Implements `VersionLoader`. Every method blocks and may be called on any thread.
 
@@ -53,6 +62,7 @@ class VersionStore:
         root: Folder of the versions; made when the first is stored.
         models_dir: Holds the folders that `local:<name>` names.
         allow_random_weights: Whether `<architecture>::` makes a model of random weights.
+        artifacts: Holds what `artifact:<id>` names; None if there are none.
         image_limits: Of the encoders that it loads.
     """
 
@@ -62,9 +72,11 @@ class VersionStore:
         *,
         models_dir: Path | None = None,
         allow_random_weights: bool = False,
+        artifacts: Artifacts | None = None,
         image_limits: ImageLimits | None = None,
     ) -> None:
         self._root = root
+        self._artifacts = artifacts
         self._sources = SourceReader(models_dir, allow_random_weights=allow_random_weights)
         self._image_limits = image_limits or ImageLimits()
 
@@ -184,17 +196,23 @@ class VersionStore:
 
         Args:
             source: "builtin:mini", "<architecture>::<tag>", "hf-hub:<org>/<repo>",
-                "local:<name>"; "<architecture>::" for random weights where allowed.
+                "local:<name>", "artifact:<id>"; "<architecture>::" for random weights where
+                allowed.
 
         Raises:
             InvalidArgument: not a source; reason SOURCE_INVALID.
             NotFound: no such architecture, tag, folder or repository.
-            FailedPrecondition: its files do not make a model; reason VERSION_UNFIT.
+            FailedPrecondition: its files do not make a model; reason VERSION_UNFIT. Or they are
+                the difference to a version that is not here; reason BASE_VERSION_MISSING.
             Unavailable: the hub does not answer.
             ResourceExhausted: the disk is full; reason DISK_FULL.
         """
-        with tempfile.TemporaryDirectory(prefix="hotclip-import-") as staging:
-            imported = self._sources.read(source, Path(staging))
+        with ExitStack() as stack:
+            kind, _, name = source.partition(":")
+            unpacked = self._unpacked(name, stack) if kind == "artifact" else None
+            temporary = tempfile.TemporaryDirectory(prefix="hotclip-import-")
+            staging = stack.enter_context(temporary)
+            imported = self._sources.read(source, Path(staging), unpacked)
             return self.save(
                 imported.model,
                 imported.config,
@@ -220,6 +238,11 @@ class VersionStore:
         doomed = new_folder(self._root)
         (self._root / version_id).rename(doomed / version_id)
         shutil.rmtree(doomed)
+
+    def _unpacked(self, artifact: str, stack: ExitStack) -> Path:
+        if self._artifacts is None:
+            raise NotFound("this server has no artifacts")
+        return stack.enter_context(self._artifacts.unpacked(artifact))
 
     def _publish(self, folder: Path, version: StoredVersion) -> VersionManifest:
         final = self._root / version.manifest.id

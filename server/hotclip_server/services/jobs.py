@@ -86,6 +86,7 @@ def job_to_proto(record: JobRecord) -> job_pb2.Job:
         last_seq=record.last_seq,
         result_version=record.result_version,
         activated=record.activated,
+        artifacts=record.artifacts,
     )
     if record.start_time is not None:
         job.start_time.FromDatetime(record.start_time)

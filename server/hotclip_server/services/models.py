@@ -10,10 +10,15 @@ from typing import Any
 import grpc
 
 from hotclip_proto.v1 import job_pb2, model_pb2, model_pb2_grpc
-from hotclip_server.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from hotclip_server.artifacts.store import ArtifactStore
+from hotclip_server.errors import FailedPrecondition, InvalidArgument
+from hotclip_server.jobs.records import JobKind
+from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.models.protocol import ArchitectureInfo, VersionManifest
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.state import ModelState, VersionRecord, VersionState
+from hotclip_server.services.exporting import export_job, fingerprint, import_job
+from hotclip_server.services.jobs import job_to_proto
 from hotclip_server.services.paging import Key, PageRequest
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -28,9 +33,10 @@ _STATES = {
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
-    """See model.proto. Export is not offered yet.
+    """See model.proto.
 
     Args:
+        jobs: Runs exports and imports.
         merge: Stores the version between two others; blocks.
         describe_architectures: Reads open_clip's configs; blocks.
     """
@@ -40,8 +46,12 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         registry: ModelRegistry,
         describe_architectures: Callable[[], Sequence[ArchitectureInfo]],
         merge: Callable[[str, str, float], VersionManifest],
+        jobs: JobRunner,
+        artifacts: ArtifactStore,
     ) -> None:
+        self._artifacts = artifacts
         self._registry = registry
+        self._jobs = jobs
         self._merge = merge
         self._describe_architectures = describe_architectures
 
@@ -138,8 +148,19 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     async def Export(  # noqa: N802 - named by the proto
         self, request: model_pb2.ExportRequest, context: Context
     ) -> job_pb2.Job:
-        """Not offered yet."""
-        raise Unimplemented("Export is not offered by this server")
+        """Queues a job that writes a file."""
+        known = await self._jobs.requested(JobKind.EXPORT, request.request_id, fingerprint(request))
+        return job_to_proto(known or await self._jobs.submit(export_job(request, self._registry)))
+
+    async def ImportVersion(  # noqa: N802 - named by the proto
+        self, request: model_pb2.ImportVersionRequest, context: Context
+    ) -> job_pb2.Job:
+        """Queues a job that makes a version of an artifact."""
+        mark = fingerprint(request)
+        known = await self._jobs.requested(JobKind.IMPORT, request.request_id, mark)
+        return job_to_proto(
+            known or await self._jobs.submit(await import_job(request, self._artifacts))
+        )
 
     async def WatchModels(  # noqa: N802 - named by the proto
         self, request: model_pb2.WatchModelsRequest, context: Context

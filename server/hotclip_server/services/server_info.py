@@ -78,4 +78,5 @@ def limits_to_proto(config: ServerConfig) -> server_pb2.Limits:
         max_dataset_bytes=config.max_dataset_bytes,
         max_collections=config.max_collections,
         max_payload_bytes=config.max_payload_bytes,
+        max_artifact_bytes=config.max_artifact_bytes,
     )

@@ -98,6 +98,22 @@ def publish_folder(temporary: Path, final: Path, *, files: Files = _FILES) -> No
     files.sync(final.parent)
 
 
+def publish_file(temporary: Path, final: Path, *, files: Files = _FILES) -> None:
+    """Makes a written file appear as `final`, whole or not at all; replaces what was there.
+
+    Raises:
+        ResourceExhausted: the disk is full; reason DISK_FULL.
+        OSError: any other failure; `final` is as it was.
+    """
+    try:
+        files.sync(temporary)
+        files.rename(temporary, final)
+    except OSError as error:
+        raise_if_disk_full(error)
+        raise
+    files.sync(final.parent)
+
+
 def remove_leftovers(folder: Path) -> int:
     """Removes what a crash left in `folder`; call it before anything writes there.
 

@@ -75,6 +75,8 @@ jobs = Table(
     Column("result_version", String(64), nullable=False, default=""),
     Column("activated", Boolean, nullable=False, default=False),
     Column("metrics", JSON, nullable=False, default=dict),
+    # Ids of rows of `artifacts`, which may be gone.
+    Column("artifacts", JSON, nullable=False, default=list, server_default="[]"),
 )
 
 job_events = Table(
@@ -152,6 +154,21 @@ sources = Table(
     Column("payload", JSON, nullable=False),
 )
 Index("ix_sources_collection_revision", sources.c.collection, sources.c.revision)
+
+# Files below <data_dir>/artifacts.
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("format", String(32), nullable=False),
+    # Exported version; it may be gone. Empty if the file was uploaded.
+    Column("version", String(64), nullable=False, default="", index=True),
+    Column("base_version", String(64), nullable=False, default=""),
+    Column("model", String(128), nullable=False, default=""),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+)
 
 # Idempotent creation: what a request_id made.
 requests = Table(

@@ -15,7 +15,10 @@ import hotclip
 from hotclip import AsyncClient, AsyncRun, Client, Run, errors
 
 PACKAGE = Path(hotclip.__file__).parent
-TWINS = ("client", "datasets", "encoding", "finetuning", "jobs", "models", "search", "server")
+TWINS = (
+    *("artifacts", "client", "datasets", "downloads", "encoding", "finetuning", "jobs"),
+    *("models", "search", "server", "uploads"),
+)
 
 
 def test_every_name_of_all_exists_and_nothing_else_is_public() -> None:

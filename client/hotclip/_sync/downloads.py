@@ -1,0 +1,52 @@
+"""Fetching an artifact over broken connections."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from hotclip import _artifacts as parse
+from hotclip._artifacts import Artifact, Download, Progress
+from hotclip._deadline import Deadline
+from hotclip._sync.connection import Connection
+from hotclip.errors import Cancelled, Unavailable
+from hotclip_proto.v1 import artifact_pb2
+
+
+def get(connection: Connection, artifact: str, deadline: Deadline) -> Artifact:
+    """An artifact by id. Raises NotFound."""
+    request = artifact_pb2.GetArtifactRequest(artifact=artifact)
+    return parse.artifact(
+        connection.call(connection.stubs().artifacts.GetArtifact, request, deadline)
+    )
+
+
+def fetch(
+    connection: Connection,
+    artifact: str,
+    path: Path,
+    progress: Progress | None,
+    deadline: Deadline,
+) -> Path:
+    """See Client.download_artifact."""
+    download = Download(get(connection, artifact, deadline), path, progress)
+    try:
+        whole = connection.run(download.open)
+        if whole is not None:
+            return whole
+        while True:
+            method = connection.stubs().artifacts.Download
+            stream = connection.watch(method, download.request(), deadline)
+            try:
+                for message in stream:
+                    connection.run(partial(download.accept, message))
+                pause = download.finished()
+                if pause is None:
+                    return connection.run(download.finish)
+            except (Unavailable, Cancelled) as error:
+                pause = download.broken(error)
+            finally:
+                stream.close()
+            connection.sleep(deadline.pause(pause))
+    finally:
+        download.close()

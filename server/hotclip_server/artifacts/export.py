@@ -1,0 +1,86 @@
+"""Writes a stored version as an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from hotclip_server.artifacts.archive import Progress, write_archive
+from hotclip_server.artifacts.records import (
+    ArtifactFormat,
+    ArtifactRecord,
+    Origin,
+    archive_folder,
+)
+from hotclip_server.artifacts.store import ArtifactStore
+from hotclip_server.errors import Unimplemented
+from hotclip_server.models.manifest import MANIFEST_FILE, StoredVersion
+from hotclip_server.storage.atomic import raise_if_disk_full, require_free_space
+
+OVERHEAD_BYTES = 1 << 20
+"""Of an archive, beyond its files: headers, padding."""
+
+
+class Folders(Protocol):
+    """Stored versions; `VersionStore` is one."""
+
+    def folder(self, version_id: str) -> Path:
+        """Where a version lies, in open_clip's local-dir layout. Raises NotFound."""
+
+
+class Exporter:
+    """Makes archives of versions. Blocks; any thread.
+
+    Args:
+        min_free_disk_bytes: Must stay free.
+    """
+
+    def __init__(
+        self, versions: Folders, artifacts: ArtifactStore, *, min_free_disk_bytes: int = 0
+    ) -> None:
+        self._versions = versions
+        self._artifacts = artifacts
+        self._min_free = min_free_disk_bytes
+
+    def export(
+        self, format_: ArtifactFormat, origin: Origin, progress: Progress = lambda _: None
+    ) -> ArtifactRecord:
+        """Writes an archive, unless the same one is there and whole.
+
+        Args:
+            progress: Told of each part that was written; may raise to end it.
+
+        Raises:
+            NotFound: no such version.
+            DataLoss: the files of the version are damaged.
+            ResourceExhausted: the disk is full; reason DISK_FULL.
+        """
+        known = self._artifacts.find_export(format_, origin)
+        if known is not None:
+            return known
+        try:
+            with self._artifacts.scratch() as scratch:
+                files = self._files(format_, origin, scratch)
+                size = sum(path.stat().st_size for path in files.values())
+                require_free_space(scratch, size + OVERHEAD_BYTES, floor=self._min_free)
+                archive = scratch / "archive.tar"
+                folder = archive_folder(format_, origin)
+                sha256 = write_archive(archive, folder, files, progress)
+                return self._artifacts.add(archive, sha256, format_, origin)
+        except OSError as error:
+            raise_if_disk_full(error)
+            raise
+
+    def _files(self, format_: ArtifactFormat, origin: Origin, scratch: Path) -> dict[str, Path]:
+        """What goes into the archive, by name; made files lie in `scratch`."""
+        version = StoredVersion.read(self._versions.folder(origin.version))
+        version.verify()
+        if format_ is ArtifactFormat.OPEN_CLIP:
+            return version_files(version)
+        raise Unimplemented(f"export as {format_.value} is not offered by this server")
+
+
+def version_files(version: StoredVersion) -> dict[str, Path]:
+    """All of a version, the manifest included, by name."""
+    names = [*version.files, MANIFEST_FILE]
+    return {name: version.folder / name for name in names}
