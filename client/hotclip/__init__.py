@@ -31,6 +31,7 @@ from hotclip._jobs import (
     Measurement,
     StateChange,
 )
+from hotclip._local import LocalModel, get_model
 from hotclip._models import Model, Version, VersionState
 from hotclip._pairs import BadRow, Pair
 from hotclip._points import Point, Upserted, Vector
@@ -74,6 +75,7 @@ __all__ = [
     "JobKind",
     "JobState",
     "Limits",
+    "LocalModel",
     "LogLine",
     "Match",
     "Measurement",
@@ -95,4 +97,5 @@ __all__ = [
     "VersionInfo",
     "VersionState",
     "errors",
+    "get_model",
 ]

@@ -131,9 +131,9 @@ def build(
         registry.set_audience(frontends)
     releases = RegistryReleases(registry)
     handlers: list[JobHandler] = [collections.reindexer]
-    if store is not None:
+    if store is not None and onnx is not None:
         handlers += make_trainers(config, device_name, store, datasets, releases, cuda)
-        exporter = Exporter(store, artifacts, min_free_disk_bytes=config.min_free_disk_bytes)
+        exporter = make_exporter(config, store, artifacts, onnx)
         handlers += [ExportHandler(exporter), ImportHandler(releases)]
     jobs = JobRunner(
         database,
@@ -284,6 +284,20 @@ def make_trainers(
         ),
         EvaluateHandler(store, datasets, device=device),
     ]
+
+
+def make_exporter(
+    config: ServerConfig, store: VersionStore, artifacts: ArtifactStore, onnx: OnnxEngines
+) -> Exporter:
+    """What writes versions as files. Imports torch."""
+    from hotclip_server.encoding.engines.onnx_files import OnnxFiles
+
+    return Exporter(
+        store,
+        artifacts,
+        OnnxFiles(store, onnx.graphs),
+        min_free_disk_bytes=config.min_free_disk_bytes,
+    )
 
 
 def describe_architectures() -> Sequence[ArchitectureInfo]:

@@ -5,9 +5,9 @@ import hotclip
 NAMES = """
     Artifact ArtifactFormat AsyncClient AsyncRun BadRow Between Checkpoint Client Collection Dataset
     DatasetFile DatasetReport Embeddings Encoded EngineInfo Example Filter Heartbeat Hit Hits
-    HotclipError Image ImagePreprocessing ItemError Job JobEvent JobKind JobState Limits LogLine
-    Match Measurement Model Pair Point PointId RankScore Ranking Run ServerInfo StateChange Text
-    Timings UploadProgress Upserted Vector Version VersionInfo VersionState errors
+    HotclipError Image ImagePreprocessing ItemError Job JobEvent JobKind JobState Limits LocalModel
+    LogLine Match Measurement Model Pair Point PointId RankScore Ranking Run ServerInfo StateChange
+    Text Timings UploadProgress Upserted Vector Version VersionInfo VersionState errors get_model
 """
 
 

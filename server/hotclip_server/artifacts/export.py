@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,6 @@ from hotclip_server.artifacts.records import (
     archive_folder,
 )
 from hotclip_server.artifacts.store import ArtifactStore
-from hotclip_server.errors import Unimplemented
 from hotclip_server.models.manifest import MANIFEST_FILE, StoredVersion
 from hotclip_server.storage.atomic import raise_if_disk_full, require_free_space
 
@@ -28,16 +28,35 @@ class Folders(Protocol):
         """Where a version lies, in open_clip's local-dir layout. Raises NotFound."""
 
 
+class OnnxWriter(Protocol):
+    """Makes graphs; `OnnxFiles` is one."""
+
+    def write(self, version_id: str, out: Path) -> Mapping[str, Path]:
+        """What an ONNX artifact has beside the version's own files, by name, in `out`.
+
+        Raises:
+            FailedPrecondition: a tower can't be exported; reason EXPORT_UNSUPPORTED.
+            Unavailable: it could not be exported now.
+        """
+
+
 class Exporter:
     """Makes archives of versions. Blocks; any thread.
 
     Args:
+        onnx: Makes graphs.
         min_free_disk_bytes: Must stay free.
     """
 
     def __init__(
-        self, versions: Folders, artifacts: ArtifactStore, *, min_free_disk_bytes: int = 0
+        self,
+        versions: Folders,
+        artifacts: ArtifactStore,
+        onnx: OnnxWriter,
+        *,
+        min_free_disk_bytes: int = 0,
     ) -> None:
+        self._onnx = onnx
         self._versions = versions
         self._artifacts = artifacts
         self._min_free = min_free_disk_bytes
@@ -54,6 +73,7 @@ class Exporter:
             NotFound: no such version.
             DataLoss: the files of the version are damaged.
             ResourceExhausted: the disk is full; reason DISK_FULL.
+            FailedPrecondition, Unavailable: what `OnnxWriter` raises.
         """
         known = self._artifacts.find_export(format_, origin)
         if known is not None:
@@ -75,9 +95,10 @@ class Exporter:
         """What goes into the archive, by name; made files lie in `scratch`."""
         version = StoredVersion.read(self._versions.folder(origin.version))
         version.verify()
-        if format_ is ArtifactFormat.OPEN_CLIP:
-            return version_files(version)
-        raise Unimplemented(f"export as {format_.value} is not offered by this server")
+        files = version_files(version)
+        if format_ is ArtifactFormat.ONNX:
+            files.update(self._onnx.write(origin.version, scratch))
+        return files
 
 
 def version_files(version: StoredVersion) -> dict[str, Path]:

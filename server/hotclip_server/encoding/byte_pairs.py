@@ -35,6 +35,11 @@ class BytePairTokenizer:
         self._marks = {tokenizer.decoder[mark] for mark in tokenizer.all_special_ids}
         self._words: dict[str, tuple[int, ...]] = {}
 
+    @property
+    def source(self) -> SimpleTokenizer:
+        """open_clip's own."""
+        return self._tokenizer
+
     @staticmethod
     def can_stand_for(tokenizer: Any) -> bool:
         """Whether it is one of those that are tokenised alike."""

@@ -21,7 +21,7 @@ class OnnxEngines:
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
         self._export = ExportProcess()
-        self._graphs = OnnxGraphs(folder, self._export)
+        self.graphs = OnnxGraphs(folder, self._export)
         self._threads = threads
 
     def build(self, source: TowerSource, precision: str) -> Engine:
@@ -40,7 +40,7 @@ class OnnxEngines:
         if source.folder is None:
             raise EngineUnfit("only a stored version can be exported")
         chosen = providers(source.device)  # before the export, which takes much longer
-        graph = self._graphs.graph(source.folder, source.tower)
+        graph = self.graphs.graph(source.folder, source.tower)
         return OnnxEngine(graph, source, precision, chosen, threads=self._threads)
 
     def stop(self) -> None:
