@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from hotclip._jobs import when
+from hotclip.errors import InvalidArgument
 from hotclip_proto.v1 import model_pb2
 
 
@@ -93,6 +94,22 @@ def version(message: model_pb2.Version) -> Version:
         metrics={m.name: m.value for m in message.metrics},
         sha256=message.sha256,
     )
+
+
+def merge_request(versions: Sequence[str], alpha: float | None) -> model_pb2.MergeVersionsRequest:
+    """Of two versions and alpha, or of several.
+
+    Raises:
+        InvalidArgument: Alpha and not two versions, or a str.
+    """
+    if isinstance(versions, str):
+        raise InvalidArgument.field("versions", "a str; give a list of ids")
+    if alpha is None:
+        return model_pb2.MergeVersionsRequest(versions=versions)
+    if len(versions) != 2:
+        raise InvalidArgument.field("versions", f"alpha is between 2, not {len(versions)}")
+    base, tuned = versions
+    return model_pb2.MergeVersionsRequest(base_version=base, tuned_version=tuned, alpha=alpha)
 
 
 def model(message: model_pb2.Model) -> Model:

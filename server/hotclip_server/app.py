@@ -14,14 +14,12 @@ from hotclip_server.artifacts.export import Exporter
 from hotclip_server.artifacts.export_job import ExportHandler
 from hotclip_server.artifacts.import_job import ImportHandler
 from hotclip_server.artifacts.store import ArtifactStore
-from hotclip_server.artifacts.uploads import ArtifactUploads, UploadLimits
-from hotclip_server.batching.batcher import Batcher, BatchLimits
-from hotclip_server.batching.budget import Budget
+from hotclip_server.artifacts.uploads import ArtifactUploads
+from hotclip_server.batching.batcher import Batcher
 from hotclip_server.batching.cache import FeatureCache
 from hotclip_server.batching.device import DeviceThread
 from hotclip_server.batching.watchdog import Watchdog
 from hotclip_server.config import ServerConfig
-from hotclip_server.datasets.records import DatasetLimits
 from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.drain import Drain
 from hotclip_server.encoding.engines.choices import EngineWish
@@ -34,13 +32,14 @@ from hotclip_server.jobs.context import JobHandler
 from hotclip_server.jobs.releases import RegistryReleases
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.lifecycle import App, Parts
+from hotclip_server.limits import artifact_limits, batch_limits, dataset_limits, item_limits
 from hotclip_server.models.engines import EngineSelector
 from hotclip_server.models.memory import free_bytes_of
 from hotclip_server.models.protocol import ArchitectureInfo, VersionLoader, VersionManifest
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.staging import StagingLimits
 from hotclip_server.models.trials import Pieces
-from hotclip_server.pipeline import EncodePipeline, ItemLimits
+from hotclip_server.pipeline import EncodePipeline
 from hotclip_server.rpc import SERVICE_NAMES
 from hotclip_server.runtime import describe_machine, describe_runtime, resolve_device
 from hotclip_server.search.blobs import SourceBlobs
@@ -144,7 +143,14 @@ def build(
     drain = Drain(self_ending=[STREAM_METHOD])
     services: list[object] = [
         EncodeService(registry, pipeline, drain, config.max_stream_in_flight),
-        ModelService(registry, describe_architectures, make_merger(store), jobs, artifacts),
+        ModelService(
+            registry,
+            describe_architectures,
+            make_merger(store),
+            make_averager(store),
+            jobs,
+            artifacts,
+        ),
         ArtifactService(
             artifacts,
             ArtifactUploads(folder / "artifacts" / "uploads", artifacts, artifact_limits(config)),
@@ -291,11 +297,13 @@ def make_exporter(
 ) -> Exporter:
     """What writes versions as files. Imports torch."""
     from hotclip_server.encoding.engines.onnx_files import OnnxFiles
+    from hotclip_server.models.delta import write_delta
 
     return Exporter(
         store,
         artifacts,
         OnnxFiles(store, onnx.graphs),
+        write_delta,
         min_free_disk_bytes=config.min_free_disk_bytes,
     )
 
@@ -320,43 +328,19 @@ def make_merger(store: VersionStore | None) -> Callable[[str, str, float], Versi
     return merge
 
 
-def batch_limits(config: ServerConfig, device: str) -> BatchLimits:
-    """Sizes for the batcher."""
-    return BatchLimits(
-        max_batch=config.max_batch,
-        unmeasured_batch=32 if device == "cpu" else 128,
-        budget=Budget(items=config.max_queue_items, nbytes=config.max_queue_bytes),
-    )
+def make_averager(
+    store: VersionStore | None,
+) -> Callable[[Sequence[str]], VersionManifest]:
+    """Averages stored versions; without a store there are none."""
 
+    def average(versions: Sequence[str]) -> VersionManifest:
+        if store is None:
+            raise Unimplemented("this server has no store of versions")
+        from hotclip_server.models.merge import average_versions
 
-def item_limits(config: ServerConfig) -> ItemLimits:
-    """Sizes for the pipeline."""
-    return ItemLimits(
-        max_items=config.max_items_per_request,
-        max_text_bytes=config.max_text_bytes,
-        max_image_bytes=config.max_image_bytes,
-    )
+        return average_versions(store, versions)
 
-
-def dataset_limits(config: ServerConfig) -> DatasetLimits:
-    """Sizes for uploads."""
-    return DatasetLimits(
-        max_bytes=config.max_dataset_bytes,
-        upload_expiry_s=config.upload_expiry_s,
-        min_free_disk_bytes=config.min_free_disk_bytes,
-        max_image_bytes=config.max_image_bytes,
-        max_image_pixels=config.max_image_pixels,
-        max_text_bytes=config.max_text_bytes,
-    )
-
-
-def artifact_limits(config: ServerConfig) -> UploadLimits:
-    """Sizes for uploaded models."""
-    return UploadLimits(
-        max_bytes=config.max_artifact_bytes,
-        min_free_disk_bytes=config.min_free_disk_bytes,
-        expiry_s=config.upload_expiry_s,
-    )
+    return average
 
 
 def resident_versions(registry: ModelRegistry) -> Iterator[server_pb2.VersionInfo]:

@@ -18,6 +18,7 @@ from hotclip_server.encoding.architecture import CONFIG_FILE, OpenClipConfig, bu
 from hotclip_server.encoding.engines.onnx_export import export_graph
 from hotclip_server.encoding.engines.onnx_files import OnnxFiles
 from hotclip_server.encoding.protocol import Tower
+from hotclip_server.models.delta import write_delta
 from hotclip_server.models.store import VersionStore
 from hotclip_server.storage.database import Database
 
@@ -46,7 +47,7 @@ class Workshop:
             folder / "versions", models_dir=self.models, artifacts=self.artifacts
         )
         self.exporter = Exporter(
-            self.versions, self.artifacts, OnnxFiles(self.versions, TracedHere())
+            self.versions, self.artifacts, OnnxFiles(self.versions, TracedHere()), write_delta
         )
 
     def close(self) -> None:

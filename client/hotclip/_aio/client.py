@@ -90,6 +90,7 @@ class AsyncClient:
     rollback = versioning.rollback
     unload_version = versioning.unload_version
     delete_version = versioning.delete_version
+    merge_versions = versioning.merge_versions
     watch_models = versioning.watch_models
 
     server_info = server.server_info

@@ -166,6 +166,34 @@ def delete_version(self: Client, version: str, *, timeout: float | None = None) 
     connection.call(connection.stubs().models.DeleteVersion, request, connection.deadline(timeout))
 
 
+def merge_versions(
+    self: Client,
+    versions: Sequence[str],
+    *,
+    alpha: float | None = None,
+    timeout: float | None = _LOADING_S,
+) -> Version:
+    """Makes a stored version of the weights of others, without training; activate it if it is
+    better.
+
+    Args:
+        versions: Ids. With alpha two, the base and what was trained from it; without it 2 to
+            64 whose weights are averaged (a soup).
+        alpha: Share of the trained weights, in [0, 1] (WiSE-FT): 0 is the base.
+        timeout: Seconds; None: the client's default.
+
+    Raises:
+        InvalidArgument: Not so many versions, or alpha is not in [0, 1].
+        NotFound: No such version.
+        FailedPrecondition: Versions of different architectures or models.
+    """
+    connection = self._connection
+    stub = connection.stubs().models
+    request = parse.merge_request(versions, alpha)
+    deadline = connection.deadline(timeout)
+    return parse.version(connection.call(stub.MergeVersions, request, deadline))
+
+
 def watch_models(self: Client, model: str = "") -> Iterator[Model]:
     """The model (empty: every model) now, then after each change, until closed.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -40,11 +40,17 @@ class OnnxWriter(Protocol):
         """
 
 
+WriteDelta = Callable[[StoredVersion, StoredVersion, Path], Mapping[str, Path]]
+"""Writes what differs from the first to the second into a folder; gives the files by name.
+Raises FailedPrecondition with reason ARCHITECTURES_DIFFER."""
+
+
 class Exporter:
     """Makes archives of versions. Blocks; any thread.
 
     Args:
         onnx: Makes graphs.
+        write_delta: Makes the files of a delta.
         min_free_disk_bytes: Must stay free.
     """
 
@@ -53,10 +59,12 @@ class Exporter:
         versions: Folders,
         artifacts: ArtifactStore,
         onnx: OnnxWriter,
+        write_delta: WriteDelta,
         *,
         min_free_disk_bytes: int = 0,
     ) -> None:
         self._onnx = onnx
+        self._write_delta = write_delta
         self._versions = versions
         self._artifacts = artifacts
         self._min_free = min_free_disk_bytes
@@ -73,7 +81,7 @@ class Exporter:
             NotFound: no such version.
             DataLoss: the files of the version are damaged.
             ResourceExhausted: the disk is full; reason DISK_FULL.
-            FailedPrecondition, Unavailable: what `OnnxWriter` raises.
+            FailedPrecondition, Unavailable: what `OnnxWriter` and `WriteDelta` raise.
         """
         known = self._artifacts.find_export(format_, origin)
         if known is not None:
@@ -95,6 +103,10 @@ class Exporter:
         """What goes into the archive, by name; made files lie in `scratch`."""
         version = StoredVersion.read(self._versions.folder(origin.version))
         version.verify()
+        if format_ is ArtifactFormat.DELTA:
+            base = StoredVersion.read(self._versions.folder(origin.base_version))
+            base.verify()
+            return dict(self._write_delta(base, version, scratch))
         files = version_files(version)
         if format_ is ArtifactFormat.ONNX:
             files.update(self._onnx.write(origin.version, scratch))

@@ -45,7 +45,9 @@ def write_hf_config(model: str, local: Path | None, folder: Path) -> None:
     """
     config = AutoConfig.from_pretrained(str(local or model), trust_remote_code=False)
     content = config.to_dict()
-    content.pop("transformers_version", None)  # of this installation, not of the model
+    # Of this installation and of where it was read from, not of the model.
+    for name in ("transformers_version", "_name_or_path"):
+        content.pop(name, None)
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     (folder / HF_CONFIG_FILE).write_text(text, "utf-8")
 

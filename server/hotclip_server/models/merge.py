@@ -1,8 +1,11 @@
-"""WiSE-FT: a version between two others."""
+"""Versions made of the weights of others: between two (WiSE-FT), or the mean of several (soups)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from hotclip_server.errors import FailedPrecondition
 from hotclip_server.models.protocol import VersionManifest
@@ -25,15 +28,44 @@ def merge_versions(store: VersionStore, base: str, tuned: str, alpha: float) -> 
             ARCHITECTURES_DIFFER.
     """
     model = store.load(base, device="cpu").model
-    target = store.load(tuned, device="cpu").model.state_dict()
     state = model.state_dict()
-    if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in target.items()}:
-        raise FailedPrecondition(
-            f"versions {base} and {tuned} have different architectures",
-            reason="ARCHITECTURES_DIFFER",
-        )
+    target = _state_like(store, tuned, base, state)
     with torch.no_grad():
         for name, value in state.items():
             if value.is_floating_point():
                 value.lerp_(target[name], alpha)
     return store.save_trained(model, base=tuned, source=f"merge:{base}:{tuned}:{alpha:g}")
+
+
+def average_versions(store: VersionStore, versions: Sequence[str]) -> VersionManifest:
+    """Stores the mean of every fp32 weight of two or more versions as a child of the first.
+
+    A uniform soup: Wortsman et al. 2022, "Model soups". Summed in fp64, one version at a time, so
+    that the order does not matter beyond rounding. What is no number with a fraction is the first
+    version's. Errors as `merge_versions`.
+    """
+    first = versions[0]
+    model = store.load(first, device="cpu").model
+    state = model.state_dict()
+    sums = {n: v.to(torch.float64) for n, v in state.items() if v.is_floating_point()}
+    for other in versions[1:]:
+        added = _state_like(store, other, first, state)
+        for name, total in sums.items():
+            total += added[name]
+    with torch.no_grad():
+        for name, total in sums.items():
+            state[name].copy_(total / len(versions))
+    return store.save_trained(model, base=first, source=f"soup:{':'.join(versions)}"[:512])
+
+
+def _state_like(
+    store: VersionStore, version: str, other: str, wanted: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weights of a version that must be of the same architecture as `other`."""
+    state: dict[str, Tensor] = store.load(version, device="cpu").model.state_dict()
+    if {n: v.shape for n, v in wanted.items()} != {n: v.shape for n, v in state.items()}:
+        raise FailedPrecondition(
+            f"versions {other} and {version} have different architectures",
+            reason="ARCHITECTURES_DIFFER",
+        )
+    return state

@@ -30,6 +30,7 @@ from hotclip_server.encoding.spaces import space_id
 from hotclip_server.encoding.tokenizer import load_tokenizer, tokenizer_inputs
 from hotclip_server.encoding.weights import master_weights, read_weights, write_weights
 from hotclip_server.errors import DataLoss, FailedPrecondition, NotFound
+from hotclip_server.models.delta import DELTA_FILE, DeltaInfo, apply_delta
 from hotclip_server.models.manifest import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
@@ -210,6 +211,8 @@ class VersionStore:
         with ExitStack() as stack:
             kind, _, name = source.partition(":")
             unpacked = self._unpacked(name, stack) if kind == "artifact" else None
+            if unpacked is not None and (unpacked / DELTA_FILE).is_file():
+                return self._import_delta(unpacked, source)
             temporary = tempfile.TemporaryDirectory(prefix="hotclip-import-")
             staging = stack.enter_context(temporary)
             imported = self._sources.read(source, Path(staging), unpacked)
@@ -238,6 +241,19 @@ class VersionStore:
         doomed = new_folder(self._root)
         (self._root / version_id).rename(doomed / version_id)
         shutil.rmtree(doomed)
+
+    def _import_delta(self, unpacked: Path, source: str) -> VersionManifest:
+        base = DeltaInfo.read(unpacked).base_version
+        try:
+            model = self.load(base).model
+        except NotFound as error:
+            raise FailedPrecondition(
+                f"the artifact is the difference to version {base}, which is not here",
+                reason="BASE_VERSION_MISSING",
+                metadata={"base_version": base},
+            ) from error
+        apply_delta(model.state_dict(), unpacked)
+        return self.save_trained(model, base=base, source=source)
 
     def _unpacked(self, artifact: str, stack: ExitStack) -> Path:
         if self._artifacts is None:

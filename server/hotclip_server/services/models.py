@@ -21,6 +21,8 @@ from hotclip_server.services.exporting import export_job, fingerprint, import_jo
 from hotclip_server.services.jobs import job_to_proto
 from hotclip_server.services.paging import Key, PageRequest
 
+MOST_AVERAGED = 64
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _STATES = {
@@ -38,6 +40,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     Args:
         jobs: Runs exports and imports.
         merge: Stores the version between two others; blocks.
+        average: Stores the mean of versions; blocks.
         describe_architectures: Reads open_clip's configs; blocks.
     """
 
@@ -46,6 +49,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         registry: ModelRegistry,
         describe_architectures: Callable[[], Sequence[ArchitectureInfo]],
         merge: Callable[[str, str, float], VersionManifest],
+        average: Callable[[Sequence[str]], VersionManifest],
         jobs: JobRunner,
         artifacts: ArtifactStore,
     ) -> None:
@@ -53,6 +57,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self._registry = registry
         self._jobs = jobs
         self._merge = merge
+        self._average = average
         self._describe_architectures = describe_architectures
 
     async def ListModels(  # noqa: N802 - named by the proto
@@ -136,7 +141,18 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     async def MergeVersions(  # noqa: N802 - named by the proto
         self, request: model_pb2.MergeVersionsRequest, context: Context
     ) -> model_pb2.Version:
-        """Interpolates the weights of two versions of one model."""
+        """Interpolates the weights of two versions of one model, or averages several."""
+        if request.versions:
+            _check_average(request)
+            found = [
+                self._registry.get_version(_named(version, f"versions[{place}]"))
+                for place, version in enumerate(request.versions)
+            ]
+            _check_one_model(found)
+            record = await self._registry.make(
+                found[0].model, lambda: self._average([version.id for version in found])
+            )
+            return self._version(record)
         base = self._registry.get_version(_named(request.base_version, "base_version"))
         tuned = self._registry.get_version(_named(request.tuned_version, "tuned_version"))
         _check_merge(base, tuned, request.alpha)
@@ -246,8 +262,20 @@ def _named(version: str, field: str = "version") -> str:
 def _check_merge(base: VersionRecord, tuned: VersionRecord, alpha: float) -> None:
     if not 0.0 <= alpha <= 1.0:
         raise InvalidArgument.field("alpha", f"{alpha} is not in [0, 1]")
-    if base.model != tuned.model:
+    _check_one_model([base, tuned])
+
+
+def _check_average(request: model_pb2.MergeVersionsRequest) -> None:
+    if request.base_version or request.tuned_version or request.alpha:
+        raise InvalidArgument.field("versions", "contradicts base_version, tuned_version and alpha")
+    count = len(set(request.versions))
+    if count != len(request.versions) or not 2 <= count <= MOST_AVERAGED:
+        raise InvalidArgument.field("versions", f"must be 2 to {MOST_AVERAGED}, all different")
+
+
+def _check_one_model(versions: Sequence[VersionRecord]) -> None:
+    models = sorted({version.model for version in versions})
+    if len(models) > 1:
         raise FailedPrecondition(
-            f"versions of two models: {base.model!r} and {tuned.model!r}",
-            reason="VERSION_OF_ANOTHER_MODEL",
+            f"versions of several models: {', '.join(models)}", reason="VERSION_OF_ANOTHER_MODEL"
         )
