@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hotclip_proto.v1 import server_pb2, types_pb2
 from hotclip_server.artifacts.export import Exporter
-from hotclip_server.artifacts.export_job import ExportHandler
+from hotclip_server.artifacts.export_job import ExportHandler, onnx_exporter
 from hotclip_server.artifacts.import_job import ImportHandler
 from hotclip_server.artifacts.store import ArtifactStore
 from hotclip_server.artifacts.uploads import ArtifactUploads
@@ -28,7 +28,7 @@ from hotclip_server.encoding.protocol import Encoder, Tower
 from hotclip_server.errors import Unimplemented
 from hotclip_server.frontends.supervisor import Frontends
 from hotclip_server.health import Health
-from hotclip_server.jobs.context import JobHandler
+from hotclip_server.jobs.context import JobContext, JobHandler
 from hotclip_server.jobs.releases import RegistryReleases
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.lifecycle import App, Parts
@@ -131,8 +131,10 @@ def build(
     releases = RegistryReleases(registry)
     handlers: list[JobHandler] = [collections.reindexer]
     if store is not None and onnx is not None:
-        handlers += make_trainers(config, device_name, store, datasets, releases, cuda)
         exporter = make_exporter(config, store, artifacts, onnx)
+        handlers += make_trainers(
+            config, device_name, store, datasets, releases, cuda, onnx_exporter(exporter)
+        )
         handlers += [ExportHandler(exporter), ImportHandler(releases)]
     jobs = JobRunner(
         database,
@@ -274,6 +276,7 @@ def make_trainers(
     datasets: DatasetStore,
     releases: RegistryReleases,
     cuda: CudaEngines | None,
+    export_onnx: Callable[[JobContext, str, str], str],
 ) -> list[JobHandler]:
     """The jobs that train and measure. Imports torch."""
     from hotclip_server.training.evaluate_job import EvaluateHandler
@@ -287,6 +290,7 @@ def make_trainers(
             device=device,
             threads=config.threads,
             drawing=cuda.gate.drawing if cuda else nullcontext,
+            export_onnx=export_onnx,
         ),
         EvaluateHandler(store, datasets, device=device),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,6 +50,16 @@ class ExportHandler:
         job.running()
         record = export_in_job(job, self._exporter, spec.format, spec.origin)
         return JobResult(artifacts=(record.id,), message=f"artifact {record.id}")
+
+
+def onnx_exporter(exporter: Exporter) -> Callable[[JobContext, str, str], str]:
+    """Exports a version of a model as ONNX in a job of another kind; gives the artifact's id."""
+
+    def export(job: JobContext, version: str, model: str) -> str:
+        origin = Origin(version=version, model=model)
+        return export_in_job(job, exporter, ArtifactFormat.ONNX, origin).id
+
+    return export
 
 
 def export_in_job(

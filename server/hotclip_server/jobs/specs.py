@@ -31,6 +31,10 @@ class FineTuneSpec:
     """Share held out where `eval_dataset` is none."""
     activation: ActivationRule
     config: TrainConfig
+    wise_ft: float | None = None
+    """Share of the trained weights in what is stored, in [0, 1]; None: they are, without a sweep."""
+    export_onnx: bool = False
+    """Also make ONNX files of the result."""
 
     def to_json(self) -> dict[str, Any]:
         """`datasets` keeps the datasets from being deleted."""

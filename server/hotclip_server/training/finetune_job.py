@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from hotclip_server.errors import Aborted, ResourceExhausted
+from hotclip_server.errors import Aborted, HotclipError, ResourceExhausted
 from hotclip_server.jobs.context import JobContext, JobResult
 from hotclip_server.jobs.records import JobKind
 from hotclip_server.jobs.releases import Releases
@@ -33,6 +34,7 @@ from hotclip_server.training.jobs import (
 from hotclip_server.training.pairs import PairSet
 from hotclip_server.training.split import split_pairs
 from hotclip_server.training.trainer import Drawing, train
+from hotclip_server.training.wise_ft import ALPHAS, interpolate, sweep
 
 ACTIVATION_ATTEMPTS = 5
 MEMORY_FACTOR = 7
@@ -49,6 +51,7 @@ class FineTuneHandler:
         device: Where it trains, e.g. "cpu" or "cuda:0".
         threads: CPU threads of a step; 0: torch's own choice.
         free_bytes: Free memory of the device, None if unknown; default: asks the device.
+        export_onnx: Makes ONNX files of a version of a model in a job; gives the artifact's id.
         drawing: See `train`.
     """
 
@@ -63,9 +66,11 @@ class FineTuneHandler:
         device: str = "cpu",
         threads: int = 0,
         free_bytes: Callable[[], int | None] | None = None,
+        export_onnx: Callable[[JobContext, str, str], str] | None = None,
         drawing: Drawing = nullcontext,
     ) -> None:
         self._drawing = drawing
+        self._export_onnx = export_onnx
         self._versions = versions
         self._datasets = datasets
         self._releases = releases
@@ -92,7 +97,12 @@ class FineTuneHandler:
             job.running()
             run = _Run(job, spec, clip, held_out, index_set)
             run.train(training, self._drawing)
-            return self._release(run)
+            if spec.wise_ft is not None:
+                base = load_clip(self._versions, spec.base_version, "cpu")
+                run.interpolate(base.model.state_dict(), spec.wise_ft)
+            run.report()
+            result = self._release(run)
+            return replace(result, artifacts=self._exported(job, spec, result.result_version))
 
     def _require_memory(self, version: str) -> None:
         """A process that the kernel ends for want of memory serves nobody."""
@@ -103,6 +113,18 @@ class FineTuneHandler:
                 f"training version {version} needs {needed} bytes at least, {free} are free",
                 reason="OUT_OF_MEMORY",
             )
+
+    def _exported(self, job: JobContext, spec: FineTuneSpec, version: str) -> tuple[str, ...]:
+        """The version is there whatever becomes of its files: Export can make them later."""
+        if not spec.export_onnx:
+            return ()
+        if self._export_onnx is None:
+            raise RuntimeError("nothing here exports. This is a bug.")
+        try:
+            return (self._export_onnx(job, version, spec.model),)
+        except HotclipError as error:
+            job.log(f"version {version} has no ONNX files: {error.message}", "WARNING")
+            return ()
 
     def _release(self, run: _Run) -> JobResult:
         job, spec = run.job, run.spec
@@ -183,8 +205,34 @@ class _Run:
             with torch.no_grad():
                 for name, tensor in self.clip.model.state_dict().items():
                     tensor.copy_(self._best_weights[name])
-            self._report(self._before, self.best)
         self._best_weights.clear()
+
+    def interpolate(self, base: Mapping[str, Tensor], alpha: float) -> None:
+        """Goes back towards the weights of the base (WiSE-FT), and measures the way there."""
+        model, tuned = self.clip.model, _copy(self.clip.model)
+        if self._evaluator is not None and self._before is not None and self.best is not None:
+            evaluator = self._evaluator
+            measured = {0.0: self._before, 1.0: self.best}
+            found = sweep(
+                model,
+                base,
+                tuned,
+                lambda: measure(self.job, evaluator, self.clip),
+                alphas=sorted({*ALPHAS, alpha}),
+                known=measured,
+            )
+            for place, evaluation in found:
+                metrics = {"alpha": place, **metrics_of(evaluation)}
+                self.job.metric("ALPHA", metrics, step=self._step, total_steps=self._steps)
+                measured[place] = evaluation
+            self.best = measured[alpha]
+        interpolate(model, base, tuned, alpha)
+        self.job.log(f"the weights are those of the base and {alpha:g} of the way to the trained")
+
+    def report(self) -> None:
+        """What the weights that are kept reach, beside what the base did."""
+        if self._before is not None and self.best is not None:
+            self._report(self._before, self.best)
 
     def score_of(self, version: str, versions: Versions, device: str) -> float:
         """What another version reaches on the held-out data."""
