@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hotclip import _jobs
@@ -133,6 +134,8 @@ def evaluate(
     version: str = "",
     index_data: str | PairSource | None = None,
     k: int | None = None,
+    alphas: Sequence[float] = (),
+    base_version: str = "",
     name: str = "",
     request_id: str = "",
     timeout: float | None = None,
@@ -145,6 +148,9 @@ def evaluate(
         version: Version id; empty: the live one.
         index_data: Further images to search among.
         k: Length of the lists, 1 to 1,000; None: 20.
+        alphas: Also measures the weights between base_version (0) and version (1): events of
+            the stage ALPHA tell which is best, merge_versions makes it.
+        base_version: With alphas: version id; empty: the parent of version.
         name: Unique among jobs; empty: the id.
         request_id: The same id again gives the same job; empty: a new one is made.
         timeout: Seconds for starting, without the upload; None: the client's default.
@@ -156,6 +162,8 @@ def evaluate(
         model=model,
         version=version,
         k=k,
+        alphas=alphas,
+        base_version=base_version,
         name=name,
         request_id=request_id or uuid.uuid4().hex,
     )

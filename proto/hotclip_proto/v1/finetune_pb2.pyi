@@ -3,8 +3,10 @@
 isort:skip_file
 Training and measuring beside serving."""
 
+from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
+from google.protobuf.internal import containers as containers
 from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
 import builtins as builtins
 import sys
@@ -268,6 +270,8 @@ class EvaluateRequest(message.Message):
     K_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    ALPHAS_FIELD_NUMBER: builtins.int
+    BASE_VERSION_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     version: builtins.str
@@ -282,6 +286,15 @@ class EvaluateRequest(message.Message):
     """Unique among jobs; empty: the id."""
     request_id: builtins.str
     """The same id again returns the first call's job."""
+    base_version: builtins.str
+    """With alphas: version id; empty: the parent of version."""
+    @builtins.property
+    def alphas(self) -> containers.RepeatedScalarFieldContainer[builtins.float]:
+        """At most 32 in [0, 1]: also measures the weights between base_version (0) and version (1)
+        of the same architecture, and stores none of them; metric events of the stage ALPHA tell
+        what they reach. MergeVersions then makes a version of the best.
+        """
+
     def __init__(
         self,
         *,
@@ -292,10 +305,12 @@ class EvaluateRequest(message.Message):
         k: builtins.int | None = ...,
         name: builtins.str = ...,
         request_id: builtins.str = ...,
+        alphas: abc.Iterable[builtins.float] | None = ...,
+        base_version: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_k", b"_k", "dataset", b"dataset", "index_dataset", b"index_dataset", "k", b"k", "model", b"model", "name", b"name", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_k", b"_k", "alphas", b"alphas", "base_version", b"base_version", "dataset", b"dataset", "index_dataset", b"index_dataset", "k", b"k", "model", b"model", "name", b"name", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = typing.Literal["_k", b"_k"]  # noqa: Y015

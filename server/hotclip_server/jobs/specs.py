@@ -32,7 +32,7 @@ class FineTuneSpec:
     activation: ActivationRule
     config: TrainConfig
     wise_ft: float | None = None
-    """Share of the trained weights in what is stored, in [0, 1]; None: they are, without a sweep."""
+    """Share of the trained weights in what is stored, in [0, 1]; None: 1, without a sweep."""
     export_onnx: bool = False
     """Also make ONNX files of the result."""
 
@@ -63,6 +63,10 @@ class EvaluateSpec:
     dataset: str
     index_dataset: str
     k: int
+    base_version: str = ""
+    """With `alphas`: the version at 0."""
+    alphas: tuple[float, ...] = ()
+    """Shares of `version` in weights that are measured too, in [0, 1]."""
 
     def to_json(self) -> dict[str, Any]:
         """`datasets` keeps the datasets from being deleted."""
@@ -72,4 +76,5 @@ class EvaluateSpec:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> EvaluateSpec:
         """What `to_json` made."""
-        return cls(**{name: value for name, value in stored.items() if name != "datasets"})
+        fields = {name: value for name, value in stored.items() if name != "datasets"}
+        return cls(**{**fields, "alphas": tuple(fields.get("alphas", ()))})

@@ -33,6 +33,7 @@ DEFAULT_VAL_SPLIT = 0.1
 LARGEST_VAL_SPLIT = 0.5
 DEFAULT_K = 20
 LARGEST_K = 1000
+MOST_ALPHAS = 32
 
 _SCHEDULERS: dict[int, Scheduler] = {
     finetune_pb2.SCHEDULER_UNSPECIFIED: "cosine",
@@ -120,6 +121,8 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
             dataset=(await self._datasets.get(request.dataset)).id,
             index_dataset=await self._dataset_id(request.index_dataset),
             k=k,
+            base_version=self._base(request, version),
+            alphas=tuple(sorted(set(request.alphas))),
         )
         new = NewJob(
             kind=JobKind.EVALUATE,
@@ -145,6 +148,16 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
             problem = f"version {version} is of model {record.model!r}, not {state.name!r}"
             raise InvalidArgument.field(field, problem)
         return state.name, record.id
+
+    def _base(self, request: finetune_pb2.EvaluateRequest, version: str) -> str:
+        """Where the line of a sweep begins; empty if none was asked for."""
+        if not request.alphas:
+            return ""
+        base = request.base_version or self._models.get_version(version).manifest.parent
+        if not base:
+            problem = f"version {version} has no parent: name the version at alpha 0"
+            raise InvalidArgument.field("base_version", problem)
+        return self._models.get_version(base).id
 
     async def _dataset_id(self, dataset: str) -> str:
         return (await self._datasets.get(dataset)).id if dataset else ""
@@ -219,6 +232,10 @@ def check_evaluate(request: finetune_pb2.EvaluateRequest) -> int:
     k = request.k if request.HasField("k") else DEFAULT_K
     if not 1 <= k <= LARGEST_K:
         violations.append(FieldViolation("k", f"must be in 1 to {LARGEST_K}, is {k}"))
+    if len(request.alphas) > MOST_ALPHAS or not all(0 <= alpha <= 1 for alpha in request.alphas):
+        violations.append(FieldViolation("alphas", f"must be at most {MOST_ALPHAS} in [0, 1]"))
+    if request.base_version and not request.alphas:
+        violations.append(FieldViolation("base_version", "is of use with alphas alone"))
     if violations:
         raise InvalidArgument.fields(violations)
     return k

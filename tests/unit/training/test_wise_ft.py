@@ -13,11 +13,13 @@ from support.jobs import all_events, ended
 from hotclip_proto.v1 import job_pb2
 from hotclip_server.errors import FailedPrecondition
 from hotclip_server.jobs.context import JobContext
-from hotclip_server.jobs.records import JobKind, NewJob
+from hotclip_server.jobs.records import JobKind, JobRecord, NewJob
 from hotclip_server.jobs.runner import JobRunner
+from hotclip_server.jobs.specs import EvaluateSpec
 from hotclip_server.jobs.states import JobState
 from hotclip_server.storage.database import Database
 from hotclip_server.training.evaluate import Evaluation
+from hotclip_server.training.evaluate_job import EvaluateHandler
 from hotclip_server.training.finetune_job import FineTuneHandler
 from hotclip_server.training.wise_ft import ALPHAS, interpolate, sweep
 from tests.unit.training.test_finetune_job import Desk, Sets, Shelf, spec
@@ -127,3 +129,40 @@ async def test_a_run_ends_with_files(database: Database) -> None:
     assert any("no such graph" in event.log.message for event in events)
     await runner.stop()
     assert exported == ["default/new"] * 2
+
+
+async def test_versions_are_measured_along_the_line(database: Database) -> None:
+    shelf = Shelf(
+        {"base": tiny_clip(), "tuned": tiny_clip(seed=1), "other": tiny_clip(resnet=True)}
+    )
+    runner = JobRunner(database, [EvaluateHandler(shelf, Sets())])
+    await runner.start()
+
+    async def evaluate(base: str) -> tuple[JobRecord, list[job_pb2.JobEvent]]:
+        asked = EvaluateSpec(
+            model="default",
+            version="tuned",
+            dataset="ds-1",
+            index_dataset="",
+            k=5,
+            base_version=base,
+            alphas=(0.0, 0.5, 1.0) if base else (),
+        )
+        job = await runner.submit(NewJob(kind=JobKind.EVALUATE, spec=asked.to_json()))
+        return await ended(runner, job.id), await all_events(runner, job.id)
+
+    plain, _ = await evaluate("")
+    record, events = await evaluate("base")
+    assert record.metrics == plain.metrics
+    swept = [
+        {metric.name: metric.value for metric in event.metric.metrics}
+        for event in events
+        if event.metric.stage == job_pb2.MetricEvent.STAGE_ALPHA
+    ]
+    assert [point.pop("alpha") for point in swept] == [0.0, 0.5, 1.0]
+    assert swept[-1] == plain.metrics
+    assert swept[0] != swept[-1]
+    failed, _ = await evaluate("other")
+    assert failed.error is not None
+    assert failed.error.reason == "ARCHITECTURES_DIFFER"
+    await runner.stop()
