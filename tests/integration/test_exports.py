@@ -17,6 +17,7 @@ from support.parity import INPUTS, assert_parity
 from support.pictures import encoded, photograph
 from support.server import start_server
 
+import hotclip
 from hotclip import Client
 from hotclip.errors import JobFailed
 
@@ -97,3 +98,42 @@ def change_weights(folder: Path) -> None:
     name = next(name for name, value in state.items() if value.ndim > 1)
     state[name] = state[name] * 1.01
     save_file(state, path, metadata={"format": "pt"})
+
+
+@pytest.mark.slow
+def test_a_tuned_model_is_taken_along(tmp_path: Path) -> None:
+    """Fine-tuned, saved, run without the server, sent to another server as a difference."""
+    photos = [encoded(photograph(seed, 96, 72)) for seed in range(INPUTS)]
+    pairs = [(f"thing {i}", photograph(i, 64, 64)) for i in range(16)]
+    with (
+        start_server(tmp_path / "a", "--device", "cpu") as server,
+        Client(server.address) as client,
+    ):
+        run = client.finetune(
+            pairs, max_steps=2, batch_size=8, learning_rate=1e-3, activation="never"
+        )
+        path = run.save_artifact(tmp_path / "out", format="onnx")
+        tuned = run.job().result_version
+        base = client.get_version(tuned).parent
+        for is_onnx in (True, False):
+            text = hotclip.get_model(path, "clip-text", is_onnx=is_onnx).encode(TEXTS)
+            vision = hotclip.get_model(path, "clip-vision", is_onnx=is_onnx).encode(photos)
+            theirs = client.encode(TEXTS, version=tuned), client.encode(photos, version=tuned)
+            assert text.space_id == theirs[0].space_id
+            for ours, expected in zip((text, vision), theirs, strict=True):
+                assert_parity(np.asarray(ours), np.asarray(expected), range(INPUTS))
+        delta = client.export(tuned, format="delta").save_artifact(tmp_path / "out")
+        half = client.merge_versions([base, tuned], alpha=0.5)
+        soup = client.merge_versions([base, tuned])
+        assert (half.parent, soup.parent) == (tuned, base)
+        swept = client.evaluate(pairs, version=tuned, alphas=[0, 0.5, 1])
+        swept.wait(60)
+        points = [m.metrics["alpha"] for m in swept.measurements() if m.stage == "ALPHA"]
+        assert points == [0, 0.5, 1]
+    with (
+        start_server(tmp_path / "b", "--device", "cpu") as server,
+        Client(server.address) as client,
+    ):
+        assert client.get_model().live_version == base
+        assert client.import_version(delta).wait(60).result_version == tuned
+        assert client.get_version(tuned).parent == base

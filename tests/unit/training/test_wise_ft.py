@@ -10,13 +10,14 @@ import pytest
 import torch
 from support.jobs import all_events, ended
 
-from hotclip_proto.v1 import job_pb2
-from hotclip_server.errors import FailedPrecondition
+from hotclip_proto.v1 import finetune_pb2, job_pb2
+from hotclip_server.errors import FailedPrecondition, InvalidArgument
 from hotclip_server.jobs.context import JobContext
 from hotclip_server.jobs.records import JobKind, JobRecord, NewJob
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.jobs.specs import EvaluateSpec
 from hotclip_server.jobs.states import JobState
+from hotclip_server.services.finetune import check_evaluate
 from hotclip_server.storage.database import Database
 from hotclip_server.training.evaluate import Evaluation
 from hotclip_server.training.evaluate_job import EvaluateHandler
@@ -166,3 +167,17 @@ async def test_versions_are_measured_along_the_line(database: Database) -> None:
     assert failed.error is not None
     assert failed.error.reason == "ARCHITECTURES_DIFFER"
     await runner.stop()
+
+
+def test_a_bad_sweep_is_named() -> None:
+    good = finetune_pb2.EvaluateRequest(dataset="ds", alphas=[0, 0.5, 1], base_version="v")
+    assert check_evaluate(good) == 20
+    for bad, field in (
+        (finetune_pb2.EvaluateRequest(dataset="ds", alphas=[1.1]), "alphas"),
+        (finetune_pb2.EvaluateRequest(dataset="ds", alphas=[float("nan")]), "alphas"),
+        (finetune_pb2.EvaluateRequest(dataset="ds", alphas=[0.5] * 33), "alphas"),
+        (finetune_pb2.EvaluateRequest(dataset="ds", base_version="v"), "base_version"),
+    ):
+        with pytest.raises(InvalidArgument) as caught:
+            check_evaluate(bad)
+        assert [violation.field for violation in caught.value.violations] == [field]
