@@ -16,17 +16,30 @@ from hotclip_server.training.images import ImageStore
 from hotclip_server.training.pairs import Pair, PairSet
 from hotclip_server.training.sampler import epoch_captions
 
+KEYS = 4
+"""What items can have in common: image, text, group, label."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Row i of every tensor belongs to one image and the caption drawn for it."""
+    """Images and texts of one step.
 
+    The first `pairs` of both belong together, row by row: an image and the caption drawn for it.
+    What follows them are images and texts that are wrong for some of these rows. Counts of images
+    and texts may so differ.
+    """
+
+    pairs: int
     images: Tensor
-    """[n, 3, h, w] uint8."""
+    """[p, 3, h, w] uint8."""
     tokens: Tensor
-    """[n, context] int64."""
-    keys: tuple[Tensor, Tensor, Tensor]
-    """Numbers of image, text and group, each [n] int64; a group of -1 is none."""
+    """[q, context] int64."""
+    image_keys: Tensor
+    """[4, p] int64, numbers of image, text, group and label; -1 is none."""
+    text_keys: Tensor
+    """[4, q] int64, likewise."""
+    scores: Tensor
+    """[pairs] float32 in 0..1: how well an image and its caption fit."""
 
 
 class TrainingSet:
@@ -48,7 +61,9 @@ class TrainingSet:
         self._counts = np.bincount(of_image, minlength=self.images).astype(np.int64)
         self._starts = np.cumsum(self._counts) - self._counts
         self._text_of_pair = _numbers(texts, [pair.text for pair in pairs])
-        self._group_of_pair = _groups(pairs)
+        self._group_of_pair = _optional([pair.group for pair in pairs])
+        self._label_of_pair = _optional([pair.label for pair in pairs])
+        self._score_of_pair = np.array([pair.score for pair in pairs], dtype=np.float32)
 
     def captions(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The pair drawn for each image in this epoch."""
@@ -64,11 +79,16 @@ class TrainingSet:
     def batch(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Batch:
         """Images by number, with the captions that `captions` drew."""
         drawn = captions[images]
-        texts = torch.from_numpy(self._text_of_pair[drawn])
+        texts = self._text_of_pair[drawn]
+        keys = (images, texts, self._group_of_pair[drawn], self._label_of_pair[drawn])
+        both = torch.from_numpy(np.stack(keys))
         return Batch(
+            pairs=len(images),
             images=self._store.batch(images.tolist()),
-            tokens=self._tokens[texts],
-            keys=(torch.from_numpy(images), texts, torch.from_numpy(self._group_of_pair[drawn])),
+            tokens=self._tokens[torch.from_numpy(texts)],
+            image_keys=both,
+            text_keys=both,
+            scores=torch.from_numpy(self._score_of_pair[drawn]),
         )
 
 
@@ -90,9 +110,9 @@ def _numbers(distinct: Sequence[str], values: Sequence[str]) -> NDArray[np.int64
     return np.array([place[value] for value in values], dtype=np.int64)
 
 
-def _groups(pairs: Sequence[Pair]) -> NDArray[np.int64]:
+def _optional(values: Sequence[str | None]) -> NDArray[np.int64]:
+    """Numbers of the distinct values; -1 for none."""
     place: dict[str, int] = {}
     return np.array(
-        [-1 if p.group is None else place.setdefault(p.group, len(place)) for p in pairs],
-        dtype=np.int64,
+        [-1 if v is None else place.setdefault(v, len(place)) for v in values], dtype=np.int64
     )

@@ -15,15 +15,14 @@ from torch import Tensor
 MAX_LOG_SCALE = math.log(100.0)
 
 
-def positive_mask(*keys: Tensor) -> Tensor:
-    """[n, n] bool: true where any of the keys (each [n] int64) of two items agree.
+def positive_mask(images: Tensor, texts: Tensor) -> Tensor:
+    """[p, q] bool: true where any key of an image and a text agree, and where row meets column.
 
-    A negative key agrees with nothing, so it stands for "no group". The diagonal is true.
+    `images` is [keys, p] and `texts` [keys, q], both int64. A negative key agrees with nothing, so
+    it stands for "no group".
     """
-    mask = torch.eye(len(keys[0]), dtype=torch.bool, device=keys[0].device)
-    for key in keys:
-        mask |= (key[:, None] == key[None, :]) & (key >= 0)[:, None]
-    return mask
+    mask = ((images[:, :, None] == texts[:, None, :]) & (images >= 0)[:, :, None]).any(dim=0)
+    return mask | torch.eye(*mask.shape, dtype=torch.bool, device=mask.device)
 
 
 def info_nce(image: Tensor, text: Tensor, log_scale: Tensor, positives: Tensor) -> Tensor:

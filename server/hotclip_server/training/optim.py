@@ -1,10 +1,8 @@
-"""AdamW with the parameter groups of CLIP, the learning-rate course and the moving average."""
+"""AdamW with the parameter groups of CLIP, and the course of the learning rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -68,46 +66,3 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate"]
-
-
-class WeightAverage:
-    """Exponential moving average of the parameters and of BatchNorm statistics.
-
-    The weight of the newest grows from 1 to 1/horizon, so the start does not linger.
-    """
-
-    def __init__(self, model: nn.Module, horizon: float) -> None:
-        self._horizon = max(1.0, horizon)  # in steps
-        self._updates = 0
-        self._live = {
-            name: tensor
-            for name, tensor in model.state_dict(keep_vars=True).items()
-            if tensor.is_floating_point()
-        }
-        self._average = {name: tensor.detach().clone() for name, tensor in self._live.items()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        self._updates += 1
-        newest = max(1.0 / self._horizon, 1.0 / (1 + 0.1 * self._updates))
-        for name, average in self._average.items():
-            average.lerp_(self._live[name], newest)
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """The model holds the average inside, its own weights again after."""
-        own = {name: tensor.detach().clone() for name, tensor in self._live.items()}
-        self.swap_in()
-        try:
-            yield
-        finally:
-            self._load(own)
-
-    def swap_in(self) -> None:
-        """Put the average into the model for good."""
-        self._load(self._average)
-
-    @torch.no_grad()
-    def _load(self, tensors: dict[str, torch.Tensor]) -> None:
-        for name, tensor in self._live.items():
-            tensor.copy_(tensors[name])

@@ -18,21 +18,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hotclip_server.training.augment import augment
+from hotclip_server.training.average import WeightAverage
 from hotclip_server.training.clip import Clip, ClipModule
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.dataset import Batch, TrainingSet
 from hotclip_server.training.errors import TrainingDiverged
 from hotclip_server.training.events import EpochEnd, SkippedStep, Started, Step, TrainEvent
-from hotclip_server.training.losses import clamp_log_scale, info_nce, positive_mask
-from hotclip_server.training.optim import (
-    WeightAverage,
-    learning_rate,
-    make_optimizer,
-    set_learning_rate,
-    trained_parameters,
-)
+from hotclip_server.training.losses import clamp_log_scale
+from hotclip_server.training.objective import Objective
+from hotclip_server.training.optim import learning_rate, make_optimizer, set_learning_rate
 from hotclip_server.training.pairs import PairSet
 from hotclip_server.training.sampler import batches_per_epoch, epoch_batches, step_seed
+from hotclip_server.training.towers import Towers
+from hotclip_server.training.tuning import tuning_of
 
 Drawing = Callable[[], AbstractContextManager[None]]
 """Entered around operations that may draw random numbers on the device."""
@@ -63,9 +61,11 @@ def train(
     an_epoch = batches_per_epoch(training_set.images, config.batch_size)
     steps = config.max_steps or config.epochs * an_epoch
     epochs = -(-steps // an_epoch)
-    parameters = trained_parameters(model, config)
+    towers, objective = Towers(clip, config), Objective(model, config)
+    tuning = tuning_of(model, config)
+    parameters = tuning.parameters
     optimizer = make_optimizer(parameters, config)
-    average = WeightAverage(model, config.ema * steps) if config.ema > 0 else None
+    average = WeightAverage(tuning, config.ema * steps) if config.ema > 0 else None
     yield Started(steps=steps, epochs=epochs, images=training_set.images, pairs=training_set.pairs)
 
     try:
@@ -78,15 +78,18 @@ def train(
                 if step == steps:
                     break
                 began = time.perf_counter()
-                _set_modes(model, parameters, config)
+                _set_modes(model, tuning.moved, config)
                 batch = training_set.batch(numbers, captions)
                 training_set.prefetch(following)  # decoded while this step runs
                 rate = learning_rate(config, step, steps)
                 set_learning_rate(optimizer, rate)
                 with drawing():
-                    loss = batch_loss(clip, batch, config, step_seed(config.seed, step))
-                optimizer.zero_grad(set_to_none=True)
+                    loss = batch_loss(
+                        towers, objective, batch, config, step_seed(config.seed, step)
+                    )
+                model.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                tuning.gather()
                 norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm))
                 step += 1
                 value = float(loss.detach())
@@ -102,6 +105,7 @@ def train(
                 skipped = 0
                 optimizer.step()
                 clamp_log_scale(model.logit_scale)
+                tuning.apply()
                 if average is not None:
                     average.update()
                 losses.append(value)
@@ -136,22 +140,15 @@ def train(
         model.zero_grad(set_to_none=True)
 
 
-def batch_loss(clip: Clip, batch: Batch, config: TrainConfig, seed: int) -> Tensor:
+def batch_loss(
+    towers: Towers, objective: Objective, batch: Batch, config: TrainConfig, seed: int
+) -> Tensor:
     """The loss of one batch, a scalar with its graph; `seed` fixes augmentation and dropout."""
-    model, device = clip.model, clip.device
     generator = torch.Generator().manual_seed(seed)
     pixels = augment(batch.images.float() / 255, config.augment, generator)
     with torch.random.fork_rng(devices=[], enabled=True):
         torch.manual_seed(seed)  # dropout draws from the global stream
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            with torch.set_grad_enabled(not config.lock_image):
-                image = model.encode_image(clip.normalise(pixels))
-            with torch.set_grad_enabled(not config.lock_text):
-                text = model.encode_text(batch.tokens.to(device))
-    image = nn.functional.normalize(image.float(), dim=-1)
-    text = nn.functional.normalize(text.float(), dim=-1)
-    positives = positive_mask(*(key.to(device) for key in batch.keys))
-    return info_nce(image, text, model.logit_scale.float(), positives)
+        return objective(towers.image(pixels), towers.text(batch.tokens), batch)
 
 
 def _set_modes(model: ClipModule, parameters: dict[str, nn.Parameter], config: TrainConfig) -> None:

@@ -32,7 +32,9 @@ def test_equals_a_plain_loop_with_several_positives():
     image, text = embeddings(7)
     groups = [0, 1, 0, 2, 3, 1, 0]
     key = torch.tensor(groups)
-    loss = info_nce(image, text, torch.tensor(2.0, dtype=torch.float64), positive_mask(key))
+    loss = info_nce(
+        image, text, torch.tensor(2.0, dtype=torch.float64), positive_mask(key[None], key[None])
+    )
     assert math.isclose(float(loss), plain_loss(image, text, math.exp(2.0), groups), rel_tol=1e-12)
 
 
@@ -42,7 +44,8 @@ def test_without_duplicates_it_is_cross_entropy():
     target = torch.arange(5)
     cross_entropy = torch.nn.functional.cross_entropy
     expected = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
-    positives = positive_mask(torch.arange(5))
+    number = torch.arange(5)[None]
+    positives = positive_mask(number, number)
     scale = torch.tensor([math.log(10.0)], dtype=torch.float64)  # open_clip's other shape
     torch.testing.assert_close(info_nce(image, text, scale, positives), expected)
 
@@ -56,7 +59,8 @@ def test_positives_agree_in_any_key_and_no_group_agrees_with_nothing():
     expected = torch.eye(4, dtype=torch.bool)
     expected[1, 2] = expected[2, 1] = True  # the same text
     expected[0, 3] = expected[3, 0] = True  # the same group
-    assert torch.equal(positive_mask(image, text, group), expected)
+    keys = torch.stack([image, text, group])
+    assert torch.equal(positive_mask(keys, keys), expected)
 
 
 def test_log_scale_is_clamped():

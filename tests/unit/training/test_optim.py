@@ -7,14 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hotclip_server.training.average import WeightAverage
 from hotclip_server.training.config import Scheduler, TrainConfig
 from hotclip_server.training.optim import (
-    WeightAverage,
     learning_rate,
     make_optimizer,
     set_learning_rate,
     trained_parameters,
 )
+from hotclip_server.training.tuning import Direct
 from tests.unit.training.tiny import tiny_clip
 
 
@@ -66,7 +67,7 @@ def test_average_follows_and_swaps_back():
     model = torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         model.weight.fill_(0)
-    average = WeightAverage(model, horizon=4)
+    average = WeightAverage(Direct(model, TrainConfig()), horizon=4)
     with torch.no_grad():
         model.weight.fill_(1)
     for _ in range(100):

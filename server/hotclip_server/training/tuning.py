@@ -1,0 +1,67 @@
+"""Which weights a run moves, and how its steps reach the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from hotclip_server.training.config import TrainConfig
+from hotclip_server.training.optim import trained_parameters
+
+
+class Tuning(Protocol):
+    """The weights of one run. The model holds the present weights after every `apply`.
+
+    A step is: the backward pass into the model's own parameters, `gather`, the optimizer on
+    `parameters`, `apply`.
+    """
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What the optimizer moves, by name."""
+
+    @property
+    def moved(self) -> dict[str, nn.Parameter]:
+        """The model's parameters that need a gradient in the backward pass, by name."""
+
+    def gather(self) -> None:
+        """Gradients of the model's parameters to those of `parameters`."""
+
+    def apply(self) -> None:
+        """What was written into `state` reaches the model."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """All that a run changes, live: what a checkpoint holds and a moving average averages."""
+
+
+class Direct:
+    """The model's own parameters are moved: nothing to gather and nothing to apply."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self._model = model
+        self.parameters = trained_parameters(model, config)
+
+    @property
+    def moved(self) -> dict[str, nn.Parameter]:
+        return self.parameters
+
+    def gather(self) -> None:
+        pass
+
+    def apply(self) -> None:
+        pass
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and statistics of BatchNorm; not counters."""
+        return {
+            name: tensor
+            for name, tensor in self._model.state_dict(keep_vars=True).items()
+            if tensor.is_floating_point()
+        }
+
+
+def tuning_of(model: nn.Module, config: TrainConfig) -> Tuning:
+    """How this run changes `model`, which holds the base's weights."""
+    return Direct(model, config)
