@@ -54,10 +54,13 @@ class FineTuneServiceServicer(object):
 
     def FineTune(self, request, context):
         """Checks the whole request, queues a job and returns it at once. Its metric events
-        carry loss, learning_rate, logit_scale, grad_norm and samples_per_second (stage
-        STEP, at most five events a second); epoch_loss and yielded_s (EPOCH); and with
-        held-out data (BEFORE, EPOCH, AFTER) the retrieval metrics in both directions and
-        "monitor", the mean of both reciprocal ranks, which decides which weights are best.
+        carry loss, learning_rate, logit_scale, grad_norm, samples_per_second, and since
+        training began: data_wait_s (for images), yielded_share (of the time, to serving) and
+        skipped_steps (that were not finite) (stage STEP, at most five events a second);
+        epoch_loss, yielded_s and skipped_steps (EPOCH); and with held-out data (BEFORE, EPOCH,
+        AFTER) the retrieval metrics in both directions, validation_loss (InfoNCE in batches as
+        large as those of training) and "monitor", the mean of both reciprocal ranks, which
+        decides which weights are best.
         AFTER tells of the best weights: those are stored. Errors:
         INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
         ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version).

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hotclip_server.training.clip import Clip
 from hotclip_server.training.dataset import require_texts, tokenize
 from hotclip_server.training.errors import InvalidPairs
+from hotclip_server.training.held_out_loss import held_out_loss
 from hotclip_server.training.images import ImageStore
 from hotclip_server.training.metrics import retrieval_metrics
 from hotclip_server.training.pairs import Pair, PairSet
@@ -39,6 +40,8 @@ class Evaluation:
 
     metrics: dict[str, float]
     k: int
+    loss: float
+    """Of the queries' pairs; see `held_out_loss`."""
     examples: tuple[Example, ...] = ()
 
     @property
@@ -53,7 +56,8 @@ class Evaluator:
 
     Texts of `queries` are searched among all images of `index`, images of `queries` among all
     texts of `index`. Relevant is what a pair of either joins, and what has the same group.
-    Without `index` the queries are searched among themselves. Raises InvalidPairs if `queries`
+    Without `index` the queries are searched among themselves. `loss_batch` is the size of the
+    batches of the loss. Raises InvalidPairs if `queries`
     is empty or an image can't be decoded.
     """
 
@@ -65,11 +69,12 @@ class Evaluator:
         *,
         k: int = 20,
         batch_size: int = 256,
+        loss_batch: int = 64,
     ) -> None:
         if not queries.pairs:
             raise InvalidPairs("no pairs to evaluate")
         index = queries if index is None else index
-        self._k, self._batch_size = k, batch_size
+        self._k, self._batch_size, self._loss_batch = k, batch_size, loss_batch
         known = [*index.pairs, *queries.pairs]
         require_texts(known)
         self._texts = list(dict.fromkeys(pair.text for pair in known))
@@ -87,6 +92,8 @@ class Evaluator:
         self._index_images = _numbers(image_number, [pair.image_key for pair in index.pairs])
         self._query_texts = _numbers(text_number, [pair.text for pair in queries.pairs])
         self._query_images = _numbers(image_number, [pair.image_key for pair in queries.pairs])
+        self._pair_texts = np.array([text_number[pair.text] for pair in queries.pairs])
+        self._pair_images = np.array([image_number[pair.image_key] for pair in queries.pairs])
         self._relevance = Relevance(known, text_number, image_number)
 
     def evaluate(
@@ -133,6 +140,15 @@ class Evaluator:
         return Evaluation(
             metrics=metrics,
             k=self._k,
+            loss=held_out_loss(
+                images[self._pair_images],
+                texts[self._pair_texts],
+                clip.model.logit_scale,
+                lambda row: self._relevance.images_of(int(self._pair_texts[row]))[
+                    self._pair_images
+                ],
+                batch_size=self._loss_batch,
+            ),
             examples=tuple(self._example(int(n), texts, images) for n in dict.fromkeys(shown)),
         )
 

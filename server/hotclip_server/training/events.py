@@ -32,6 +32,8 @@ class Step:
     grad_norm: float
     """Norm of the gradient before clipping."""
     samples_per_second: float
+    data_wait_s: float
+    """Of this step, spent waiting for images to be decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -189,12 +190,19 @@ class _Run:
         self._before: Evaluation | None = None
         self._best_weights: dict[str, Tensor] = {}
         self._evaluator: Evaluator | None = None
-        self._step = self._steps = 0
+        self._step = self._steps = self._skipped = 0
+        self._data_wait_s = self._yielded_before = 0.0
+        self._began = time.monotonic()
 
     def train(self, data: PairSet, drawing: Drawing) -> None:
         """Trains, measuring before, after each epoch and after the last."""
         if self._held_out is not None:
-            self._evaluator = evaluator_of(self.clip, self._held_out, self._extra)
+            self._evaluator = evaluator_of(
+                self.clip,
+                self._held_out,
+                self._extra,
+                loss_batch=self.spec.config.batch_size,
+            )
             self._before = measure(self.job, self._evaluator, self.clip)
             self.job.metric("BEFORE", metrics_of(self._before), step=0)
         for event in train(self.clip, data, self.spec.config, drawing=drawing):
@@ -249,12 +257,14 @@ class _Run:
         match event:
             case Started():
                 self._steps = event.steps
+                self._began, self._yielded_before = time.monotonic(), self.job.yielded_s
                 self.job.log(
                     f"training on {event.pairs} pairs of {event.images} images: "
                     f"{event.steps} steps, {event.epochs} epochs"
                 )
             case Step():
                 self._step = event.step
+                self._data_wait_s += event.data_wait_s
                 self.job.metric(
                     "STEP",
                     {
@@ -263,6 +273,9 @@ class _Run:
                         "logit_scale": event.logit_scale,
                         "grad_norm": event.grad_norm,
                         "samples_per_second": event.samples_per_second,
+                        "data_wait_s": self._data_wait_s,
+                        "yielded_share": self._yielded_share(),
+                        "skipped_steps": self._skipped,
                     },
                     step=event.step,
                     total_steps=event.steps,
@@ -270,7 +283,7 @@ class _Run:
                     progress=0.95 * event.step / event.steps,
                 )
             case SkippedStep():
-                self._step = event.step
+                self._step, self._skipped = event.step, self._skipped + 1
                 self.job.log(
                     f"step {event.step} was not finite and changed nothing: loss {event.loss}, "
                     f"gradient norm {event.grad_norm}",
@@ -279,8 +292,13 @@ class _Run:
             case EpochEnd():
                 self._end_epoch(event)
 
+    def _yielded_share(self) -> float:
+        """Of the time since training began."""
+        yielded = self.job.yielded_s - self._yielded_before
+        return yielded / max(time.monotonic() - self._began, 1e-9)
+
     def _end_epoch(self, event: EpochEnd) -> None:
-        metrics = {"yielded_s": self.job.yielded_s}
+        metrics = {"yielded_s": self.job.yielded_s, "skipped_steps": float(self._skipped)}
         if math.isfinite(event.mean_loss):
             metrics["epoch_loss"] = event.mean_loss
         if self._evaluator is not None:

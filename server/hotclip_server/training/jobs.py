@@ -65,12 +65,14 @@ def opened(datasets: Datasets, *ids: str) -> Iterator[list[StoredDataset | None]
         yield found
 
 
-def evaluator_of(clip: Clip, queries: PairSet, extra: PairSet | None, *, k: int = 20) -> Evaluator:
+def evaluator_of(
+    clip: Clip, queries: PairSet, extra: PairSet | None, *, k: int = 20, loss_batch: int = 64
+) -> Evaluator:
     """Searches `queries` among their own images and texts and those of `extra`."""
     index = queries if extra is None else JoinedPairs(queries, extra)
     # Serving waits for a batch at most: on a CPU a small one is as fast an image as a large one.
     batch_size = 32 if clip.device.type == "cpu" else 256
-    return Evaluator(clip, queries, index, k=k, batch_size=batch_size)
+    return Evaluator(clip, queries, index, k=k, batch_size=batch_size, loss_batch=loss_batch)
 
 
 def measure(job: JobContext, evaluator: Evaluator, clip: Clip) -> Evaluation:
@@ -94,7 +96,11 @@ def measure(job: JobContext, evaluator: Evaluator, clip: Clip) -> Evaluation:
 
 def metrics_of(evaluation: Evaluation) -> dict[str, float]:
     """As events and versions carry them."""
-    return {**evaluation.metrics, MONITOR: evaluation.score}
+    return {
+        **evaluation.metrics,
+        MONITOR: evaluation.score,
+        "validation_loss": evaluation.loss,
+    }
 
 
 @contextmanager

@@ -80,6 +80,7 @@ def train(
                 began = time.perf_counter()
                 _set_modes(model, tuning.moved, config)
                 batch = training_set.batch(numbers, captions)
+                waited = time.perf_counter() - began
                 training_set.prefetch(following)  # decoded while this step runs
                 rate = learning_rate(config, step, steps)
                 set_learning_rate(optimizer, rate)
@@ -119,6 +120,7 @@ def train(
                     logit_scale=float(model.logit_scale.detach().exp().mean()),
                     grad_norm=norm,
                     samples_per_second=len(numbers) / (time.perf_counter() - began),
+                    data_wait_s=waited,
                 )
             if average is not None and step == steps:
                 average.swap_in()

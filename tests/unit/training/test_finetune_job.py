@@ -144,6 +144,10 @@ async def test_the_best_weights_are_released_and_the_base_is_untouched(
     assert (record.result_version, record.activated) == ("new", True)
     assert desk.calls == ["register", "stage", "activate"]
     assert desk.metrics["monitor"] == record.metrics["monitor"]
+    assert record.metrics["validation_loss"] == desk.metrics["validation_loss"] > 0
+    assert record.metrics["skipped_steps"] == 0
+    assert 0 <= record.metrics["yielded_share"] <= 1
+    assert record.metrics["data_wait_s"] > 0
     assert "it flatters" in log
     after = shelf.clips["base"].model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -59,9 +59,9 @@ def test_a_sweep_measures_what_is_not_known() -> None:
         scale = model.state_dict()["token_embedding.weight"].flatten()[0]
         ends = [state["token_embedding.weight"].flatten()[0] for state in (base, tuned)]
         measured.append(round(float((scale - ends[0]) / (ends[1] - ends[0])), 4))
-        return Evaluation(metrics={"alpha": measured[-1]}, k=1)
+        return Evaluation(metrics={"alpha": measured[-1]}, k=1, loss=0.0)
 
-    known = {alpha: Evaluation(metrics={"alpha": alpha}, k=1) for alpha in (0.0, 1.0)}
+    known = {alpha: Evaluation(metrics={"alpha": alpha}, k=1, loss=0.0) for alpha in (0.0, 1.0)}
     found = list(sweep(model, base, tuned, evaluate, known=known))
     assert measured == [0.25, 0.5, 0.75]
     assert [(a, e.metrics["alpha"]) for a, e in found] == [(a, a) for a in ALPHAS]
