@@ -49,6 +49,7 @@ from hotclip_server.services.artifacts import ArtifactService
 from hotclip_server.services.datasets import DatasetService
 from hotclip_server.services.encode import STREAM_METHOD, EncodeService
 from hotclip_server.services.finetune import FineTuneService
+from hotclip_server.services.finetune_requests import TrainingGround
 from hotclip_server.services.jobs import JobService
 from hotclip_server.services.models import ModelService
 from hotclip_server.services.search import SearchService
@@ -168,7 +169,7 @@ def build(
         ),
     ]
     if store is not None:
-        services.append(FineTuneService(jobs, datasets, registry))
+        services.append(FineTuneService(jobs, datasets, registry, make_ground(device_name, store)))
     parts = Parts(
         lock=FolderLock(folder),
         database=database,
@@ -294,6 +295,13 @@ def make_trainers(
         ),
         EvaluateHandler(store, datasets, device=device),
     ]
+
+
+def make_ground(device: str, store: VersionStore) -> TrainingGround:
+    """What knows where runs may train. Imports torch."""
+    from hotclip_server.training.ground import Ground
+
+    return Ground(device, store.folder)
 
 
 def make_exporter(

@@ -6,6 +6,7 @@ Training and measuring beside serving."""
 from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
+from google.protobuf import struct_pb2 as struct_pb2
 from google.protobuf.internal import containers as containers
 from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
 import builtins as builtins
@@ -26,17 +27,93 @@ class _Loss:
 class _LossEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Loss.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
     LOSS_UNSPECIFIED: _Loss.ValueType  # 0
-    """INFO_NCE."""
+    """SIGLIP if the model has a logit bias, else INFO_NCE."""
     LOSS_INFO_NCE: _Loss.ValueType  # 1
-    """Symmetric InfoNCE with a learnable scale and several positives."""
+    """Symmetric InfoNCE with a learnable scale and several positives (CLIP)."""
+    LOSS_SIGLIP: _Loss.ValueType  # 2
+    """Sigmoid of each pair; for models with a logit bias alone (SigLIP)."""
+    LOSS_METRIC: _Loss.ValueType  # 3
+    """A loss of pytorch-metric-learning on images and texts of classes; see metric_loss."""
 
 class Loss(_Loss, metaclass=_LossEnumTypeWrapper):
     """What is minimised."""
 
 LOSS_UNSPECIFIED: Loss.ValueType  # 0
-"""INFO_NCE."""
+"""SIGLIP if the model has a logit bias, else INFO_NCE."""
 LOSS_INFO_NCE: Loss.ValueType  # 1
-"""Symmetric InfoNCE with a learnable scale and several positives."""
+"""Symmetric InfoNCE with a learnable scale and several positives (CLIP)."""
+LOSS_SIGLIP: Loss.ValueType  # 2
+"""Sigmoid of each pair; for models with a logit bias alone (SigLIP)."""
+LOSS_METRIC: Loss.ValueType  # 3
+"""A loss of pytorch-metric-learning on images and texts of classes; see metric_loss."""
+
+class _Positives:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PositivesEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Positives.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    POSITIVES_UNSPECIFIED: _Positives.ValueType  # 0
+    """SHARE."""
+    POSITIVES_SHARE: _Positives.ValueType  # 1
+    """Positives too: the target is spread evenly over all of them."""
+    POSITIVES_MASK: _Positives.ValueType  # 2
+    """Neither positives nor negatives: left out."""
+    POSITIVES_OFF: _Positives.ValueType  # 3
+    """Negatives, as if nothing were known of them."""
+
+class Positives(_Positives, metaclass=_PositivesEnumTypeWrapper):
+    """What items of a batch are that belong together without being the same pair: those of the
+    same text, image, group or label.
+    """
+
+POSITIVES_UNSPECIFIED: Positives.ValueType  # 0
+"""SHARE."""
+POSITIVES_SHARE: Positives.ValueType  # 1
+"""Positives too: the target is spread evenly over all of them."""
+POSITIVES_MASK: Positives.ValueType  # 2
+"""Neither positives nor negatives: left out."""
+POSITIVES_OFF: Positives.ValueType  # 3
+"""Negatives, as if nothing were known of them."""
+
+class _Method:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MethodEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Method.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    METHOD_UNSPECIFIED: _Method.ValueType  # 0
+    """AUTO."""
+    METHOD_AUTO: _Method.ValueType  # 1
+    """LORA below 1,000 training pairs, else FULL."""
+    METHOD_FULL: _Method.ValueType  # 2
+    """All of both towers."""
+    METHOD_LORA: _Method.ValueType  # 3
+    """Low-rank changes of the attention of both towers; see lora. The version stored is an
+    ordinary one, a delta export of it small.
+    """
+    METHOD_PROJECTION: _Method.ValueType  # 4
+    """The last projection of each tower."""
+    METHOD_LIT: _Method.ValueType  # 5
+    """All of clip-text; clip-vision is locked, so stored image vectors stay valid."""
+
+class Method(_Method, metaclass=_MethodEnumTypeWrapper):
+    """Which weights are trained."""
+
+METHOD_UNSPECIFIED: Method.ValueType  # 0
+"""AUTO."""
+METHOD_AUTO: Method.ValueType  # 1
+"""LORA below 1,000 training pairs, else FULL."""
+METHOD_FULL: Method.ValueType  # 2
+"""All of both towers."""
+METHOD_LORA: Method.ValueType  # 3
+"""Low-rank changes of the attention of both towers; see lora. The version stored is an
+ordinary one, a delta export of it small.
+"""
+METHOD_PROJECTION: Method.ValueType  # 4
+"""The last projection of each tower."""
+METHOD_LIT: Method.ValueType  # 5
+"""All of clip-text; clip-vision is locked, so stored image vectors stay valid."""
 
 class _Scheduler:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -52,6 +129,10 @@ class _SchedulerEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Scheduler.Va
     """To 0 along a line."""
     SCHEDULER_CONSTANT: _Scheduler.ValueType  # 3
     """Does not fall."""
+    SCHEDULER_COSINE_WITH_RESTARTS: _Scheduler.ValueType  # 4
+    """Several times to 0 along half a cosine, each time from the peak; see scheduler_cycles."""
+    SCHEDULER_POLYNOMIAL: _Scheduler.ValueType  # 5
+    """To 0 as a power of the share that is left; see scheduler_power."""
 
 class Scheduler(_Scheduler, metaclass=_SchedulerEnumTypeWrapper):
     """How the learning rate falls after the warm-up."""
@@ -64,6 +145,83 @@ SCHEDULER_LINEAR: Scheduler.ValueType  # 2
 """To 0 along a line."""
 SCHEDULER_CONSTANT: Scheduler.ValueType  # 3
 """Does not fall."""
+SCHEDULER_COSINE_WITH_RESTARTS: Scheduler.ValueType  # 4
+"""Several times to 0 along half a cosine, each time from the peak; see scheduler_cycles."""
+SCHEDULER_POLYNOMIAL: Scheduler.ValueType  # 5
+"""To 0 as a power of the share that is left; see scheduler_power."""
+
+class _Optimizer:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OptimizerEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Optimizer.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    OPTIMIZER_UNSPECIFIED: _Optimizer.ValueType  # 0
+    """ADAMW."""
+    OPTIMIZER_ADAMW: _Optimizer.ValueType  # 1
+    """Adam with decoupled weight decay."""
+    OPTIMIZER_ADAM: _Optimizer.ValueType  # 2
+    """Adam; weight decay is part of the gradient."""
+    OPTIMIZER_SGD: _Optimizer.ValueType  # 3
+    """Gradient descent with momentum; weight decay is part of the gradient."""
+
+class Optimizer(_Optimizer, metaclass=_OptimizerEnumTypeWrapper):
+    """What turns gradients into steps."""
+
+OPTIMIZER_UNSPECIFIED: Optimizer.ValueType  # 0
+"""ADAMW."""
+OPTIMIZER_ADAMW: Optimizer.ValueType  # 1
+"""Adam with decoupled weight decay."""
+OPTIMIZER_ADAM: Optimizer.ValueType  # 2
+"""Adam; weight decay is part of the gradient."""
+OPTIMIZER_SGD: Optimizer.ValueType  # 3
+"""Gradient descent with momentum; weight decay is part of the gradient."""
+
+class _Precision:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PrecisionEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Precision.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    PRECISION_UNSPECIFIED: _Precision.ValueType  # 0
+    """BF16 on CUDA, FP32 on a CPU."""
+    PRECISION_FP32: _Precision.ValueType  # 1
+    """fp32."""
+    PRECISION_BF16: _Precision.ValueType  # 2
+    """bfloat16; refused where the device does not multiply in it."""
+
+class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
+    """Arithmetic of the towers; weights and loss are always fp32."""
+
+PRECISION_UNSPECIFIED: Precision.ValueType  # 0
+"""BF16 on CUDA, FP32 on a CPU."""
+PRECISION_FP32: Precision.ValueType  # 1
+"""fp32."""
+PRECISION_BF16: Precision.ValueType  # 2
+"""bfloat16; refused where the device does not multiply in it."""
+
+class _Isolation:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _IsolationEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Isolation.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    ISOLATION_UNSPECIFIED: _Isolation.ValueType  # 0
+    """IN_PROCESS."""
+    ISOLATION_IN_PROCESS: _Isolation.ValueType  # 1
+    """On a thread of the server."""
+    ISOLATION_PROCESS: _Isolation.ValueType  # 2
+    """In a process of its own, which can end without harm to serving."""
+
+class Isolation(_Isolation, metaclass=_IsolationEnumTypeWrapper):
+    """Where a run's steps are computed."""
+
+ISOLATION_UNSPECIFIED: Isolation.ValueType  # 0
+"""IN_PROCESS."""
+ISOLATION_IN_PROCESS: Isolation.ValueType  # 1
+"""On a thread of the server."""
+ISOLATION_PROCESS: Isolation.ValueType  # 2
+"""In a process of its own, which can end without harm to serving."""
 
 class _Activation:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -97,6 +255,162 @@ ACTIVATION_NEVER: Activation.ValueType  # 3
 """Never: it stays staged."""
 
 @typing.final
+class Lora(message.Message):
+    """With Method LORA. Hu et al. 2021; defaults of CLIP-LoRA (Zanella and Ben Ayed 2024)."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: builtins.int
+    ALPHA_FIELD_NUMBER: builtins.int
+    DORA_FIELD_NUMBER: builtins.int
+    TARGETS_FIELD_NUMBER: builtins.int
+    rank: builtins.int
+    """1 to 64; default 2."""
+    alpha: builtins.float
+    """The change is alpha / rank times the product of the factors; above 0, at most 1,024;
+    default: the rank.
+    """
+    dora: builtins.bool
+    """Also learns the length of each row (DoRA, Liu et al. 2024)."""
+    @builtins.property
+    def targets(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Matrices of each block: "q", "k", "v", "out", "mlp"; none: q, k and v."""
+
+    def __init__(
+        self,
+        *,
+        rank: builtins.int | None = ...,
+        alpha: builtins.float | None = ...,
+        dora: builtins.bool = ...,
+        targets: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "rank", b"rank"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_alpha", b"_alpha", "_rank", b"_rank", "alpha", b"alpha", "dora", b"dora", "rank", b"rank", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alpha: _TypeAlias = typing.Literal["alpha"]  # noqa: Y015
+    _WhichOneofArgType__alpha: _TypeAlias = typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__rank: _TypeAlias = typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+
+@typing.final
+class MetricLoss(message.Message):
+    """With Loss METRIC: a loss of pytorch-metric-learning by the name of its class, and what
+    chooses the pairs or triplets that it sees. Classes are labels; rows without a label are
+    classed by group, then by text.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    MINER_FIELD_NUMBER: builtins.int
+    MINER_OPTIONS_FIELD_NUMBER: builtins.int
+    ITEMS_PER_CLASS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """E.g. "TripletMarginLoss". Required. Losses with weights of their own for each class
+    (e.g. "ArcFaceLoss") are refused.
+    """
+    miner: builtins.str
+    """E.g. "TripletMarginMiner"; empty: none."""
+    items_per_class: builtins.int
+    """Images of one class that a batch holds at least, where the class has so many; 1 to 256;
+    default 4; 1 is chance. Must divide batch_size.
+    """
+    @builtins.property
+    def options(self) -> struct_pb2.Struct:
+        """Keyword arguments by the library's names; numbers, booleans and strings."""
+
+    @builtins.property
+    def miner_options(self) -> struct_pb2.Struct:
+        """Likewise."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        options: struct_pb2.Struct | None = ...,
+        miner: builtins.str = ...,
+        miner_options: struct_pb2.Struct | None = ...,
+        items_per_class: builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_items_per_class", b"_items_per_class", "items_per_class", b"items_per_class", "miner_options", b"miner_options", "options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_items_per_class", b"_items_per_class", "items_per_class", b"items_per_class", "miner", b"miner", "miner_options", b"miner_options", "name", b"name", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__items_per_class: _TypeAlias = typing.Literal["items_per_class"]  # noqa: Y015
+    _WhichOneofArgType__items_per_class: _TypeAlias = typing.Literal["_items_per_class", b"_items_per_class"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__items_per_class) -> _WhichOneofReturnType__items_per_class | None: ...
+
+@typing.final
+class EarlyStopping(message.Message):
+    """Ends a run that no longer gets better. Looked at after each epoch."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    class _Mode:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ModeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[EarlyStopping._Mode.ValueType], builtins.type):
+        DESCRIPTOR: descriptor.EnumDescriptor
+        MODE_UNSPECIFIED: EarlyStopping._Mode.ValueType  # 0
+        """MIN for "epoch_loss" and ranks, else MAX."""
+        MODE_MIN: EarlyStopping._Mode.ValueType  # 1
+        """Lower."""
+        MODE_MAX: EarlyStopping._Mode.ValueType  # 2
+        """Higher."""
+
+    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+        """Which way is better."""
+
+    MODE_UNSPECIFIED: EarlyStopping.Mode.ValueType  # 0
+    """MIN for "epoch_loss" and ranks, else MAX."""
+    MODE_MIN: EarlyStopping.Mode.ValueType  # 1
+    """Lower."""
+    MODE_MAX: EarlyStopping.Mode.ValueType  # 2
+    """Higher."""
+
+    MONITOR_FIELD_NUMBER: builtins.int
+    PATIENCE_FIELD_NUMBER: builtins.int
+    MIN_DELTA_FIELD_NUMBER: builtins.int
+    MODE_FIELD_NUMBER: builtins.int
+    monitor: builtins.str
+    """What to look at: "monitor", "epoch_loss" or a retrieval metric, such as
+    "clip-text-to-clip-vision_reciprocal_rank"; empty: "monitor".
+    """
+    patience: builtins.int
+    """Epochs without an improvement, 1 to 1,000; default 2."""
+    min_delta: builtins.float
+    """Smaller changes are none; 0 or more; default 0."""
+    mode: EarlyStopping.Mode.ValueType
+    """Default: as the metric is."""
+    def __init__(
+        self,
+        *,
+        monitor: builtins.str = ...,
+        patience: builtins.int | None = ...,
+        min_delta: builtins.float | None = ...,
+        mode: EarlyStopping.Mode.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_min_delta", b"_min_delta", "_patience", b"_patience", "min_delta", b"min_delta", "patience", b"patience"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_min_delta", b"_min_delta", "_patience", b"_patience", "min_delta", b"min_delta", "mode", b"mode", "monitor", b"monitor", "patience", b"patience"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_delta: _TypeAlias = typing.Literal["min_delta"]  # noqa: Y015
+    _WhichOneofArgType__min_delta: _TypeAlias = typing.Literal["_min_delta", b"_min_delta"]  # noqa: Y015
+    _WhichOneofReturnType__patience: _TypeAlias = typing.Literal["patience"]  # noqa: Y015
+    _WhichOneofArgType__patience: _TypeAlias = typing.Literal["_patience", b"_patience"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_delta) -> _WhichOneofReturnType__min_delta | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__patience) -> _WhichOneofReturnType__patience | None: ...
+
+@typing.final
 class FineTuneRequest(message.Message):
     """What to train, on what, and how. Numbers left out take the stated default."""
 
@@ -127,6 +441,31 @@ class FineTuneRequest(message.Message):
     INDEX_DATASET_FIELD_NUMBER: builtins.int
     AUGMENT_FIELD_NUMBER: builtins.int
     EMA_FIELD_NUMBER: builtins.int
+    METHOD_FIELD_NUMBER: builtins.int
+    LORA_FIELD_NUMBER: builtins.int
+    FREEZE_LAYERS_FIELD_NUMBER: builtins.int
+    LAYER_DECAY_FIELD_NUMBER: builtins.int
+    POSITIVES_FIELD_NUMBER: builtins.int
+    NEGATIVES_FIELD_NUMBER: builtins.int
+    PROMPTS_FIELD_NUMBER: builtins.int
+    METRIC_LOSS_FIELD_NUMBER: builtins.int
+    PRESERVE_FIELD_NUMBER: builtins.int
+    OPTIMIZER_FIELD_NUMBER: builtins.int
+    BETA1_FIELD_NUMBER: builtins.int
+    BETA2_FIELD_NUMBER: builtins.int
+    MOMENTUM_FIELD_NUMBER: builtins.int
+    SCHEDULER_CYCLES_FIELD_NUMBER: builtins.int
+    SCHEDULER_POWER_FIELD_NUMBER: builtins.int
+    PRECISION_FIELD_NUMBER: builtins.int
+    CHUNK_SIZE_FIELD_NUMBER: builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: builtins.int
+    KEEP_CHECKPOINTS_FIELD_NUMBER: builtins.int
+    WISE_FT_FIELD_NUMBER: builtins.int
+    SOUP_FIELD_NUMBER: builtins.int
+    EXPORT_ONNX_FIELD_NUMBER: builtins.int
+    ISOLATION_FIELD_NUMBER: builtins.int
+    DEVICE_FIELD_NUMBER: builtins.int
+    TRACKERS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     base_version: builtins.str
@@ -146,17 +485,17 @@ class FineTuneRequest(message.Message):
     batch_size: builtins.int
     """Pairs a step, 2 to 65,536; default 64."""
     learning_rate: builtins.float
-    """Peak, above 0, at most 1; default 1e-5."""
+    """Peak, above 0, at most 1; default 2e-4 with LORA, else 1e-5."""
     warmup: builtins.float
     """Share of the steps with rising learning rate, in [0, 1); default 0.05."""
     scheduler: Scheduler.ValueType
     """Default cosine."""
     weight_decay: builtins.float
-    """AdamW's decay of matrices, 0 to 10; default 0.05."""
+    """Decay of matrices (of nothing else), 0 to 10; default 0.05."""
     clip_norm: builtins.float
     """Largest gradient norm, > 0; default 1.0."""
     loss: Loss.ValueType
-    """Default symmetric InfoNCE."""
+    """Default: the model's own."""
     lock_image: builtins.bool
     """clip-vision stays as it is: stored image vectors stay valid."""
     lock_text: builtins.bool
@@ -183,6 +522,82 @@ class FineTuneRequest(message.Message):
     """Horizon of the moving average of the weights, which is what is measured and kept, as a
     share of all steps, in [0, 1]; 0 is off; default 0.1.
     """
+    method: Method.ValueType
+    """Default auto."""
+    freeze_layers: builtins.int
+    """Blocks of each trained tower that stay as they are, the first ones with what lies before
+    them; 0 to the blocks of the deeper tower; default 0.
+    """
+    layer_decay: builtins.float
+    """Each block learns at so many times the rate of the one after it, above 0, at most 1; 1 is
+    off; default 1. With method FULL or LIT.
+    """
+    positives: Positives.ValueType
+    """Default share."""
+    negatives: builtins.int
+    """How many of a row's own negative texts and of its negative images come into the batch with
+    it, 0 to 16; default 1.
+    """
+    preserve: builtins.float
+    """Weight of the squared distance between features and those of the base, which so forgets
+    less (LDIFS, Mukhoti et al. 2023), 0 to 1,000; default 0, off.
+    """
+    optimizer: Optimizer.ValueType
+    """Default AdamW."""
+    beta1: builtins.float
+    """First moment of AdamW and Adam, in [0, 1); default 0.9."""
+    beta2: builtins.float
+    """Second moment of AdamW and Adam, in [0, 1); default 0.98."""
+    momentum: builtins.float
+    """Of SGD, in [0, 1); default 0.9."""
+    scheduler_cycles: builtins.int
+    """Falls of COSINE_WITH_RESTARTS, 1 to 100; default 2."""
+    scheduler_power: builtins.float
+    """Exponent of POLYNOMIAL, above 0, at most 10; default 2."""
+    precision: Precision.ValueType
+    """Default by device."""
+    chunk_size: builtins.int
+    """Images or texts that a tower sees at a time, 1 to 65,536; decides memory and how soon a run
+    gives way, not the result; 0: chosen by the run.
+    """
+    keep_checkpoints: builtins.int
+    """Checkpoints kept besides the best one, 1 to 100; default 2."""
+    wise_ft: builtins.float
+    """Share of the trained weights in what is stored, the rest is the base's, in [0, 1]; with
+    held-out data the weights on the way are measured too (WiSE-FT). Absent: 1, nothing measured.
+    """
+    soup: builtins.int
+    """Averages the weights after as many of the last epochs as make the monitor better (greedy
+    soup, Wortsman et al. 2022); 0 is off, else 2 to 20. Needs held-out data.
+    """
+    export_onnx: builtins.bool
+    """Also makes ONNX files of the result, an artifact of the job."""
+    isolation: Isolation.ValueType
+    """Default in process."""
+    device: builtins.str
+    """"cpu", "cuda" or "cuda:<number>"; empty: the device that serves."""
+    @builtins.property
+    def lora(self) -> Lora:
+        """With method LORA, or AUTO when that takes it."""
+
+    @builtins.property
+    def prompts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Texts of labelled images that have none: templates with "{label}" in each, one is drawn
+        each epoch; at most 256 of at most 512 bytes; none: "a photo of {label}".
+        """
+
+    @builtins.property
+    def metric_loss(self) -> MetricLoss:
+        """With loss METRIC."""
+
+    @builtins.property
+    def early_stopping(self) -> EarlyStopping:
+        """Absent: all epochs are run."""
+
+    @builtins.property
+    def trackers(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Also told of the run: "tensorboard", "wandb", "mlflow". Their failure harms no run."""
+
     def __init__(
         self,
         *,
@@ -211,35 +626,84 @@ class FineTuneRequest(message.Message):
         index_dataset: builtins.str = ...,
         augment: builtins.bool | None = ...,
         ema: builtins.float | None = ...,
+        method: Method.ValueType = ...,
+        lora: Lora | None = ...,
+        freeze_layers: builtins.int = ...,
+        layer_decay: builtins.float | None = ...,
+        positives: Positives.ValueType = ...,
+        negatives: builtins.int | None = ...,
+        prompts: abc.Iterable[builtins.str] | None = ...,
+        metric_loss: MetricLoss | None = ...,
+        preserve: builtins.float | None = ...,
+        optimizer: Optimizer.ValueType = ...,
+        beta1: builtins.float | None = ...,
+        beta2: builtins.float | None = ...,
+        momentum: builtins.float | None = ...,
+        scheduler_cycles: builtins.int | None = ...,
+        scheduler_power: builtins.float | None = ...,
+        precision: Precision.ValueType = ...,
+        chunk_size: builtins.int = ...,
+        early_stopping: EarlyStopping | None = ...,
+        keep_checkpoints: builtins.int | None = ...,
+        wise_ft: builtins.float | None = ...,
+        soup: builtins.int = ...,
+        export_onnx: builtins.bool = ...,
+        isolation: Isolation.ValueType = ...,
+        device: builtins.str = ...,
+        trackers: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "augment", b"augment", "batch_size", b"batch_size", "clip_norm", b"clip_norm", "ema", b"ema", "epochs", b"epochs", "learning_rate", b"learning_rate", "max_steps", b"max_steps", "val_split", b"val_split", "warmup", b"warmup", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "augment", b"augment", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lora", b"lora", "max_steps", b"max_steps", "metric_loss", b"metric_loss", "momentum", b"momentum", "negatives", b"negatives", "preserve", b"preserve", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "val_split", b"val_split", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "activation", b"activation", "augment", b"augment", "base_version", b"base_version", "batch_size", b"batch_size", "clip_norm", b"clip_norm", "description", b"description", "ema", b"ema", "epochs", b"epochs", "eval_dataset", b"eval_dataset", "index_dataset", b"index_dataset", "learning_rate", b"learning_rate", "lock_image", b"lock_image", "lock_text", b"lock_text", "loss", b"loss", "max_steps", b"max_steps", "model", b"model", "name", b"name", "request_id", b"request_id", "scheduler", b"scheduler", "seed", b"seed", "train_dataset", b"train_dataset", "val_split", b"val_split", "validate_only", b"validate_only", "warmup", b"warmup", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "activation", b"activation", "augment", b"augment", "base_version", b"base_version", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "chunk_size", b"chunk_size", "clip_norm", b"clip_norm", "description", b"description", "device", b"device", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "eval_dataset", b"eval_dataset", "export_onnx", b"export_onnx", "freeze_layers", b"freeze_layers", "index_dataset", b"index_dataset", "isolation", b"isolation", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lock_image", b"lock_image", "lock_text", b"lock_text", "lora", b"lora", "loss", b"loss", "max_steps", b"max_steps", "method", b"method", "metric_loss", b"metric_loss", "model", b"model", "momentum", b"momentum", "name", b"name", "negatives", b"negatives", "optimizer", b"optimizer", "positives", b"positives", "precision", b"precision", "preserve", b"preserve", "prompts", b"prompts", "request_id", b"request_id", "scheduler", b"scheduler", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "seed", b"seed", "soup", b"soup", "trackers", b"trackers", "train_dataset", b"train_dataset", "val_split", b"val_split", "validate_only", b"validate_only", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__augment: _TypeAlias = typing.Literal["augment"]  # noqa: Y015
     _WhichOneofArgType__augment: _TypeAlias = typing.Literal["_augment", b"_augment"]  # noqa: Y015
     _WhichOneofReturnType__batch_size: _TypeAlias = typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
+    _WhichOneofReturnType__beta1: _TypeAlias = typing.Literal["beta1"]  # noqa: Y015
+    _WhichOneofArgType__beta1: _TypeAlias = typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
+    _WhichOneofReturnType__beta2: _TypeAlias = typing.Literal["beta2"]  # noqa: Y015
+    _WhichOneofArgType__beta2: _TypeAlias = typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
     _WhichOneofReturnType__clip_norm: _TypeAlias = typing.Literal["clip_norm"]  # noqa: Y015
     _WhichOneofArgType__clip_norm: _TypeAlias = typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__ema: _TypeAlias = typing.Literal["ema"]  # noqa: Y015
     _WhichOneofArgType__ema: _TypeAlias = typing.Literal["_ema", b"_ema"]  # noqa: Y015
     _WhichOneofReturnType__epochs: _TypeAlias = typing.Literal["epochs"]  # noqa: Y015
     _WhichOneofArgType__epochs: _TypeAlias = typing.Literal["_epochs", b"_epochs"]  # noqa: Y015
+    _WhichOneofReturnType__keep_checkpoints: _TypeAlias = typing.Literal["keep_checkpoints"]  # noqa: Y015
+    _WhichOneofArgType__keep_checkpoints: _TypeAlias = typing.Literal["_keep_checkpoints", b"_keep_checkpoints"]  # noqa: Y015
+    _WhichOneofReturnType__layer_decay: _TypeAlias = typing.Literal["layer_decay"]  # noqa: Y015
+    _WhichOneofArgType__layer_decay: _TypeAlias = typing.Literal["_layer_decay", b"_layer_decay"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__max_steps: _TypeAlias = typing.Literal["max_steps"]  # noqa: Y015
     _WhichOneofArgType__max_steps: _TypeAlias = typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
+    _WhichOneofReturnType__momentum: _TypeAlias = typing.Literal["momentum"]  # noqa: Y015
+    _WhichOneofArgType__momentum: _TypeAlias = typing.Literal["_momentum", b"_momentum"]  # noqa: Y015
+    _WhichOneofReturnType__negatives: _TypeAlias = typing.Literal["negatives"]  # noqa: Y015
+    _WhichOneofArgType__negatives: _TypeAlias = typing.Literal["_negatives", b"_negatives"]  # noqa: Y015
+    _WhichOneofReturnType__preserve: _TypeAlias = typing.Literal["preserve"]  # noqa: Y015
+    _WhichOneofArgType__preserve: _TypeAlias = typing.Literal["_preserve", b"_preserve"]  # noqa: Y015
+    _WhichOneofReturnType__scheduler_cycles: _TypeAlias = typing.Literal["scheduler_cycles"]  # noqa: Y015
+    _WhichOneofArgType__scheduler_cycles: _TypeAlias = typing.Literal["_scheduler_cycles", b"_scheduler_cycles"]  # noqa: Y015
+    _WhichOneofReturnType__scheduler_power: _TypeAlias = typing.Literal["scheduler_power"]  # noqa: Y015
+    _WhichOneofArgType__scheduler_power: _TypeAlias = typing.Literal["_scheduler_power", b"_scheduler_power"]  # noqa: Y015
     _WhichOneofReturnType__val_split: _TypeAlias = typing.Literal["val_split"]  # noqa: Y015
     _WhichOneofArgType__val_split: _TypeAlias = typing.Literal["_val_split", b"_val_split"]  # noqa: Y015
     _WhichOneofReturnType__warmup: _TypeAlias = typing.Literal["warmup"]  # noqa: Y015
     _WhichOneofArgType__warmup: _TypeAlias = typing.Literal["_warmup", b"_warmup"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    _WhichOneofReturnType__wise_ft: _TypeAlias = typing.Literal["wise_ft"]  # noqa: Y015
+    _WhichOneofArgType__wise_ft: _TypeAlias = typing.Literal["_wise_ft", b"_wise_ft"]  # noqa: Y015
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__augment) -> _WhichOneofReturnType__augment | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @typing.overload
@@ -247,15 +711,31 @@ class FineTuneRequest(message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epochs) -> _WhichOneofReturnType__epochs | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_checkpoints) -> _WhichOneofReturnType__keep_checkpoints | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__layer_decay) -> _WhichOneofReturnType__layer_decay | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steps) -> _WhichOneofReturnType__max_steps | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__momentum) -> _WhichOneofReturnType__momentum | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__negatives) -> _WhichOneofReturnType__negatives | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preserve) -> _WhichOneofReturnType__preserve | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scheduler_cycles) -> _WhichOneofReturnType__scheduler_cycles | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scheduler_power) -> _WhichOneofReturnType__scheduler_power | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__val_split) -> _WhichOneofReturnType__val_split | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup) -> _WhichOneofReturnType__warmup | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wise_ft) -> _WhichOneofReturnType__wise_ft | None: ...
 
 @typing.final
 class EvaluateRequest(message.Message):
@@ -272,6 +752,7 @@ class EvaluateRequest(message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     ALPHAS_FIELD_NUMBER: builtins.int
     BASE_VERSION_FIELD_NUMBER: builtins.int
+    PROMPTS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     version: builtins.str
@@ -295,6 +776,10 @@ class EvaluateRequest(message.Message):
         what they reach. MergeVersions then makes a version of the best.
         """
 
+    @builtins.property
+    def prompts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """As in FineTuneRequest; all of them are queries."""
+
     def __init__(
         self,
         *,
@@ -307,10 +792,11 @@ class EvaluateRequest(message.Message):
         request_id: builtins.str = ...,
         alphas: abc.Iterable[builtins.float] | None = ...,
         base_version: builtins.str = ...,
+        prompts: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_k", b"_k", "alphas", b"alphas", "base_version", b"base_version", "dataset", b"dataset", "index_dataset", b"index_dataset", "k", b"k", "model", b"model", "name", b"name", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_k", b"_k", "alphas", b"alphas", "base_version", b"base_version", "dataset", b"dataset", "index_dataset", b"index_dataset", "k", b"k", "model", b"model", "name", b"name", "prompts", b"prompts", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = typing.Literal["_k", b"_k"]  # noqa: Y015

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from hotclip_server.training.config import AugmentConfig, TrainConfig
+from hotclip_server.training.config import TrainConfig
+from hotclip_server.training.prompts import DEFAULT_PROMPT
 
 
 class ActivationRule(StrEnum):
@@ -16,6 +17,35 @@ class ActivationRule(StrEnum):
     IF_BETTER = "IF_BETTER"
     ALWAYS = "ALWAYS"
     NEVER = "NEVER"
+
+
+class Isolation(StrEnum):
+    """Where a run's steps are computed."""
+
+    IN_PROCESS = "IN_PROCESS"
+    PROCESS = "PROCESS"
+
+
+class Tracker(StrEnum):
+    """What a run's metrics can be told to besides the server's own log."""
+
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+    MLFLOW = "mlflow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    """When a run no longer gets better; looked at after each epoch."""
+
+    monitor: str = "monitor"
+    """Name of a metric of the stage EPOCH."""
+    patience: int = 2
+    """Epochs without an improvement after which it ends."""
+    min_delta: float = 0.0
+    """Changes up to this are none."""
+    higher: bool = True
+    """Whether more of it is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +61,24 @@ class FineTuneSpec:
     """Share held out where `eval_dataset` is none."""
     activation: ActivationRule
     config: TrainConfig
+    prompts: tuple[str, ...] = (DEFAULT_PROMPT,)
+    """Texts of labelled images that have none: templates with "{label}"."""
     wise_ft: float | None = None
     """Share of the trained weights in what is stored, in [0, 1]; None: 1, without a sweep."""
+    soup: int = 0
+    """How many of the last epochs' weights may be averaged; 0 is off."""
+    early_stopping: EarlyStopping | None = None
+    """None: every epoch is run."""
+    keep_checkpoints: int = 2
+    """Besides the best one."""
     export_onnx: bool = False
     """Also make ONNX files of the result."""
+    isolation: Isolation = Isolation.IN_PROCESS
+    """Where the steps are computed."""
+    device: str = ""
+    """E.g. "cuda:1"; "" is the device that serves."""
+    trackers: tuple[Tracker, ...] = ()
+    """What else is told of the run."""
 
     def to_json(self) -> dict[str, Any]:
         """`datasets` keeps the datasets from being deleted."""
@@ -45,13 +89,16 @@ class FineTuneSpec:
     def from_json(cls, stored: Mapping[str, Any]) -> FineTuneSpec:
         """What `to_json` made."""
         fields = {name: value for name, value in stored.items() if name != "datasets"}
-        config = dict(fields.pop("config"))
-        augment = dict(config.pop("augment"))
-        augment["crop"] = tuple(augment["crop"])
-        return cls(
-            **{**fields, "activation": ActivationRule(fields["activation"])},
-            config=TrainConfig(**config, augment=AugmentConfig(**augment)),
-        )
+        stopping = fields["early_stopping"]
+        fields |= {
+            "activation": ActivationRule(fields["activation"]),
+            "prompts": tuple(fields["prompts"]),
+            "early_stopping": None if stopping is None else EarlyStopping(**stopping),
+            "isolation": Isolation(fields["isolation"]),
+            "trackers": tuple(Tracker(name) for name in fields["trackers"]),
+            "config": TrainConfig.from_json(fields["config"]),
+        }
+        return cls(**fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +114,8 @@ class EvaluateSpec:
     """With `alphas`: the version at 0."""
     alphas: tuple[float, ...] = ()
     """Shares of `version` in weights that are measured too, in [0, 1]."""
+    prompts: tuple[str, ...] = (DEFAULT_PROMPT,)
+    """Texts of labelled images that have none: templates with "{label}"."""
 
     def to_json(self) -> dict[str, Any]:
         """`datasets` keeps the datasets from being deleted."""
@@ -77,4 +126,5 @@ class EvaluateSpec:
     def from_json(cls, stored: Mapping[str, Any]) -> EvaluateSpec:
         """What `to_json` made."""
         fields = {name: value for name, value in stored.items() if name != "datasets"}
-        return cls(**{**fields, "alphas": tuple(fields.get("alphas", ()))})
+        lists = {name: tuple(fields[name]) for name in ("alphas", "prompts")}
+        return cls(**{**fields, **lists})

@@ -1,15 +1,28 @@
-"""What a training run is told: frozen, validated when made."""
+"""What a training run is told: frozen, validated when made. No torch here."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from hotclip_server.training.errors import FieldViolation, InvalidTrainConfig
+from hotclip_server.training.errors import InvalidTrainConfig
+from hotclip_server.training.metric_names import Option
 
-Scheduler = Literal["cosine", "linear", "constant"]
-Precision = Literal["fp32", "bf16"]
+Scheduler = Literal["cosine", "linear", "constant", "cosine_with_restarts", "polynomial"]
+OptimizerName = Literal["adamw", "adam", "sgd"]
+Precision = Literal["auto", "fp32", "bf16"]
+Loss = Literal["auto", "info_nce", "siglip", "metric"]
+Positives = Literal["share", "mask", "off"]
+Method = Literal["auto", "full", "lora", "projection", "lit"]
+Matrix = Literal["q", "k", "v", "out", "mlp"]
+
+AUTO_LORA_BELOW = 1000
+"""Training pairs below which the method "auto" is LoRA."""
+FULL_RATE, LORA_RATE = 1e-5, 2e-4
+"""Learning rates where none is given."""
+LAYER_DECAY = 1.0
+"""Of the method full where none is given; 1 is off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +50,41 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank changes of attention: W + alpha / rank * up @ down (Hu et al. 2021)."""
+
+    rank: int = 2
+    """Columns of `up` and rows of `down`; CLIP-LoRA's (Zanella and Ben Ayed 2024)."""
+    alpha: float | None = None
+    """None: the rank, so that the factor is 1."""
+    dora: bool = False
+    """Also learn the length of each row (Liu et al. 2024)."""
+    targets: tuple[Matrix, ...] = ("q", "k", "v")
+    """Matrices of each block that change."""
+
+    @property
+    def scale(self) -> float:
+        """Of the product of the factors."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricLossConfig:
+    """A loss of pytorch-metric-learning and its miner, by the names of their classes."""
+
+    name: str
+    """A key of METRIC_LOSSES."""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    """Keyword arguments of the loss."""
+    miner: str = ""
+    """A key of METRIC_MINERS; empty: none."""
+    miner_options: Mapping[str, Option] = field(default_factory=dict)
+    """Keyword arguments of the miner."""
+    items_per_class: int = 4
+    """Images of a class that are drawn together, as far as there are so many."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run. Raises InvalidTrainConfig naming every bad field."""
 
@@ -46,81 +94,120 @@ class TrainConfig:
     """Optimizer steps in total, instead of `epochs`."""
     batch_size: int = 64
     """Most images of one step."""
-    learning_rate: float = 1e-5
-    """Peak learning rate, after the warm-up."""
-    warmup: float = 0.05
-    """Share of all steps in which the learning rate rises from 0."""
-    scheduler: Scheduler = "cosine"
-    """Course of the learning rate after the warm-up."""
-    weight_decay: float = 0.05
-    """Decoupled decay; none on one-dimensional parameters and the logit scale."""
-    beta1: float = 0.9
-    """AdamW, first moment."""
-    beta2: float = 0.98
-    """AdamW, second moment."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient over all parameters."""
+    chunk_size: int = 0
+    """Images or texts that a tower sees at a time; 0: chosen by the run."""
+
+    method: Method = "full"
+    """Which weights are trained; "auto": LoRA below AUTO_LORA_BELOW pairs, else full."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """With the method "lora"."""
     lock_image: bool = False
     """Leave the vision tower exactly as it is: stored image vectors stay valid."""
     lock_text: bool = False
     """Leave the text tower exactly as it is."""
+    freeze_layers: int = 0
+    """First blocks of each tower that stay as they are, with what lies before them."""
+
+    loss: Loss = "auto"
+    """"auto": SigLIP's for models with a logit bias, else InfoNCE."""
+    positives: Positives = "share"
+    """What items are that share text, image, group or label without being one pair."""
+    negatives: int = 1
+    """How many of a row's negative texts and images come into its batch, each."""
+    metric_loss: MetricLossConfig | None = None
+    """With the loss "metric"."""
+    preserve: float = 0.0
+    """Weight of the squared distance of features to those of the base; 0 is off."""
+
+    optimizer: OptimizerName = "adamw"
+    """What turns gradients into steps."""
+    learning_rate: float | None = None
+    """Peak learning rate, after the warm-up; None: LORA_RATE or FULL_RATE, by the method."""
+    warmup: float = 0.05
+    """Share of all steps in which the learning rate rises from 0."""
+    scheduler: Scheduler = "cosine"
+    """Course of the learning rate after the warm-up."""
+    scheduler_cycles: int = 2
+    """Falls of "cosine_with_restarts"."""
+    scheduler_power: float = 2.0
+    """Exponent of "polynomial"."""
+    weight_decay: float = 0.05
+    """Decay of matrices; none on one-dimensional parameters and the logit scale."""
+    beta1: float = 0.9
+    """AdamW and Adam, first moment."""
+    beta2: float = 0.98
+    """AdamW and Adam, second moment."""
+    momentum: float = 0.9
+    """SGD."""
+    layer_decay: float | None = None
+    """Rate of a block as a share of that of the block after it; None: by the method."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient over all parameters."""
     ema: float = 0.1
     """Horizon of the moving average of the weights as a share of all steps; 0 is off."""
     train_batch_norm: bool = False
     """Learn BatchNorm statistics (training from scratch); else they stay as they are."""
-    precision: Precision = "fp32"
-    """Arithmetic of the towers; the loss and the weights are always fp32."""
+    precision: Precision = "auto"
+    """Arithmetic of the towers; loss and weights are always fp32. "auto": bf16 on CUDA."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes of the training images."""
     seed: int = 0
     """Of the order, the captions drawn, the augmentation and dropout."""
 
     def __post_init__(self) -> None:
-        violations = tuple(_violations(self))
-        if violations:
-            raise InvalidTrainConfig(violations)
+        from hotclip_server.training.checks import violations
 
+        found = tuple(violations(self))
+        if found:
+            raise InvalidTrainConfig(found)
 
-def _violations(config: TrainConfig) -> list[FieldViolation]:
-    bad: list[FieldViolation] = []
+    @property
+    def rate(self) -> float:
+        """Peak learning rate."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return LORA_RATE if self.method == "lora" else FULL_RATE
 
-    def check(ok: bool, path: str, reason: str) -> None:
-        if not ok:
-            bad.append(FieldViolation(path, reason))
+    @property
+    def decay(self) -> float:
+        """Rate of a block as a share of that of the block after it."""
+        if self.layer_decay is not None:
+            return self.layer_decay
+        return LAYER_DECAY if self.method == "full" else 1.0
 
-    def in_range(path: str, value: float, low: float, high: float) -> None:
-        ok = math.isfinite(value) and low <= value <= high
-        check(ok, path, f"must be between {low:g} and {high:g}, got {value!r}")
+    @property
+    def locks_image(self) -> bool:
+        """Whether the vision tower stays exactly as it is."""
+        return self.lock_image or self.method == "lit"
 
-    in_range("epochs", config.epochs, 1, 100_000)
-    if config.max_steps is not None:
-        in_range("max_steps", config.max_steps, 1, 100_000_000)
-    in_range("batch_size", config.batch_size, 2, 1_000_000)
-    positive = math.isfinite(config.learning_rate) and 0 < config.learning_rate <= 1
-    check(positive, "learning_rate", f"must be above 0 and at most 1, got {config.learning_rate!r}")
-    in_range("warmup", config.warmup, 0, 1)
-    for path, value, allowed in (
-        ("scheduler", config.scheduler, get_args(Scheduler)),
-        ("precision", config.precision, get_args(Precision)),
-    ):
-        check(value in allowed, path, f"must be one of {', '.join(allowed)}, got {value!r}")
-    in_range("weight_decay", config.weight_decay, 0, 10)
-    in_range("beta1", config.beta1, 0, 0.99999)
-    in_range("beta2", config.beta2, 0, 0.999999)
-    check(
-        math.isfinite(config.clip_norm) and config.clip_norm > 0,
-        "clip_norm",
-        f"must be above 0, got {config.clip_norm!r}",
-    )
-    both = config.lock_image and config.lock_text
-    check(not both, "lock_text", "lock_image is set too, so nothing would be trained")
-    in_range("ema", config.ema, 0, 1)
-    in_range("seed", config.seed, 0, 2**63 - 1)
-    low, high = config.augment.crop
-    check(0.1 <= low <= high <= 4, "augment.crop", "must be ordered and between 0.1 and 4")
-    in_range("augment.shift", config.augment.shift, 0, 0.5)
-    in_range("augment.rotate", config.augment.rotate, 0, 180)
-    in_range("augment.brightness", config.augment.brightness, 0, 1)
-    for name in ("grey", "hue", "outline", "line_art", "blur"):
-        in_range(f"augment.{name}", getattr(config.augment, name), 0, 1)
-    return bad
+    def resolved(self, *, pairs: int, logit_bias: bool, device: str) -> TrainConfig:
+        """What "auto" means for so many training pairs, a model and a torch device; the rest as is.
+
+        A run that goes on must be given the same, so that it is the same run.
+        """
+        small: Method = "lora" if pairs < AUTO_LORA_BELOW else "full"
+        method = small if self.method == "auto" else self.method
+        decay = self.layer_decay if method in ("full", "lit") else None
+        precision: Precision = "bf16" if device.startswith("cuda") else "fp32"
+        loss: Loss = "siglip" if logit_bias else "info_nce"
+        return replace(
+            self,
+            method=method,
+            layer_decay=decay,
+            loss=loss if self.loss == "auto" else self.loss,
+            precision=precision if self.precision == "auto" else self.precision,
+        )
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> TrainConfig:
+        """What `dataclasses.asdict` and JSON made."""
+        fields = dict(stored)
+        augment, lora = dict(fields.pop("augment")), dict(fields.pop("lora"))
+        augment["crop"], lora["targets"] = tuple(augment["crop"]), tuple(lora["targets"])
+        metric = fields.pop("metric_loss")
+        return cls(
+            **fields,
+            augment=AugmentConfig(**augment),
+            lora=LoraConfig(**lora),
+            metric_loss=None if metric is None else MetricLossConfig(**metric),
+        )

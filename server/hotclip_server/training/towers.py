@@ -21,7 +21,7 @@ class Towers:
 
     def image(self, pixels: Tensor) -> Tensor:
         """[n, width] features, not normalised, of [n, 3, h, w] float in 0..1."""
-        with self._arithmetic(), torch.set_grad_enabled(_grad(self._config.lock_image)):
+        with self._arithmetic(), torch.set_grad_enabled(_grad(self._config.locks_image)):
             return self._clip.model.encode_image(self._clip.normalise(pixels))
 
     def text(self, tokens: Tensor) -> Tensor:

@@ -58,6 +58,11 @@ def train(
     """
     model = clip.model
     training_set = TrainingSet(clip, data, budget_bytes=image_budget_bytes)
+    config = config.resolved(
+        pairs=training_set.pairs,
+        logit_bias=getattr(model, "logit_bias", None) is not None,
+        device=clip.device.type,
+    )
     an_epoch = batches_per_epoch(training_set.images, config.batch_size)
     steps = config.max_steps or config.epochs * an_epoch
     epochs = -(-steps // an_epoch)
@@ -162,7 +167,7 @@ def _set_modes(model: ClipModule, parameters: dict[str, nn.Parameter], config: T
     if config.lock_text:
         model.eval()
         model.visual.train()
-    if config.lock_image:
+    if config.locks_image:
         model.visual.eval()
     if not config.train_batch_norm:
         for module in model.modules():

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from hotclip_server.training.config import TrainConfig
-from hotclip_server.training.optim import trained_parameters
+from hotclip_server.training.selection import trained_names
 
 
 class Tuning(Protocol):
@@ -41,7 +41,9 @@ class Direct:
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self._model = model
-        self.parameters = trained_parameters(model, config)
+        named = dict(model.named_parameters())
+        names = trained_names({name: value.shape for name, value in named.items()}, config)
+        self.parameters = {name: value for name, value in named.items() if name in names}
 
     @property
     def moved(self) -> dict[str, nn.Parameter]:

@@ -13,7 +13,6 @@ from hotclip_server.training.optim import (
     learning_rate,
     make_optimizer,
     set_learning_rate,
-    trained_parameters,
 )
 from hotclip_server.training.tuning import Direct
 from tests.unit.training.tiny import tiny_clip
@@ -50,7 +49,7 @@ def test_rate_is_never_zero_nor_above_the_peak(scheduler: Scheduler, warmup: flo
 def test_no_decay_on_one_dimensional_parameters_and_slow_logit_scale():
     config = TrainConfig()
     model = tiny_clip().model
-    optimizer = make_optimizer(trained_parameters(model, config), config)
+    optimizer = make_optimizer(Direct(model, config).parameters, config)
     set_learning_rate(optimizer, 1.0)
     of_parameter = {
         id(parameter): group for group in optimizer.param_groups for parameter in group["params"]

@@ -13,8 +13,8 @@ from hotclip_server.training.config import AugmentConfig, TrainConfig
 from hotclip_server.training.errors import InvalidPairs, TrainingDiverged
 from hotclip_server.training.evaluate import Evaluator
 from hotclip_server.training.events import EpochEnd, SkippedStep, Started, Step, TrainEvent
-from hotclip_server.training.optim import is_text_parameter
 from hotclip_server.training.pairs import MemoryPairs, Pair
+from hotclip_server.training.selection import is_text
 from hotclip_server.training.trainer import train
 from tests.unit.training.tiny import colours, picture, tiny_clip, weights
 
@@ -86,7 +86,7 @@ def test_locked_image_tower_does_not_change(resnet: bool):
     after = weights(clip)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "token_embedding.weight" in changed
-    assert all(is_text_parameter(name) or name == "logit_scale" for name in changed)
+    assert all(is_text(name) or name == "logit_scale" for name in changed)
 
 
 def test_locked_text_tower_does_not_change():

@@ -1,0 +1,22 @@
+"""Metrics of an epoch that may decide when a run ends."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hotclip_server.training.metrics import retrieval_metrics
+
+DIRECTIONS = ("clip-text-to-clip-vision", "clip-vision-to-clip-text")
+_RANKS = ("mean_rank", "median_rank")
+_RETRIEVAL = retrieval_metrics([(np.ones(1), np.ones(1, dtype=np.bool_))]).keys() - {"queries"}
+
+
+def is_monitor(name: str) -> bool:
+    """Whether events of the stage EPOCH have a metric of this name."""
+    direction, _, metric = name.partition("_")
+    return name in ("monitor", "epoch_loss") or (direction in DIRECTIONS and metric in _RETRIEVAL)
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether more of a metric is better."""
+    return name != "epoch_loss" and not name.endswith(_RANKS)
