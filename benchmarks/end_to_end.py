@@ -99,6 +99,7 @@ def tune(client: Client, texts: Sequence[str], images: Sequence[bytes], steps: i
     """Fine-tunes the live version for a few steps; the id of the version that came of it."""
     job = client.finetune(
         list(zip(texts, images, strict=True)),
+        method="full",
         max_steps=steps,
         epochs=steps,
         batch_size=16,

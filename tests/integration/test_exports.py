@@ -110,7 +110,12 @@ def test_a_tuned_model_is_taken_along(tmp_path: Path) -> None:
         Client(server.address) as client,
     ):
         run = client.finetune(
-            pairs, max_steps=2, batch_size=8, learning_rate=1e-3, activation="never"
+            pairs,
+            method="full",
+            max_steps=2,
+            batch_size=8,
+            learning_rate=1e-3,
+            activation="never",
         )
         path = run.save_artifact(tmp_path / "out", format="onnx")
         tuned = run.job().result_version

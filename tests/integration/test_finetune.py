@@ -43,6 +43,7 @@ def tune(**changes: object) -> Request:
         "val_split": 0.25,
         "max_steps": 12,
         "batch_size": 8,
+        "method": finetune_pb2.METHOD_FULL,
         "learning_rate": 1e-3,
         "activation": finetune_pb2.ACTIVATION_NEVER,
     }

@@ -10,12 +10,15 @@ from hotclip import _jobs
 from hotclip._aio.datasets import dataset_for
 from hotclip._aio.jobs import AsyncRun
 from hotclip._dataset_file import PairSource
+from hotclip._finetune_request import Freeze, Options, finetune_request
 from hotclip._finetuning import (
     ActivationName,
+    IsolationName,
+    MethodName,
+    PositivesName,
+    PrecisionName,
     SchedulerName,
-    activation_of,
-    loss_of,
-    scheduler_of,
+    TrackerName,
 )
 from hotclip_proto.v1 import finetune_pb2
 
@@ -35,18 +38,43 @@ async def finetune(
     epochs: int | None = None,
     max_steps: int | None = None,
     batch_size: int | None = None,
+    chunk_size: int = 0,
+    method: MethodName = "auto",
+    lora: Options | None = None,
+    freeze: Freeze = False,
+    lock_image: bool = False,
+    lock_text: bool = False,
+    loss: str = "auto",
+    loss_options: Options | None = None,
+    miner: str = "",
+    miner_options: Options | None = None,
+    items_per_class: int | None = None,
+    positives: PositivesName = "share",
+    negatives: int | None = None,
+    prompts: Sequence[str] = (),
+    preserve: float | None = None,
+    optimizer: str = "AdamW",
+    optimizer_options: Options | None = None,
     learning_rate: float | None = None,
     warmup: float | None = None,
     scheduler: SchedulerName = "cosine",
+    scheduler_options: Options | None = None,
     weight_decay: float | None = None,
+    layer_decay: float | None = None,
     clip_norm: float | None = None,
     ema: float | None = None,
-    loss: str = "InfoNCE",
-    lock_image: bool = False,
-    lock_text: bool = False,
+    precision: PrecisionName = "auto",
     augment: bool | None = None,
     seed: int = 0,
+    early_stopping: bool | Options | None = None,
+    keep_checkpoints: int | None = None,
+    wise_ft: float | Options | None = None,
+    soup: int = 0,
+    export_onnx: bool = False,
     activation: ActivationName = "if_better",
+    isolation: IsolationName = "in_process",
+    device: str = "",
+    trackers: Sequence[TrackerName] = (),
     name: str = "",
     description: str = "",
     request_id: str = "",
@@ -67,19 +95,57 @@ async def finetune(
         epochs: Passes over the data, 1 to 1,000.
         max_steps: Ends after so many steps at the latest.
         batch_size: Pairs a step, 2 to 65,536.
-        learning_rate: Peak, > 0.
+        chunk_size: Images or texts that a tower sees at a time; decides memory, not the
+            result; 0: chosen by the server.
+        method: Which weights are trained. "full"; "lora": small changes of attention;
+            "projection": the last matrix of each tower; "lit": clip-text alone; "auto": lora
+            below 1,000 pairs, else full.
+        lora: Of "lora": {"rank": 2, "alpha": 2.0, "dora": False, "targets": ["q", "k", "v"]};
+            targets may also be "out" and "mlp".
+        freeze: True: all but the projections. A number: the first blocks of each tower.
+            "image" or "text": that tower.
+        lock_image: clip-vision stays as it is: stored image vectors stay valid.
+        lock_text: clip-text stays as it is.
+        loss: "CLIPLoss" or "InfoNCE"; "SigLipLoss" for models with a logit bias; a loss of
+            pytorch-metric-learning on labels, such as "TripletMarginLoss"; "auto": the model's
+            own of the first two.
+        loss_options: Keyword arguments of a loss of pytorch-metric-learning.
+        miner: Chooses what such a loss sees, e.g. "TripletMarginMiner".
+        miner_options: Keyword arguments of the miner.
+        items_per_class: With such a loss: images of one class that are drawn together.
+        positives: What items of the same text, image, group or label are to each other:
+            positives ("share"), left out ("mask") or negatives ("off").
+        negatives: How many of a pair's own negative texts and images come into its batch,
+            0 to 16, each.
+        prompts: Texts of labelled images without a text, e.g. ["a photo of {label}"].
+        preserve: Weight of the distance to the features of the base, 0 to 1,000: more of it
+            forgets less.
+        optimizer: "AdamW", "Adam" or "SGD".
+        optimizer_options: {"betas": (0.9, 0.98), "momentum": 0.9, "weight_decay": 0.05}.
+        learning_rate: Peak, > 0; None: 2e-4 for lora, else 1e-5.
         warmup: Share of the steps with rising learning rate, in [0, 1).
-        scheduler: How it falls afterwards: "cosine", "linear" or "constant".
-        weight_decay: AdamW's decay of matrices, >= 0.
+        scheduler: How it falls afterwards: "cosine", "linear", "constant",
+            "cosine_with_restarts" or "polynomial".
+        scheduler_options: {"cycles": 2} of cosine_with_restarts, {"power": 2.0} of polynomial.
+        weight_decay: Decay of matrices, >= 0.
+        layer_decay: Learning rate of a block as a share of that of the next, in (0, 1].
         clip_norm: Largest gradient norm, > 0.
         ema: Horizon of the moving average of the weights, which is kept, as a share of all
             steps, in [0, 1]; 0 is off.
-        loss: "InfoNCE" or an alias such as "CLIPLoss".
-        lock_image: clip-vision stays as it is: stored image vectors stay valid.
-        lock_text: clip-text stays as it is.
+        precision: Of the towers: "fp32", "bf16" or "auto": bf16 on CUDA.
         augment: Random crops of the images.
         seed: Same seed, same data, same result.
+        early_stopping: True, or {"monitor": "monitor", "patience": 2, "min_delta": 0.0,
+            "mode": "max"}: ends when an epoch no longer makes it better.
+        keep_checkpoints: Besides the best one, 1 to 100.
+        wise_ft: Share of the trained weights in what is stored, the rest is the base's, in
+            [0, 1]; or {"finetuned_weight": 0.5} or {"alpha": 0.5}.
+        soup: Averages the weights of the best of so many last epochs, 2 to 20; 0 is off.
+        export_onnx: Also makes ONNX files of the result.
         activation: "if_better" on held-out data, "always" or "never".
+        isolation: "in_process", or "process": training in a process of its own.
+        device: "cpu", "cuda" or "cuda:<number>"; empty: the one that serves.
+        trackers: Also told of the run: "tensorboard", "wandb", "mlflow".
         name: Unique among jobs, 1 to 128 of [A-Za-z0-9._-]; empty: the id.
         description: Free text.
         request_id: The same id again gives the same job; empty: a new one is made.
@@ -91,28 +157,53 @@ async def finetune(
         NotFound: No such model, version or dataset.
         AlreadyExists: The name is taken.
     """
-    request = finetune_pb2.FineTuneRequest(
+    request = finetune_request(
         model=model,
         base_version=base_version,
         val_split=val_split,
         epochs=epochs,
         max_steps=max_steps,
         batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        scheduler=scheduler_of(scheduler),
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
-        ema=ema,
-        loss=loss_of(loss),
+        chunk_size=chunk_size,
+        method=method,
+        lora=lora,
+        freeze=freeze,
         lock_image=lock_image,
         lock_text=lock_text,
+        loss=loss,
+        loss_options=loss_options,
+        miner=miner,
+        miner_options=miner_options,
+        items_per_class=items_per_class,
+        positives=positives,
+        negatives=negatives,
+        prompts=prompts,
+        preserve=preserve,
+        optimizer=optimizer,
+        optimizer_options=optimizer_options,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        scheduler=scheduler,
+        scheduler_options=scheduler_options,
+        weight_decay=weight_decay,
+        layer_decay=layer_decay,
+        clip_norm=clip_norm,
+        ema=ema,
+        precision=precision,
         augment=augment,
         seed=seed,
-        activation=activation_of(activation),
+        early_stopping=early_stopping,
+        keep_checkpoints=keep_checkpoints,
+        wise_ft=wise_ft,
+        soup=soup,
+        export_onnx=export_onnx,
+        activation=activation,
+        isolation=isolation,
+        device=device,
+        trackers=trackers,
         name=name,
         description=description,
-        request_id=request_id or uuid.uuid4().hex,
+        request_id=request_id,
         validate_only=validate_only,
     )
     request.train_dataset = await dataset_for(self, train_data)
@@ -136,6 +227,7 @@ async def evaluate(
     k: int | None = None,
     alphas: Sequence[float] = (),
     base_version: str = "",
+    prompts: Sequence[str] = (),
     name: str = "",
     request_id: str = "",
     timeout: float | None = None,
@@ -151,6 +243,7 @@ async def evaluate(
         alphas: Also measures the weights between base_version (0) and version (1): events of
             the stage ALPHA tell which is best, merge_versions makes it.
         base_version: With alphas: version id; empty: the parent of version.
+        prompts: Texts of labelled images without a text, as of finetune.
         name: Unique among jobs; empty: the id.
         request_id: The same id again gives the same job; empty: a new one is made.
         timeout: Seconds for starting, without the upload; None: the client's default.
@@ -164,6 +257,7 @@ async def evaluate(
         k=k,
         alphas=alphas,
         base_version=base_version,
+        prompts=[prompts] if isinstance(prompts, str) else prompts,
         name=name,
         request_id=request_id or uuid.uuid4().hex,
     )

@@ -112,6 +112,7 @@ def tell(client: hotclip.Client, versions: Path, pictures: Path, recipe: Recipe)
             eval_data=[
                 hotclip.Pair(p.text, images[p.image_key], group=p.concept) for p in chosen_by
             ],
+            method="full",
             epochs=recipe.epochs,
             learning_rate=recipe.learning_rate,
             batch_size=recipe.batch_size,

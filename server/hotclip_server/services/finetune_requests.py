@@ -131,7 +131,7 @@ def prompts_of(given: Sequence[str]) -> tuple[str, ...]:
 def _config(request: pb.FineTuneRequest, problems: list[FieldViolation]) -> TrainConfig | None:
     """The training's part; what is wrong with it is added to `problems`."""
     values: dict[str, Any] = {name: getattr(request, name) for name in _PLAIN}
-    values |= {name: getattr(request, name) for name in _OPTIONAL if request.HasField(name)}
+    values |= {f.name: value for f, value in request.ListFields() if f.name in _OPTIONAL}
     for name, (low, high) in _RANGES.items():
         if name in values and not low <= values[name] <= high:
             reason = f"must be in {low} to {high}, is {values.pop(name)}"

@@ -82,7 +82,9 @@ def test_attempts_end_and_progress_starts_them_again() -> None:
 
 def test_names_of_losses_and_activations() -> None:
     for name in ("CLIPLoss", "InfoNCE", "info_nce", "clip"):
-        assert loss_of(name) == finetune_pb2.LOSS_INFO_NCE
+        assert loss_of(name) == (finetune_pb2.LOSS_INFO_NCE, "")
+    assert loss_of("triplet-margin-loss") == (finetune_pb2.LOSS_METRIC, "TripletMarginLoss")
+    assert loss_of("SigLipLoss") == (finetune_pb2.LOSS_SIGLIP, "")
     assert activation_of("IF_BETTER") == finetune_pb2.ACTIVATION_IF_BETTER
     with pytest.raises(InvalidArgument, match="TripletLoss"):
         loss_of("TripletLoss")

@@ -2,8 +2,20 @@ from __future__ import annotations
 
 import json
 
-from hotclip_server.jobs.specs import ActivationRule, EvaluateSpec, FineTuneSpec
-from hotclip_server.training.config import AugmentConfig, TrainConfig
+from hotclip_server.jobs.specs import (
+    ActivationRule,
+    EarlyStopping,
+    EvaluateSpec,
+    FineTuneSpec,
+    Isolation,
+    Tracker,
+)
+from hotclip_server.training.config import (
+    AugmentConfig,
+    LoraConfig,
+    MetricLossConfig,
+    TrainConfig,
+)
 
 
 def test_specs_survive_json() -> None:
@@ -15,7 +27,19 @@ def test_specs_survive_json() -> None:
         index_dataset="ds-2",
         val_split=0.1,
         activation=ActivationRule.ALWAYS,
-        config=TrainConfig(max_steps=3, augment=AugmentConfig(crop=(0.8, 1.0))),
+        config=TrainConfig(
+            max_steps=3,
+            augment=AugmentConfig(crop=(0.8, 1.0)),
+            lora=LoraConfig(targets=("q", "out")),
+            loss="metric",
+            metric_loss=MetricLossConfig(name="TripletMarginLoss", options={"margin": 0.2}),
+        ),
+        prompts=("a {label}", "{label}"),
+        early_stopping=EarlyStopping(patience=3),
+        isolation=Isolation.PROCESS,
+        trackers=(Tracker.WANDB,),
+        soup=3,
+        device="cpu",
     )
     stored = json.loads(json.dumps(tune.to_json()))
     assert stored["datasets"] == ["ds-1", "ds-2"]
