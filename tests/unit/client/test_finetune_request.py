@@ -1,0 +1,196 @@
+"""What both clients ask for when they start a fine-tune."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from hotclip import AsyncClient, Client
+from hotclip._finetuning import METRIC_LOSSES, MINERS
+from hotclip.errors import InvalidArgument
+from hotclip_proto.v1 import finetune_pb2 as pb
+from hotclip_server.training import metric_names
+from tests.unit.client.conftest import FakeEncode
+
+EVERYTHING: dict[str, Any] = {
+    "model": "m",
+    "base_version": "v",
+    "val_split": 0.2,
+    "epochs": 3,
+    "max_steps": 9,
+    "batch_size": 32,
+    "chunk_size": 8,
+    "method": "lora",
+    "lora": {"rank": 4, "alpha": 8.0, "dora": True, "targets": ["q", "mlp"]},
+    "freeze": 2,
+    "lock_image": True,
+    "loss": "TripletMarginLoss",
+    "loss_options": {"margin": 0.2, "swap": True},
+    "miner": "triplet_margin_miner",
+    "miner_options": {"type_of_triplets": "semihard"},
+    "items_per_class": 8,
+    "positives": "mask",
+    "negatives": 0,
+    "prompts": "a {label}",
+    "preserve": 0.5,
+    "optimizer": "Adam",
+    "optimizer_options": {"betas": (0.8, 0.9), "weight_decay": 0.1},
+    "learning_rate": 1e-3,
+    "warmup": 0.0,
+    "scheduler": "cosine_with_restarts",
+    "scheduler_options": {"cycles": 3},
+    "clip_norm": 2.0,
+    "ema": 0.0,
+    "precision": "fp32",
+    "augment": False,
+    "seed": 7,
+    "early_stopping": {"monitor": "epoch_loss", "patience": 3, "min_delta": 0.1, "mode": "min"},
+    "keep_checkpoints": 4,
+    "wise_ft": {"alpha": 0.5},
+    "soup": 3,
+    "export_onnx": True,
+    "activation": "never",
+    "isolation": "process",
+    "device": "cpu",
+    "trackers": ["mlflow"],
+    "name": "n",
+    "description": "d",
+    "request_id": "r",
+    "validate_only": True,
+}
+
+
+async def test_both_clients_ask_for_the_same(fake: FakeEncode) -> None:
+    with Client(fake.address) as client:
+        client.finetune("data", **EVERYTHING)
+    async with AsyncClient(fake.address) as twin:
+        await twin.finetune("data", **EVERYTHING)
+    first, second = fake.jobs.started
+    assert first == second
+    expected = pb.FineTuneRequest(
+        model="m",
+        base_version="v",
+        train_dataset="data",
+        val_split=0.2,
+        epochs=3,
+        max_steps=9,
+        batch_size=32,
+        chunk_size=8,
+        method=pb.METHOD_LORA,
+        lora=pb.Lora(rank=4, alpha=8, dora=True, targets=["q", "mlp"]),
+        freeze_layers=2,
+        lock_image=True,
+        loss=pb.LOSS_METRIC,
+        positives=pb.POSITIVES_MASK,
+        negatives=0,
+        prompts=["a {label}"],
+        preserve=0.5,
+        optimizer=pb.OPTIMIZER_ADAM,
+        beta1=0.8,
+        beta2=0.9,
+        weight_decay=0.1,
+        learning_rate=1e-3,
+        warmup=0.0,
+        scheduler=pb.SCHEDULER_COSINE_WITH_RESTARTS,
+        scheduler_cycles=3,
+        clip_norm=2.0,
+        ema=0.0,
+        precision=pb.PRECISION_FP32,
+        augment=False,
+        seed=7,
+        early_stopping=pb.EarlyStopping(
+            monitor="epoch_loss", patience=3, min_delta=0.1, mode=pb.EarlyStopping.MODE_MIN
+        ),
+        keep_checkpoints=4,
+        wise_ft=0.5,
+        soup=3,
+        export_onnx=True,
+        activation=pb.ACTIVATION_NEVER,
+        isolation=pb.ISOLATION_PROCESS,
+        device="cpu",
+        trackers=["mlflow"],
+        name="n",
+        description="d",
+        request_id="r",
+        validate_only=True,
+    )
+    expected.metric_loss.name = "TripletMarginLoss"
+    expected.metric_loss.miner = "TripletMarginMiner"
+    expected.metric_loss.items_per_class = 8
+    expected.metric_loss.options.update({"margin": 0.2, "swap": True})
+    expected.metric_loss.miner_options.update({"type_of_triplets": "semihard"})
+    assert first == expected
+
+
+def test_what_is_left_out_is_the_servers_to_decide(fake: FakeEncode) -> None:
+    with Client(fake.address) as client:
+        client.finetune("data", early_stopping=True, wise_ft=0.25, freeze=["text"])
+    [request] = fake.jobs.started
+    assert request.loss == pb.LOSS_UNSPECIFIED
+    assert not any(request.HasField(name) for name in ("learning_rate", "ema", "lora", "augment"))
+    assert request.early_stopping == pb.EarlyStopping()
+    assert request.HasField("early_stopping")
+    assert (request.wise_ft, request.lock_text, request.lock_image) == (0.25, True, False)
+
+
+def test_finetuners_freeze_leaves_the_projections(fake: FakeEncode) -> None:
+    with Client(fake.address) as client:
+        client.finetune("data", freeze=True)
+    [request] = fake.jobs.started
+    assert request.method == pb.METHOD_PROJECTION
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"loss": "TripletLoss"}, "loss"),
+        ({"loss_options": {"margin": 1}}, "loss_options"),
+        ({"miner": "AngularMiner"}, "miner"),
+        ({"loss": "NCALoss", "miner": "OddMiner"}, "miner"),
+        ({"loss": "NCALoss", "loss_options": {"softmax_scale": b"x"}}, "loss_options"),
+        ({"method": "adapter"}, "method"),
+        ({"lora": {"rnak": 1}}, "lora.rnak"),
+        ({"freeze": "vision"}, "freeze"),
+        ({"freeze": -1}, "freeze"),
+        ({"freeze": True, "method": "full"}, "freeze"),
+        ({"positives": "all"}, "positives"),
+        ({"optimizer": "Lion"}, "optimizer"),
+        ({"optimizer_options": {"lr": 1}}, "optimizer_options.lr"),
+        ({"optimizer_options": {"betas": 0.9}}, "optimizer_options.betas"),
+        (
+            {"optimizer_options": {"weight_decay": 1}, "weight_decay": 0.1},
+            "optimizer_options.weight_decay",
+        ),
+        ({"scheduler": "step"}, "scheduler"),
+        ({"scheduler_options": {"steps": 1}}, "scheduler_options.steps"),
+        ({"precision": "fp16"}, "precision"),
+        ({"early_stopping": {"baseline": 1}}, "early_stopping.baseline"),
+        ({"early_stopping": {"mode": "up"}}, "early_stopping.mode"),
+        ({"wise_ft": {"weight": 0.5}}, "wise_ft.weight"),
+        ({"wise_ft": {}}, "wise_ft"),
+        ({"activation": "maybe"}, "activation"),
+        ({"isolation": "thread"}, "isolation"),
+    ],
+)
+def test_a_name_that_is_not_known_is_refused(
+    fake: FakeEncode, changes: dict[str, Any], field: str
+) -> None:
+    with Client(fake.address) as client, pytest.raises(InvalidArgument) as caught:
+        client.finetune("data", **changes)
+    assert [violation.field for violation in caught.value.fields] == [field]
+    assert not fake.jobs.started
+
+
+def test_the_twins_take_the_same_and_describe_all_of_it() -> None:
+    ours, theirs = inspect.signature(Client.finetune), inspect.signature(AsyncClient.finetune)
+    assert list(ours.parameters.items())[1:] == list(theirs.parameters.items())[1:]
+    text = Client.finetune.__doc__ or ""
+    assert text == AsyncClient.finetune.__doc__
+    assert [n for n in list(ours.parameters)[1:] if f"        {n}: " not in text] == []
+
+
+def test_the_clients_names_are_the_servers() -> None:
+    assert set(METRIC_LOSSES) == set(metric_names.METRIC_LOSSES)
+    assert set(MINERS) == set(metric_names.METRIC_MINERS)
