@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from hotclip_server.training.dataset import require_texts, tokenize
 from hotclip_server.training.errors import InvalidPairs
 from hotclip_server.training.held_out_loss import held_out_loss
 from hotclip_server.training.images import ImageStore
-from hotclip_server.training.metrics import retrieval_metrics
+from hotclip_server.training.metrics import Compat, retrieval_metrics
 from hotclip_server.training.pairs import Pair, PairSet
 
 T = TypeVar("T")
@@ -55,10 +55,9 @@ class Evaluator:
     """Held-out queries and the index they are searched in; decodes and tokenises once.
 
     Texts of `queries` are searched among all images of `index`, images of `queries` among all
-    texts of `index`. Relevant is what a pair of either joins, and what has the same group.
-    Without `index` the queries are searched among themselves. `loss_batch` is the size of the
-    batches of the loss. Raises InvalidPairs if `queries`
-    is empty or an image can't be decoded.
+    texts of `index`. Relevant is what `Relevance` says of the pairs of both. Without `index`
+    the queries are searched among themselves. `loss_batch` is the size of the batches of the
+    loss. Raises InvalidPairs if `queries` is empty or an image can't be decoded.
     """
 
     def __init__(
@@ -68,13 +67,15 @@ class Evaluator:
         index: PairSet | None = None,
         *,
         k: int = 20,
+        compat: Compat = "standard",
         batch_size: int = 256,
         loss_batch: int = 64,
     ) -> None:
         if not queries.pairs:
             raise InvalidPairs("no pairs to evaluate")
         index = queries if index is None else index
-        self._k, self._batch_size, self._loss_batch = k, batch_size, loss_batch
+        self._k, self._compat = k, compat
+        self._batch_size, self._loss_batch = batch_size, loss_batch
         known = [*index.pairs, *queries.pairs]
         require_texts(known)
         self._texts = list(dict.fromkeys(pair.text for pair in known))
@@ -134,7 +135,7 @@ class Evaluator:
                 ),
             ),
         ):
-            for metric, value in retrieval_metrics(rows, self._k).items():
+            for metric, value in retrieval_metrics(rows, self._k, self._compat).items():
                 metrics[f"{name}_{metric}"] = value
         shown = self._query_texts[np.linspace(0, len(self._query_texts) - 1, examples, dtype=int)]
         return Evaluation(
@@ -167,7 +168,7 @@ class Evaluator:
     ) -> Example:
         scores = images[self._index_images] @ texts[text]
         best = self._index_images[np.argsort(-scores, kind="stable")[: self._k]]
-        right = self._index_images[self._relevance.images_of(text)[self._index_images]]
+        right = self._index_images[self._relevance.images_of(text)[self._index_images] > 0]
         return Example(
             query=self._texts[text],
             found=tuple(self._images[n] for n in best),
@@ -212,45 +213,68 @@ def _numbers(place: dict[str, int], values: Sequence[str]) -> NDArray[np.int64]:
 
 
 class Relevance:
-    """Which texts and images belong together: joined by a pair, or of the same group.
+    """What is relevant to a text or an image, and its gain.
 
-    Kept as lists, because a matrix would grow with texts times images.
+    The gain of what a pair joins is the pair's score, the largest if it is there several times;
+    a score of 0 says that it is not relevant. What is joined by no pair has the gain 1 if it is
+    of the same group or has the same label, else 0. Kept as lists, because a matrix would grow
+    with texts times images.
     """
 
     def __init__(
         self, pairs: Sequence[Pair], text_number: dict[str, int], image_number: dict[str, int]
     ) -> None:
-        self._counts = (len(text_number), len(image_number))
-        # A set is one pair or one group: its texts, its images.
-        members: dict[object, tuple[set[int], set[int]]] = {}
+        self._kin: dict[tuple[str, str], tuple[set[int], set[int]]] = {}
+        joined: dict[tuple[int, int], float] = {}
+        self._of_text = [_Known() for _ in text_number]
+        self._of_image = [_Known() for _ in image_number]
         for pair in pairs:
             text, image = text_number[pair.text], image_number[pair.image_key]
-            for key in {(text, image), pair.group} - {None}:
-                texts, images = members.setdefault(key, (set(), set()))
-                texts.add(text)
-                images.add(image)
-        self._members = [(sorted(texts), sorted(images)) for texts, images in members.values()]
-        self._of_text: list[list[int]] = [[] for _ in text_number]
-        self._of_image: list[list[int]] = [[] for _ in image_number]
-        for number, (in_texts, in_images) in enumerate(self._members):
-            for text in in_texts:
-                self._of_text[text].append(number)
-            for image in in_images:
-                self._of_image[image].append(number)
+            joined[text, image] = max(pair.score, joined.get((text, image), 0.0))
+            for key in (("group", pair.group), ("label", pair.label)):
+                if key[1] is not None:
+                    self._add_kin((key[0], key[1]), text, image)
+        for (text, image), score in joined.items():
+            self._of_text[text].joined.append((image, score))
+            self._of_image[image].joined.append((text, score))
 
-    def images_of(self, text: int) -> NDArray[np.bool_]:
-        """[images]: which of them are relevant to a text."""
-        relevant = np.zeros(self._counts[1], dtype=np.bool_)
-        for number in self._of_text[text]:
-            relevant[self._members[number][1]] = True
-        return relevant
+    def _add_kin(self, key: tuple[str, str], text: int, image: int) -> None:
+        texts, images = self._kin.setdefault(key, (set(), set()))
+        texts.add(text)
+        images.add(image)
+        self._of_text[text].kin.add(key)
+        self._of_image[image].kin.add(key)
 
-    def texts_of(self, image: int) -> NDArray[np.bool_]:
-        """[texts]: which of them are relevant to an image."""
-        relevant = np.zeros(self._counts[0], dtype=np.bool_)
-        for number in self._of_image[image]:
-            relevant[self._members[number][0]] = True
-        return relevant
+    def images_of(self, text: int) -> NDArray[np.float64]:
+        """[images]: their gains for a text."""
+        known = self._of_text[text]
+        kin = [self._kin[key][1] for key in known.kin]
+        return _gains(len(self._of_image), kin, known.joined)
+
+    def texts_of(self, image: int) -> NDArray[np.float64]:
+        """[texts]: their gains for an image."""
+        known = self._of_image[image]
+        kin = [self._kin[key][0] for key in known.kin]
+        return _gains(len(self._of_text), kin, known.joined)
+
+
+@dataclass
+class _Known:
+    """Of one item: what it is joined with and how well, its groups and labels."""
+
+    joined: list[tuple[int, float]] = field(default_factory=list)
+    kin: set[tuple[str, str]] = field(default_factory=set)
+
+
+def _gains(
+    count: int, kin: Iterable[set[int]], joined: Iterable[tuple[int, float]]
+) -> NDArray[np.float64]:
+    gains = np.zeros(count)
+    for members in kin:
+        gains[list(members)] = 1
+    for place, score in joined:
+        gains[place] = score
+    return gains
 
 
 def _rows(
@@ -258,9 +282,10 @@ def _rows(
     query_numbers: Iterable[int],
     index: NDArray[np.float64],
     index_numbers: NDArray[np.int64],
-    relevant_to: Callable[[int], NDArray[np.bool_]],
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """Scores and relevance of one query after the other, never all of them in memory."""
+    gains_of: Callable[[int], NDArray[np.float64]],
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Scores and gains of one query after the other, never all of them in memory."""
     candidates = index[index_numbers]
     for number in query_numbers:
-        yield candidates @ queries[number], relevant_to(number)[index_numbers]
+        # Equal items may differ in the last bits of a product: no difference, but a tie.
+        yield np.round(candidates @ queries[number], 12), gains_of(number)[index_numbers]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hotclip_server.training.errors import InvalidPairs
-from hotclip_server.training.evaluate import Evaluator
+from hotclip_server.training.evaluate import Evaluator, Relevance
 from hotclip_server.training.pairs import MemoryPairs, Pair
 from tests.unit.training.tiny import colours, picture, tiny_clip
 
@@ -77,3 +77,41 @@ def test_nan_embedding_fails():
 def test_nothing_to_evaluate():
     with pytest.raises(InvalidPairs, match="no pairs"):
         Evaluator(tiny_clip(), MemoryPairs([], {}))
+
+
+def relevance(pairs: list[Pair]) -> Relevance:
+    texts = {text: i for i, text in enumerate(dict.fromkeys(pair.text for pair in pairs))}
+    images = {key: i for i, key in enumerate(dict.fromkeys(pair.image_key for pair in pairs))}
+    return Relevance(pairs, texts, images)
+
+
+def test_scores_are_gains_and_kin_counts_whole():
+    found = relevance(
+        [
+            Pair("a", "first", "g", score=0.25),
+            Pair("b", "second", "g", label="shoe"),
+            Pair("c", "third", label="shoe"),
+            Pair("a", "second", score=0.0),
+            Pair("d", "fourth", score=0.5),
+            Pair("d", "fourth", score=0.75),
+        ]
+    )
+    gains = [found.images_of(text).tolist() for text in range(4)]
+    assert gains == [[0.25, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0.75]]
+    backwards = np.array([found.texts_of(image) for image in range(4)])
+    assert np.array_equal(backwards.T, gains)
+
+
+def test_a_group_and_a_label_of_one_name_are_two_things():
+    found = relevance([Pair("a", "first", "x"), Pair("b", "second", label="x")])
+    assert found.images_of(0).tolist() == [1, 0]
+
+
+def test_equal_items_are_a_tie():
+    clip = tiny_clip()
+    with torch.no_grad():
+        clip.model.text_projection.zero_().add_(1)
+    data = colours(8)
+    metrics = Evaluator(clip, data, compat="finetuner", k=2).evaluate(clip).metrics
+    assert metrics["clip-vision-to-clip-text_hit_at_k"] == pytest.approx(2 / 8)
+    assert metrics["clip-vision-to-clip-text_mean_rank"] == pytest.approx(4.5)
