@@ -9,6 +9,7 @@ from hotclip.errors import InvalidArgument
 from hotclip_proto.v1 import finetune_pb2
 
 ActivationName: TypeAlias = Literal["if_better", "always", "never"]
+CompatName: TypeAlias = Literal["standard", "finetuner", "clip_benchmark"]
 SchedulerName: TypeAlias = Literal[
     "cosine", "linear", "constant", "cosine_with_restarts", "polynomial"
 ]
@@ -83,6 +84,11 @@ _ISOLATIONS: Mapping[str, finetune_pb2.Isolation.ValueType] = {
     "inprocess": finetune_pb2.ISOLATION_IN_PROCESS,
     "process": finetune_pb2.ISOLATION_PROCESS,
 }
+_COMPATS: Mapping[str, finetune_pb2.MetricCompat.ValueType] = {
+    "standard": finetune_pb2.METRIC_COMPAT_UNSPECIFIED,
+    "finetuner": finetune_pb2.METRIC_COMPAT_FINETUNER,
+    "clipbenchmark": finetune_pb2.METRIC_COMPAT_CLIP_BENCHMARK,
+}
 _MODES: Mapping[str, finetune_pb2.EarlyStopping.Mode.ValueType] = {
     "auto": finetune_pb2.EarlyStopping.MODE_UNSPECIFIED,
     "min": finetune_pb2.EarlyStopping.MODE_MIN,
@@ -107,6 +113,11 @@ def miner_of(name: str) -> str:
     if not name:
         return ""
     return _lookup("miner", name, {_plain(known): known for known in MINERS})
+
+
+def compat_of(name: str) -> finetune_pb2.MetricCompat.ValueType:
+    """standard, finetuner or clip_benchmark."""
+    return _lookup("compat", name, _COMPATS)
 
 
 def activation_of(name: str) -> finetune_pb2.Activation.ValueType:

@@ -11,12 +11,14 @@ from hotclip._dataset_file import PairSource
 from hotclip._finetune_request import Freeze, Options, finetune_request
 from hotclip._finetuning import (
     ActivationName,
+    CompatName,
     IsolationName,
     MethodName,
     PositivesName,
     PrecisionName,
     SchedulerName,
     TrackerName,
+    compat_of,
 )
 from hotclip._sync.datasets import dataset_for
 from hotclip._sync.jobs import Run
@@ -75,6 +77,8 @@ def finetune(
     isolation: IsolationName = "in_process",
     device: str = "",
     trackers: Sequence[TrackerName] = (),
+    k: int | None = None,
+    compat: CompatName = "standard",
     name: str = "",
     description: str = "",
     request_id: str = "",
@@ -146,6 +150,8 @@ def finetune(
         isolation: "in_process", or "process": training in a process of its own.
         device: "cpu", "cuda" or "cuda:<number>"; empty: the one that serves.
         trackers: Also told of the run: "tensorboard", "wandb", "mlflow".
+        k: Length of the lists that are measured, 1 to 1,000; None: 20.
+        compat: Definitions of the metrics, as of evaluate.
         name: Unique among jobs, 1 to 128 of [A-Za-z0-9._-]; empty: the id.
         description: Free text.
         request_id: The same id again gives the same job; empty: a new one is made.
@@ -201,6 +207,8 @@ def finetune(
         isolation=isolation,
         device=device,
         trackers=trackers,
+        k=k,
+        compat=compat,
         name=name,
         description=description,
         request_id=request_id,
@@ -225,6 +233,7 @@ def evaluate(
     version: str = "",
     index_data: str | PairSource | None = None,
     k: int | None = None,
+    compat: CompatName = "standard",
     alphas: Sequence[float] = (),
     base_version: str = "",
     prompts: Sequence[str] = (),
@@ -240,6 +249,9 @@ def evaluate(
         version: Version id; empty: the live one.
         index_data: Further images to search among.
         k: Length of the lists, 1 to 1,000; None: 20.
+        compat: Whose definitions the metrics follow where programs differ: "standard" (the
+            textbook's), "finetuner" (DocArray's, which Jina Finetuner reported) or
+            "clip_benchmark" (recall is the hit rate).
         alphas: Also measures the weights between base_version (0) and version (1): events of
             the stage ALPHA tell which is best, merge_versions makes it.
         base_version: With alphas: version id; empty: the parent of version.
@@ -255,6 +267,7 @@ def evaluate(
         model=model,
         version=version,
         k=k,
+        compat=compat_of(compat),
         alphas=alphas,
         base_version=base_version,
         prompts=[prompts] if isinstance(prompts, str) else prompts,

@@ -254,6 +254,33 @@ ACTIVATION_ALWAYS: Activation.ValueType  # 2
 ACTIVATION_NEVER: Activation.ValueType  # 3
 """Never: it stays staged."""
 
+class _MetricCompat:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MetricCompatEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_MetricCompat.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    METRIC_COMPAT_UNSPECIFIED: _MetricCompat.ValueType  # 0
+    """The textbook's: as trec_eval and ranx have them."""
+    METRIC_COMPAT_FINETUNER: _MetricCompat.ValueType  # 1
+    """DocArray's, which Jina Finetuner reported. They see the first k results only: AP and
+    R-precision count the relevant ones among them, the second rank is not discounted.
+    """
+    METRIC_COMPAT_CLIP_BENCHMARK: _MetricCompat.ValueType  # 2
+    """As CLIP benchmarks: recall is the hit rate."""
+
+class MetricCompat(_MetricCompat, metaclass=_MetricCompatEnumTypeWrapper):
+    """Whose definitions the metrics follow where programs differ."""
+
+METRIC_COMPAT_UNSPECIFIED: MetricCompat.ValueType  # 0
+"""The textbook's: as trec_eval and ranx have them."""
+METRIC_COMPAT_FINETUNER: MetricCompat.ValueType  # 1
+"""DocArray's, which Jina Finetuner reported. They see the first k results only: AP and
+R-precision count the relevant ones among them, the second rank is not discounted.
+"""
+METRIC_COMPAT_CLIP_BENCHMARK: MetricCompat.ValueType  # 2
+"""As CLIP benchmarks: recall is the hit rate."""
+
 @typing.final
 class Lora(message.Message):
     """With Method LORA. Hu et al. 2021; defaults of CLIP-LoRA (Zanella and Ben Ayed 2024)."""
@@ -466,6 +493,8 @@ class FineTuneRequest(message.Message):
     ISOLATION_FIELD_NUMBER: builtins.int
     DEVICE_FIELD_NUMBER: builtins.int
     TRACKERS_FIELD_NUMBER: builtins.int
+    K_FIELD_NUMBER: builtins.int
+    COMPAT_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     base_version: builtins.str
@@ -576,6 +605,10 @@ class FineTuneRequest(message.Message):
     """Default in process."""
     device: builtins.str
     """"cpu", "cuda" or "cuda:<number>"; empty: the device that serves."""
+    k: builtins.int
+    """Length of the lists that are measured, 1 to 1,000; default 20."""
+    compat: MetricCompat.ValueType
+    """Of what is measured; default the textbook's."""
     @builtins.property
     def lora(self) -> Lora:
         """With method LORA, or AUTO when that takes it."""
@@ -651,10 +684,12 @@ class FineTuneRequest(message.Message):
         isolation: Isolation.ValueType = ...,
         device: builtins.str = ...,
         trackers: abc.Iterable[builtins.str] | None = ...,
+        k: builtins.int | None = ...,
+        compat: MetricCompat.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "augment", b"augment", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lora", b"lora", "max_steps", b"max_steps", "metric_loss", b"metric_loss", "momentum", b"momentum", "negatives", b"negatives", "preserve", b"preserve", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "val_split", b"val_split", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_k", b"_k", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "augment", b"augment", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "k", b"k", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lora", b"lora", "max_steps", b"max_steps", "metric_loss", b"metric_loss", "momentum", b"momentum", "negatives", b"negatives", "preserve", b"preserve", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "val_split", b"val_split", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "activation", b"activation", "augment", b"augment", "base_version", b"base_version", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "chunk_size", b"chunk_size", "clip_norm", b"clip_norm", "description", b"description", "device", b"device", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "eval_dataset", b"eval_dataset", "export_onnx", b"export_onnx", "freeze_layers", b"freeze_layers", "index_dataset", b"index_dataset", "isolation", b"isolation", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lock_image", b"lock_image", "lock_text", b"lock_text", "lora", b"lora", "loss", b"loss", "max_steps", b"max_steps", "method", b"method", "metric_loss", b"metric_loss", "model", b"model", "momentum", b"momentum", "name", b"name", "negatives", b"negatives", "optimizer", b"optimizer", "positives", b"positives", "precision", b"precision", "preserve", b"preserve", "prompts", b"prompts", "request_id", b"request_id", "scheduler", b"scheduler", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "seed", b"seed", "soup", b"soup", "trackers", b"trackers", "train_dataset", b"train_dataset", "val_split", b"val_split", "validate_only", b"validate_only", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_k", b"_k", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "activation", b"activation", "augment", b"augment", "base_version", b"base_version", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "chunk_size", b"chunk_size", "clip_norm", b"clip_norm", "compat", b"compat", "description", b"description", "device", b"device", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "eval_dataset", b"eval_dataset", "export_onnx", b"export_onnx", "freeze_layers", b"freeze_layers", "index_dataset", b"index_dataset", "isolation", b"isolation", "k", b"k", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lock_image", b"lock_image", "lock_text", b"lock_text", "lora", b"lora", "loss", b"loss", "max_steps", b"max_steps", "method", b"method", "metric_loss", b"metric_loss", "model", b"model", "momentum", b"momentum", "name", b"name", "negatives", b"negatives", "optimizer", b"optimizer", "positives", b"positives", "precision", b"precision", "preserve", b"preserve", "prompts", b"prompts", "request_id", b"request_id", "scheduler", b"scheduler", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "seed", b"seed", "soup", b"soup", "trackers", b"trackers", "train_dataset", b"train_dataset", "val_split", b"val_split", "validate_only", b"validate_only", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__augment: _TypeAlias = typing.Literal["augment"]  # noqa: Y015
     _WhichOneofArgType__augment: _TypeAlias = typing.Literal["_augment", b"_augment"]  # noqa: Y015
@@ -670,6 +705,8 @@ class FineTuneRequest(message.Message):
     _WhichOneofArgType__ema: _TypeAlias = typing.Literal["_ema", b"_ema"]  # noqa: Y015
     _WhichOneofReturnType__epochs: _TypeAlias = typing.Literal["epochs"]  # noqa: Y015
     _WhichOneofArgType__epochs: _TypeAlias = typing.Literal["_epochs", b"_epochs"]  # noqa: Y015
+    _WhichOneofReturnType__k: _TypeAlias = typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = typing.Literal["_k", b"_k"]  # noqa: Y015
     _WhichOneofReturnType__keep_checkpoints: _TypeAlias = typing.Literal["keep_checkpoints"]  # noqa: Y015
     _WhichOneofArgType__keep_checkpoints: _TypeAlias = typing.Literal["_keep_checkpoints", b"_keep_checkpoints"]  # noqa: Y015
     _WhichOneofReturnType__layer_decay: _TypeAlias = typing.Literal["layer_decay"]  # noqa: Y015
@@ -711,6 +748,8 @@ class FineTuneRequest(message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epochs) -> _WhichOneofReturnType__epochs | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_checkpoints) -> _WhichOneofReturnType__keep_checkpoints | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__layer_decay) -> _WhichOneofReturnType__layer_decay | None: ...
@@ -750,6 +789,7 @@ class EvaluateRequest(message.Message):
     K_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    COMPAT_FIELD_NUMBER: builtins.int
     ALPHAS_FIELD_NUMBER: builtins.int
     BASE_VERSION_FIELD_NUMBER: builtins.int
     PROMPTS_FIELD_NUMBER: builtins.int
@@ -767,6 +807,8 @@ class EvaluateRequest(message.Message):
     """Unique among jobs; empty: the id."""
     request_id: builtins.str
     """The same id again returns the first call's job."""
+    compat: MetricCompat.ValueType
+    """Default the textbook's."""
     base_version: builtins.str
     """With alphas: version id; empty: the parent of version."""
     @builtins.property
@@ -790,13 +832,14 @@ class EvaluateRequest(message.Message):
         k: builtins.int | None = ...,
         name: builtins.str = ...,
         request_id: builtins.str = ...,
+        compat: MetricCompat.ValueType = ...,
         alphas: abc.Iterable[builtins.float] | None = ...,
         base_version: builtins.str = ...,
         prompts: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_k", b"_k", "alphas", b"alphas", "base_version", b"base_version", "dataset", b"dataset", "index_dataset", b"index_dataset", "k", b"k", "model", b"model", "name", b"name", "prompts", b"prompts", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_k", b"_k", "alphas", b"alphas", "base_version", b"base_version", "compat", b"compat", "dataset", b"dataset", "index_dataset", b"index_dataset", "k", b"k", "model", b"model", "name", b"name", "prompts", b"prompts", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = typing.Literal["_k", b"_k"]  # noqa: Y015

@@ -70,7 +70,11 @@ class FineTuneServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Evaluate(self, request, context):
-        """Queues a job that measures retrieval of a version on a dataset, both directions.
+        """Queues a job that measures retrieval of a version on a dataset, both directions. Metrics
+        are named as "clip-text-to-clip-vision_precision_at_k"; see MetricCompat. Relevant is what
+        a row joins, its score being the gain of graded metrics (rows of the dataset have the word
+        before those of the index), and what has the same group or label, with a gain of 1; equal
+        scores count by expectation over their orders.
         Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
         FAILED_PRECONDITION/NO_LIVE_VERSION (no version).
         """

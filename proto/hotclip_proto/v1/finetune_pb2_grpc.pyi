@@ -48,7 +48,11 @@ class FineTuneServiceStub:
     ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version).
     """
     Evaluate: _grpc.UnaryUnaryMultiCallable[_finetune_pb2.EvaluateRequest, _job_pb2.Job]
-    """Queues a job that measures retrieval of a version on a dataset, both directions.
+    """Queues a job that measures retrieval of a version on a dataset, both directions. Metrics
+    are named as "clip-text-to-clip-vision_precision_at_k"; see MetricCompat. Relevant is what
+    a row joins, its score being the gain of graded metrics (rows of the dataset have the word
+    before those of the index), and what has the same group or label, with a gain of 1; equal
+    scores count by expectation over their orders.
     Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
     FAILED_PRECONDITION/NO_LIVE_VERSION (no version).
     """
@@ -72,7 +76,11 @@ class FineTuneServiceAsyncStub(FineTuneServiceStub):
     ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version).
     """
     Evaluate: _aio.UnaryUnaryMultiCallable[_finetune_pb2.EvaluateRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Queues a job that measures retrieval of a version on a dataset, both directions.
+    """Queues a job that measures retrieval of a version on a dataset, both directions. Metrics
+    are named as "clip-text-to-clip-vision_precision_at_k"; see MetricCompat. Relevant is what
+    a row joins, its score being the gain of graded metrics (rows of the dataset have the word
+    before those of the index), and what has the same group or label, with a gain of 1; equal
+    scores count by expectation over their orders.
     Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
     FAILED_PRECONDITION/NO_LIVE_VERSION (no version).
     """
@@ -105,7 +113,11 @@ class FineTuneServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _finetune_pb2.EvaluateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Queues a job that measures retrieval of a version on a dataset, both directions.
+        """Queues a job that measures retrieval of a version on a dataset, both directions. Metrics
+        are named as "clip-text-to-clip-vision_precision_at_k"; see MetricCompat. Relevant is what
+        a row joins, its score being the gain of graded metrics (rows of the dataset have the word
+        before those of the index), and what has the same group or label, with a gain of 1; equal
+        scores count by expectation over their orders.
         Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
         FAILED_PRECONDITION/NO_LIVE_VERSION (no version).
         """

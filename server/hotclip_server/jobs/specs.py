@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from hotclip_server.training.config import TrainConfig
+from hotclip_server.training.metrics import DEFAULT_K, Compat
 from hotclip_server.training.prompts import DEFAULT_PROMPT
 
 
@@ -79,6 +80,10 @@ class FineTuneSpec:
     """E.g. "cuda:1"; "" is the device that serves."""
     trackers: tuple[Tracker, ...] = ()
     """What else is told of the run."""
+    k: int = DEFAULT_K
+    """Length of the lists that are measured."""
+    compat: Compat = "standard"
+    """Whose definitions the metrics follow."""
 
     def to_json(self) -> dict[str, Any]:
         """`datasets` keeps the datasets from being deleted."""
@@ -110,6 +115,9 @@ class EvaluateSpec:
     dataset: str
     index_dataset: str
     k: int
+    """Length of the lists."""
+    compat: Compat = "standard"
+    """Whose definitions the metrics follow."""
     base_version: str = ""
     """With `alphas`: the version at 0."""
     alphas: tuple[float, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
@@ -21,6 +21,7 @@ from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.jobs.specs import EvaluateSpec, FineTuneSpec
 from hotclip_server.models.registry import ModelRegistry
+from hotclip_server.services.finetune_choices import choice_of
 from hotclip_server.services.finetune_requests import (
     TrainingGround,
     check_evaluate,
@@ -28,6 +29,7 @@ from hotclip_server.services.finetune_requests import (
     prompts_of,
 )
 from hotclip_server.services.jobs import job_to_proto
+from hotclip_server.training.metrics import Compat
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -107,6 +109,7 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
             dataset=(await self._datasets.get(request.dataset)).id,
             index_dataset=await self._dataset_id(request.index_dataset),
             k=k,
+            compat=cast(Compat, choice_of("compat", request.compat)),
             base_version=self._base(request, version),
             alphas=tuple(sorted(set(request.alphas))),
             prompts=prompts_of(request.prompts),

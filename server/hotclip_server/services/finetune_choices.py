@@ -52,6 +52,11 @@ CHOICES: Mapping[str, Mapping[int, str]] = {
         pb.ACTIVATION_ALWAYS: "ALWAYS",
         pb.ACTIVATION_NEVER: "NEVER",
     },
+    "compat": {
+        pb.METRIC_COMPAT_UNSPECIFIED: "standard",
+        pb.METRIC_COMPAT_FINETUNER: "finetuner",
+        pb.METRIC_COMPAT_CLIP_BENCHMARK: "clip_benchmark",
+    },
     "isolation": {
         pb.ISOLATION_UNSPECIFIED: "IN_PROCESS",
         pb.ISOLATION_IN_PROCESS: "IN_PROCESS",

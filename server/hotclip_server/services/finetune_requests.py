@@ -24,11 +24,11 @@ from hotclip_server.training.config import (
 )
 from hotclip_server.training.errors import InvalidTrainConfig
 from hotclip_server.training.metric_names import Option
+from hotclip_server.training.metrics import DEFAULT_K
 from hotclip_server.training.prompts import DEFAULT_PROMPT, PLACE
 
 DEFAULT_VAL_SPLIT = 0.1
 LARGEST_VAL_SPLIT = 0.5
-DEFAULT_K = 20
 LARGEST_K = 1000
 MOST_ALPHAS = 32
 MOST_PROMPTS = 256
@@ -75,6 +75,7 @@ def check_fine_tune(request: pb.FineTuneRequest) -> FineTuneWish:
         *_choice_problems(request),
         *_data_problems(request),
         *_prompt_problems(request.prompts),
+        *_k_problems(request),
         *_end_problems(request),
         *_stopping_problems(request),
     ]
@@ -94,6 +95,8 @@ def check_fine_tune(request: pb.FineTuneRequest) -> FineTuneWish:
         "isolation": Isolation(choice_of("isolation", request.isolation)),
         "device": request.device,
         "trackers": tuple(Tracker(name) for name in request.trackers),
+        "k": _k(request),
+        "compat": choice_of("compat", request.compat),
     }
     return FineTuneWish(spec=spec)
 
@@ -108,24 +111,33 @@ def check_evaluate(request: pb.EvaluateRequest) -> int:
         *name_violations(request.name),
         *request_id_violations(request.request_id),
         *_prompt_problems(request.prompts),
+        *_k_problems(request),
     ]
     if not request.dataset:
         problems.append(FieldViolation("dataset", "is required"))
-    k = request.k if request.HasField("k") else DEFAULT_K
-    if not 1 <= k <= LARGEST_K:
-        problems.append(FieldViolation("k", f"must be in 1 to {LARGEST_K}, is {k}"))
+    if request.compat not in CHOICES["compat"]:
+        problems.append(FieldViolation("compat", f"{request.compat} is not known"))
     if len(request.alphas) > MOST_ALPHAS or not all(0 <= alpha <= 1 for alpha in request.alphas):
         problems.append(FieldViolation("alphas", f"must be at most {MOST_ALPHAS} in [0, 1]"))
     if request.base_version and not request.alphas:
         problems.append(FieldViolation("base_version", "is of use with alphas alone"))
     if problems:
         raise InvalidArgument.fields(problems)
-    return k
+    return _k(request)
 
 
 def prompts_of(given: Sequence[str]) -> tuple[str, ...]:
     """Templates of texts of labelled images."""
     return tuple(dict.fromkeys(given)) or (DEFAULT_PROMPT,)
+
+
+def _k(request: pb.FineTuneRequest | pb.EvaluateRequest) -> int:
+    return request.k if request.HasField("k") else DEFAULT_K
+
+
+def _k_problems(request: pb.FineTuneRequest | pb.EvaluateRequest) -> Iterator[FieldViolation]:
+    if not 1 <= _k(request) <= LARGEST_K:
+        yield FieldViolation("k", f"must be in 1 to {LARGEST_K}, is {request.k}")
 
 
 def _config(request: pb.FineTuneRequest, problems: list[FieldViolation]) -> TrainConfig | None:

@@ -95,7 +95,7 @@ class Evaluator:
         self._query_images = _numbers(image_number, [pair.image_key for pair in queries.pairs])
         self._pair_texts = np.array([text_number[pair.text] for pair in queries.pairs])
         self._pair_images = np.array([image_number[pair.image_key] for pair in queries.pairs])
-        self._relevance = Relevance(known, text_number, image_number)
+        self._relevance = Relevance(queries.pairs, index.pairs, text_number, image_number)
 
     def evaluate(
         self, clip: Clip, *, examples: int = 0, pause: Callable[[], None] = lambda: None
@@ -216,25 +216,33 @@ class Relevance:
     """What is relevant to a text or an image, and its gain.
 
     The gain of what a pair joins is the pair's score, the largest if it is there several times;
-    a score of 0 says that it is not relevant. What is joined by no pair has the gain 1 if it is
-    of the same group or has the same label, else 0. Kept as lists, because a matrix would grow
-    with texts times images.
+    a score of 0 says that it is not relevant. The pairs of the queries have the word before
+    those of the index. What is joined by no pair has the gain 1 if it is of the same group or
+    has the same label, else 0. Kept as lists, because a matrix would grow with texts times
+    images.
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], text_number: dict[str, int], image_number: dict[str, int]
+        self,
+        queries: Sequence[Pair],
+        index: Sequence[Pair],
+        text_number: dict[str, int],
+        image_number: dict[str, int],
     ) -> None:
         self._kin: dict[tuple[str, str], tuple[set[int], set[int]]] = {}
-        joined: dict[tuple[int, int], float] = {}
         self._of_text = [_Known() for _ in text_number]
         self._of_image = [_Known() for _ in image_number]
-        for pair in pairs:
-            text, image = text_number[pair.text], image_number[pair.image_key]
-            joined[text, image] = max(pair.score, joined.get((text, image), 0.0))
-            for key in (("group", pair.group), ("label", pair.label)):
-                if key[1] is not None:
-                    self._add_kin((key[0], key[1]), text, image)
-        for (text, image), score in joined.items():
+        judged: list[dict[tuple[int, int], float]] = []
+        for pairs in (index, queries):
+            scores: dict[tuple[int, int], float] = {}
+            for pair in pairs:
+                text, image = text_number[pair.text], image_number[pair.image_key]
+                scores[text, image] = max(pair.score, scores.get((text, image), 0.0))
+                for name, key in (("group", pair.group), ("label", pair.label)):
+                    if key is not None:
+                        self._add_kin((name, key), text, image)
+            judged.append(scores)
+        for (text, image), score in {**judged[0], **judged[1]}.items():
             self._of_text[text].joined.append((image, score))
             self._of_image[image].joined.append((text, score))
 

@@ -49,7 +49,7 @@ class EvaluateHandler:
                 raise RuntimeError("an evaluation without data. This is a bug.")
             clip = load_clip(self._versions, spec.version, self._device)
             job.running()
-            evaluator = evaluator_of(clip, data, extra, k=spec.k)
+            evaluator = evaluator_of(clip, data, extra, k=spec.k, compat=spec.compat)
             found = measure(job, evaluator, clip)
             self._sweep(job, spec, evaluator, clip, found)
             job.metric("AFTER", metrics_of(found), step=len(data.pairs), progress=1.0)

@@ -201,6 +201,8 @@ class _Run:
                 self.clip,
                 self._held_out,
                 self._extra,
+                k=self.spec.k,
+                compat=self.spec.compat,
                 loss_batch=self.spec.config.batch_size,
             )
             self._before = measure(self.job, self._evaluator, self.clip)
@@ -250,7 +252,9 @@ class _Run:
             raise RuntimeError("nothing to compare on. This is a bug.")
         clip = load_clip(versions, version, device)
         # Its own evaluator: tokenizer and image size may differ.
-        evaluator = evaluator_of(clip, self._held_out, self._extra)
+        evaluator = evaluator_of(
+            clip, self._held_out, self._extra, k=self.spec.k, compat=self.spec.compat
+        )
         return measure(self.job, evaluator, clip).score
 
     def _handle(self, event: TrainEvent) -> None:

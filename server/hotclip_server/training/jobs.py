@@ -18,6 +18,7 @@ from hotclip_server.models.protocol import VersionManifest
 from hotclip_server.training.clip import Clip, clip_of
 from hotclip_server.training.errors import InvalidPairs, InvalidTrainConfig, TrainingDiverged
 from hotclip_server.training.evaluate import Evaluation, Evaluator
+from hotclip_server.training.metrics import Compat
 from hotclip_server.training.pairs import PairSet
 
 EXAMPLES = 10
@@ -66,13 +67,21 @@ def opened(datasets: Datasets, *ids: str) -> Iterator[list[StoredDataset | None]
 
 
 def evaluator_of(
-    clip: Clip, queries: PairSet, extra: PairSet | None, *, k: int = 20, loss_batch: int = 64
+    clip: Clip,
+    queries: PairSet,
+    extra: PairSet | None,
+    *,
+    k: int = 20,
+    compat: Compat = "standard",
+    loss_batch: int = 64,
 ) -> Evaluator:
     """Searches `queries` among their own images and texts and those of `extra`."""
     index = queries if extra is None else JoinedPairs(queries, extra)
     # Serving waits for a batch at most: on a CPU a small one is as fast an image as a large one.
     batch_size = 32 if clip.device.type == "cpu" else 256
-    return Evaluator(clip, queries, index, k=k, batch_size=batch_size, loss_batch=loss_batch)
+    return Evaluator(
+        clip, queries, index, k=k, compat=compat, batch_size=batch_size, loss_batch=loss_batch
+    )
 
 
 def measure(job: JobContext, evaluator: Evaluator, clip: Clip) -> Evaluation:

@@ -33,12 +33,13 @@ from hotclip_server.training.ties import TiedRanking
 Compat: TypeAlias = Literal["standard", "finetuner", "clip_benchmark"]
 Gains: TypeAlias = NDArray[np.bool_] | NDArray[np.floating]
 
+DEFAULT_K = 20
 HITS = (1, 5, 10)  # hit rates reported beside the one at k
 
 
 def retrieval_metrics(
     rows: Iterable[tuple[NDArray[np.floating], Gains]],
-    k: int = 20,
+    k: int = DEFAULT_K,
     compat: Compat = "standard",
 ) -> dict[str, float]:
     """Means over the queries that have a relevant item; `queries` is their number.
@@ -60,7 +61,7 @@ def retrieval_metrics(
 def query_metrics(
     scores: NDArray[np.floating],
     gains: Gains,
-    k: int = 20,
+    k: int = DEFAULT_K,
     compat: Compat = "standard",
 ) -> dict[str, float]:
     """All metrics of one query; `rank` is the expected rank of the first relevant item."""

@@ -40,6 +40,8 @@ def test_an_empty_request_has_the_stated_defaults() -> None:
         "isolation": Isolation.IN_PROCESS,
         "device": "",
         "trackers": (),
+        "k": 20,
+        "compat": "standard",
     }
 
 
@@ -80,6 +82,8 @@ def test_everything_that_is_asked_for_arrives() -> None:
             isolation=pb.ISOLATION_PROCESS,
             device="cuda:1",
             trackers=["wandb", "mlflow"],
+            k=5,
+            compat=pb.METRIC_COMPAT_FINETUNER,
         )
     ).spec
     config = spec["config"]
@@ -97,6 +101,7 @@ def test_everything_that_is_asked_for_arrives() -> None:
     assert (spec["wise_ft"], spec["soup"], spec["device"]) == (0.0, 3, "cuda:1")
     assert spec["isolation"] is Isolation.PROCESS
     assert spec["trackers"] == (Tracker.WANDB, Tracker.MLFLOW)
+    assert (spec["k"], spec["compat"]) == (5, "finetuner")
 
 
 def metric(**values: Any) -> pb.MetricLoss:
@@ -191,6 +196,8 @@ def metric(**values: Any) -> pb.MetricLoss:
         ({"isolation": 77}, ["isolation"]),
         ({"trackers": ["wandb", "neptune"]}, ["trackers[1]"]),
         ({"trackers": ["wandb", "wandb"]}, ["trackers"]),
+        ({"k": 1001}, ["k"]),
+        ({"compat": 9}, ["compat"]),
         ({"name": "a b"}, ["name"]),
         ({"description": "x" * 5000}, ["description"]),
         ({"request_id": "x" * 5000}, ["request_id"]),
@@ -226,6 +233,7 @@ def test_an_epoch_loss_needs_nothing_held_out() -> None:
     [
         ({"dataset": ""}, "dataset"),
         ({"k": 0}, "k"),
+        ({"compat": 9}, "compat"),
         ({"alphas": [1.1]}, "alphas"),
         ({"base_version": "v"}, "base_version"),
         ({"prompts": ["x"]}, "prompts[0]"),

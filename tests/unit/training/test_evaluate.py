@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -79,10 +80,11 @@ def test_nothing_to_evaluate():
         Evaluator(tiny_clip(), MemoryPairs([], {}))
 
 
-def relevance(pairs: list[Pair]) -> Relevance:
+def relevance(queries: list[Pair], index: Sequence[Pair] = ()) -> Relevance:
+    pairs = [*queries, *index]
     texts = {text: i for i, text in enumerate(dict.fromkeys(pair.text for pair in pairs))}
     images = {key: i for i, key in enumerate(dict.fromkeys(pair.image_key for pair in pairs))}
-    return Relevance(pairs, texts, images)
+    return Relevance(queries, index, texts, images)
 
 
 def test_scores_are_gains_and_kin_counts_whole():
@@ -100,6 +102,14 @@ def test_scores_are_gains_and_kin_counts_whole():
     assert gains == [[0.25, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0.75]]
     backwards = np.array([found.texts_of(image) for image in range(4)])
     assert np.array_equal(backwards.T, gains)
+
+
+def test_queries_have_the_word_before_the_index():
+    found = relevance(
+        [Pair("a", "first", score=0.5), Pair("b", "first", score=0)],
+        [Pair("a", "first"), Pair("b", "first"), Pair("c", "first")],
+    )
+    assert found.images_of(0).tolist() == [0.5, 0, 1]
 
 
 def test_a_group_and_a_label_of_one_name_are_two_things():
