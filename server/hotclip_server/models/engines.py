@@ -176,6 +176,8 @@ class EngineSelector:
         champion, best = EAGER, await trial.build(EAGER)
         if best is None:
             raise HostClosed
+        # Of one item, and as if all had run in one race: what a race takes on a machine that is
+        # busy at the moment is compared with nothing but the champion in that race.
         seconds: dict[EngineChoice, float] = {}
         items = await self._race_items(best, await trial.items())
         for choice in candidates(self._wish, self._device):
@@ -188,7 +190,8 @@ class EngineSelector:
             if fit is None:
                 await trial.close(engine)
                 continue
-            seconds[champion], seconds[choice] = await self._pieces.race((best, engine), items)
+            theirs, its = await self._pieces.race((best, engine), items)
+            seconds[choice] = its / theirs * seconds.setdefault(champion, theirs / len(items))
             free = champion == EAGER and not wished
             faster = seconds[choice] < seconds[champion] * _handicap(choice, champion)
             if fit and (free or faster):
@@ -220,7 +223,7 @@ class EngineSelector:
             trial.name,
             figures.items_per_s,
             figures.best_batch,
-            ", ".join(f"{choice} {1e3 * s / len(items):.2f} ms" for choice, s in seconds.items()),
+            ", ".join(f"{choice} {1e3 * s:.2f} ms" for choice, s in seconds.items()),
         )
 
     async def _race_items(self, engine: Engine, items: Items) -> Items:

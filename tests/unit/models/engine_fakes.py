@@ -44,6 +44,9 @@ class FakeEngine:
         rows = np.stack([self._host.vector(Prepared(self._tower, item)) for item in batch])
         return rows + np.float32(self._error) * np.roll(rows, 1, axis=1)
 
+    def slow_down(self, times: float) -> None:
+        self._item_s *= times
+
     def close(self) -> None:
         self.closed += 1
 

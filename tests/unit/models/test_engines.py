@@ -136,6 +136,25 @@ async def test_another_version_gets_it_at_once_if_its_weights_pass(tmp_path: Pat
         assert workshop.count("torch/bf16") == built  # known to fail
 
 
+async def test_what_won_is_remembered_also_if_the_machine_was_busier_then(tmp_path: Path) -> None:
+    class Slowing(Workshop):
+        def __call__(self, choice, source):  # type: ignore[no-untyped-def]  # as in the base
+            engine = super().__call__(choice, source)
+            if str(choice) == "torch/fp32":  # races with bf16, after bf16 did with plain open_clip
+                for one in self.made:
+                    one.slow_down(10)
+            return engine
+
+    speeds = {"eager/fp32": 4e-4, "torch/bf16": 2e-4, "torch/fp32": 1e-4}
+    async with selector(tmp_path, Slowing(speeds)) as chosen:
+        for name in ("v", "w"):
+            host = FakeHost()
+            await fit(chosen, name, host)
+            await settled(chosen)
+            assert serving(host) == ["torch/fp32"] * 2
+            assert host.figures(Tower.TEXT) is not None
+
+
 async def test_nothing_is_exported_where_an_engine_serves_already(tmp_path: Path) -> None:
     workshop = Workshop({**SPEEDS, "onnx/fp32": 0.5e-4})
     host = FakeHost()
