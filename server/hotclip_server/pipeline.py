@@ -38,6 +38,7 @@ from hotclip_server.errors import (
     Unavailable,
 )
 from hotclip_server.models.residents import Pin
+from hotclip_server.turns import Turns
 
 TEXTS_PER_TASK = 32
 """Texts that one pool task tokenises: about a millisecond of work. Images go one by one."""
@@ -130,6 +131,9 @@ class EncodePipeline:
         self.limits = limits
         self._threads = threads or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
+        # One task runs on each thread and one waits for it, whoever is next: what comes then and
+        # is more urgent does not stand behind what others brought before.
+        self._turns = Turns(2 * self._threads)
 
     def start(self) -> None:
         """Makes the pool."""
@@ -189,7 +193,7 @@ class EncodePipeline:
                     self._batcher.settle(ticket, at - part.start, problems[at])
             good = [at for at in part if at not in problems]
             spent[0] += await self._prepare(
-                ticket, encoder, truncate, engines, contents, good, part.start, missed
+                ticket, encoder, truncate, priority, engines, contents, good, part.start, missed
             )
 
         demands = [demand_of(content, encoder) for content in contents]
@@ -224,6 +228,7 @@ class EncodePipeline:
         ticket: Waiting,
         encoder: Encoder,
         truncate: Truncate,
+        priority: Priority,
         engines: Mapping[Tower, EngineChoice],
         contents: Sequence[Content],
         positions: Sequence[int],
@@ -244,7 +249,8 @@ class EncodePipeline:
                 made, seconds = await self._run(
                     lambda task=task: prepare_contents(  # type: ignore[misc]
                         encoder, [contents[at] for at in task], truncate, engines, self._cache
-                    )
+                    ),
+                    priority,
                 )
                 spent += seconds
                 good = []
@@ -291,10 +297,16 @@ class EncodePipeline:
             if not isinstance(row, HotclipError):
                 self._cache.put(encoder, key, row)
 
-    async def _run(self, work: Callable[[], tuple[list[Made], float]]) -> tuple[list[Made], float]:
-        if self._pool is None:
-            raise RuntimeError("the pipeline is not started; this is a bug")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    async def _run(
+        self, work: Callable[[], tuple[list[Made], float]], priority: Priority
+    ) -> tuple[list[Made], float]:
+        await self._turns.take(priority)
+        try:
+            if self._pool is None:
+                raise RuntimeError("the pipeline is not started; this is a bug")
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._turns.give_back()
 
     def _contents(self, items: Sequence[EncodeItem], field: str) -> list[Content]:
         if not items:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from hotclip_server.batching.batcher import Batcher, BatchLimits
 from hotclip_server.batching.budget import Budget
 from hotclip_server.batching.cache import FeatureCache
 from hotclip_server.batching.device import DeviceThread
+from hotclip_server.batching.ticket import Priority
 from hotclip_server.contents import demand_of, key_of
 from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
 from hotclip_server.encoding.protocol import Prepared, Tower, Truncate
@@ -93,6 +95,37 @@ async def test_another_version_computes_its_own():
             second = await server.pipeline.encode_items(texts("a"), pin_of_other)
         assert server.cache.figures.hits == 0
         assert not np.allclose(first.vectors, second.vectors)
+
+
+class Slow(FakeEncoder):
+    """Takes its time over images."""
+
+    prepared = 0
+
+    def prepare_image(self, data: bytes) -> Prepared:
+        time.sleep(0.005)
+        self.prepared += 1
+        return super().prepare_image(data)
+
+
+async def test_a_query_is_prepared_before_what_bulk_requests_brought():
+    async with serving() as server:
+        encoder = Slow()
+        pictures = [[EncodeItem(image=JPEG + bytes([i, j])) for j in range(20)] for i in range(16)]
+        with server.pin(encoder) as pin:
+            encode = server.pipeline.encode_items
+            bulk = [
+                asyncio.create_task(encode(items, pin, priority=Priority.BULK))
+                for items in pictures
+            ]
+            while not encoder.prepared:
+                await asyncio.sleep(0.001)
+            before = encoder.prepared
+            await encode(texts("a"), pin)
+            # On each of two threads one runs and one waits; a few more while the query runs.
+            assert encoder.prepared - before < 12
+            assert all(len(done.vectors) == 20 for done in await asyncio.gather(*bulk))
+        assert encoder.prepared == 320
 
 
 class Switching(FakeEncoder):
