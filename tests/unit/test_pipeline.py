@@ -118,7 +118,7 @@ async def test_a_query_is_prepared_before_what_bulk_requests_brought():
                 asyncio.create_task(encode(items, pin, priority=Priority.BULK))
                 for items in pictures
             ]
-            while not encoder.prepared:
+            while not encoder.prepared:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.001)
             before = encoder.prepared
             await encode(texts("a"), pin)

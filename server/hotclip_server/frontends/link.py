@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hotclip_server.batching.batcher import Batcher
 from hotclip_server.batching.ticket import Answer, Row, Ticket
-from hotclip_server.encoding.protocol import Prepared
+from hotclip_server.encoding.protocol import Prepared, Tower
 from hotclip_server.errors import HotclipError
 from hotclip_server.frontends.frames import Frames, Kind
 from hotclip_server.frontends.messages import (
@@ -164,7 +164,8 @@ class Link:
             for at, row in enumerate(rows)
             if isinstance(row, HotclipError) and row is not ELSEWHERE
         }
-        dim = self._lent[opening.version].resident.spec.dim
+        resident = self._lent[opening.version].resident
+        dim = resident.spec.dim
         inline = b""
         if opening.rows == NOWHERE:
             matrix = np.zeros((len(rows), dim), np.float32)
@@ -175,8 +176,9 @@ class Link:
                 -1, dim
             )
             _fill(matrix, rows)
-        body = pack_answer(opening.number, answer.queue_s, answer.compute_s, errors, inline)
-        self.frames.send(Kind.ANSWER, body)
+        engines = {tower: resident.encoder.engine(tower) for tower in Tower}
+        times = (answer.queue_s, answer.compute_s)
+        self.frames.send(Kind.ANSWER, pack_answer(opening.number, *times, engines, errors, inline))
 
     def _look(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         array = np.frombuffer(self._memory, np.uint8, nbytes, offset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotclip_server.batching.ticket import Demand, Priority
+from hotclip_server.encoding.engines.protocol import ENGINES, PRECISIONS, EngineChoice
 from hotclip_server.encoding.protocol import Prepared, Tower
 from hotclip_server.errors import (
     Aborted,
@@ -30,6 +31,8 @@ from hotclip_server.errors import (
     Unimplemented,
 )
 
+Engines = Mapping[Tower, EngineChoice]
+
 NOWHERE = -1
 """Instead of an offset: the content is in the frame itself."""
 
@@ -37,7 +40,8 @@ _OPEN = struct.Struct("<IIqdBI")  # request, version, rows, deadline, class, ite
 _COUNT = struct.Struct("<II")  # request, number
 _PART = struct.Struct("<III")  # request, start, stop
 _ITEM = struct.Struct("<I16sBIIq")  # index, key, tower, tokens or height, width, offset
-_ANSWER = struct.Struct("<IddII")  # request, queue_s, compute_s, bytes of the errors, of the rows
+# Request, queue_s, compute_s, engine and precision of each tower, bytes of the errors, of the rows.
+_ANSWER = struct.Struct("<Idd4BII")
 _TOWERS = (Tower.TEXT, Tower.VISION)
 _DEMANDS = np.dtype([("tower", "u1"), ("length", "<u4"), ("nbytes", "<u8")])
 
@@ -157,12 +161,21 @@ def pack_answer(
     number: int,
     queue_s: float,
     compute_s: float,
+    engines: Engines,
     errors: dict[int, HotclipError],
     rows: bytes,
 ) -> bytes:
     """What came of a request; `rows` is empty if they lie in the arena."""
     told = json.dumps({at: describe(e) for at, e in errors.items()}).encode() if errors else b""
-    return _ANSWER.pack(number, queue_s, compute_s, len(told), len(rows)) + told + rows
+    ran = [
+        found
+        for tower in _TOWERS
+        for found in (
+            ENGINES.index(engines[tower].engine),
+            PRECISIONS.index(engines[tower].precision),
+        )
+    ]
+    return _ANSWER.pack(number, queue_s, compute_s, *ran, len(told), len(rows)) + told + rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,17 +184,23 @@ class Answered:
 
     queue_s: float
     compute_s: float
+    engines: Engines
+    """What runs the towers of its version now."""
     errors: dict[int, HotclipError]
     rows: bytes
 
 
 def unpack_answer(body: bytes) -> tuple[int, Answered]:
     """The request and what came of it."""
-    number, queue_s, compute_s, told, rows = _ANSWER.unpack_from(body)
+    number, queue_s, compute_s, *ran, told, rows = _ANSWER.unpack_from(body)
+    engines = {
+        tower: EngineChoice(ENGINES[ran[2 * at]], PRECISIONS[ran[2 * at + 1]])
+        for at, tower in enumerate(_TOWERS)
+    }
     at = _ANSWER.size + told
     found = json.loads(body[_ANSWER.size : at]) if told else {}
     errors = {int(index): restore(error) for index, error in found.items()}
-    return number, Answered(queue_s, compute_s, errors, body[at : at + rows])
+    return number, Answered(queue_s, compute_s, engines, errors, body[at : at + rows])
 
 
 def pack_failure(number: int, error: HotclipError) -> bytes:

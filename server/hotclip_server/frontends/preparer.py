@@ -17,6 +17,7 @@ from hotclip_server.encoding.preprocessing import ImagePreprocessing
 from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower, Truncate
 from hotclip_server.encoding.text_tower import Shortening, Trim
 from hotclip_server.encoding.tokenizer import load_tokenizer
+from hotclip_server.frontends.messages import Engines
 from hotclip_server.frontends.table import images_from, spec_from
 
 
@@ -42,6 +43,7 @@ class Preparer:
         self._spec = spec_from(facts)
         self._preprocessing = images_from(facts)
         self._logit_scale = float(facts["logit_scale"])
+        self._engines: Engines = dict.fromkeys(Tower, EAGER)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -75,8 +77,12 @@ class Preparer:
         raise RuntimeError("a front end has no weights; this is a bug")
 
     def engine(self, tower: Tower) -> EngineChoice:
-        """Nothing runs here."""
-        return EAGER
+        """What ran a tower when the device process answered last."""
+        return self._engines[tower]
+
+    def note_engines(self, engines: Engines) -> None:
+        """See `RunsElsewhere`: what is remembered is remembered as their vectors."""
+        self._engines = engines
 
     def figures(self, tower: Tower) -> EngineFigures | None:
         """Nothing is measured here."""

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import mmap
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from hotclip_server.frontends.frames import Frames, Kind
 from hotclip_server.frontends.messages import (
     NOWHERE,
     Answered,
+    Engines,
     Opening,
     pack_indices,
     pack_items,
@@ -28,6 +30,14 @@ from hotclip_server.frontends.messages import (
 
 SMALL_ROWS = 16 << 10
 """Bytes; rows of less come in the answer itself."""
+
+
+@runtime_checkable
+class RunsElsewhere(Protocol):
+    """An encoder that is told what runs its towers."""
+
+    def note_engines(self, engines: Engines) -> None:
+        """What runs each tower from here on."""
 
 
 class Call:
@@ -110,6 +120,8 @@ class RemoteBatcher:
             if call.outcome is None:
                 call.left = True
                 self._frames.send(Kind.CANCEL, pack_indices(call.number, ()))
+        if isinstance(call.outcome, Answered) and isinstance(resident.encoder, RunsElsewhere):
+            resident.encoder.note_engines(call.outcome.engines)
         return self._answer(call, len(demands), dim)
 
     def put(self, call: Call, items: Iterable[tuple[int, Prepared]]) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from hotclip_server.batching.isolate import EncodeFailed
 from hotclip_server.batching.ticket import Demand, Priority
+from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
 from hotclip_server.encoding.protocol import Prepared, Tower
 from hotclip_server.errors import (
     DeviceLost,
@@ -71,6 +72,9 @@ def test_errors_have_the_same_status(error: HotclipError) -> None:
     assert number == 9
     assert status_of(found) == status_of(error)
     rows = np.ones((2, 3), np.float32).tobytes()
-    number, answer = messages.unpack_answer(messages.pack_answer(4, 0.5, 0.25, {1: error}, rows))
+    engines = {Tower.TEXT: EngineChoice("torch", "bf16"), Tower.VISION: EAGER}
+    packed = messages.pack_answer(4, 0.5, 0.25, engines, {1: error}, rows)
+    number, answer = messages.unpack_answer(packed)
     assert (number, answer.queue_s, answer.compute_s, answer.rows) == (4, 0.5, 0.25, rows)
+    assert answer.engines == engines
     assert status_of(answer.errors[1]) == status_of(error)

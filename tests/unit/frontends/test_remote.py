@@ -14,17 +14,22 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.batching.batcher import Batcher, BatchLimits
 from hotclip_server.batching.budget import Budget
+from hotclip_server.batching.cache import FeatureCache
 from hotclip_server.batching.device import DeviceThread
 from hotclip_server.batching.ticket import Answer, Demand, Priority
+from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
 from hotclip_server.encoding.protocol import Prepared, Tower
 from hotclip_server.errors import DeadlineExceeded, HotclipError, InvalidArgument, Unavailable
 from hotclip_server.frontends.arena import ArenaSizes, map_arena, new_arena
 from hotclip_server.frontends.frames import Frames
 from hotclip_server.frontends.link import Link
+from hotclip_server.frontends.messages import Engines
 from hotclip_server.frontends.remote import Call, RemoteBatcher
 from hotclip_server.models.residents import Pin, Resident, Residents
+from hotclip_server.pipeline import EncodePipeline, ItemLimits
 from hotclip_server.testing import FakeEncoder
 
 SIZES = ArenaSizes(items=2048, rows=96 << 10)
@@ -233,3 +238,54 @@ async def test_cancelled_requests_leave_nothing_behind() -> None:
             here.check(images(n, 12), answer)
         await until_free(pair)
         assert here.batcher.ledger.items == 0
+
+
+class Switching(FakeEncoder):
+    """Its other engine gives half of each feature."""
+
+    choice = EAGER
+
+    def engine(self, tower: Tower) -> EngineChoice:
+        return self.choice
+
+    def encode(self, tower: Tower, batch: Sequence[Prepared]) -> np.ndarray:
+        rows = super().encode(tower, batch)
+        return (rows * (1.0 if self.choice == EAGER else 0.5)).astype(np.float32)
+
+
+class Preparing(FakeEncoder):
+    """What a front end has of it."""
+
+    engines: Engines = dict.fromkeys(Tower, EAGER)
+
+    def engine(self, tower: Tower) -> EngineChoice:
+        return self.engines[tower]
+
+    def note_engines(self, engines: Engines) -> None:
+        self.engines = engines
+
+
+async def test_what_another_engine_gave_is_not_remembered_as_the_vectors_of_the_present_one() -> (
+    None
+):
+    async with world() as w:
+        encoder = Switching(dim=64)
+        w.resident = Resident(version_id="v", model="default", encoder=encoder)
+        pair = await w.pair()
+        here = Resident(version_id="v", model="default", encoder=Preparing(dim=64))
+        cache = FeatureCache(1 << 20)
+        pipeline = EncodePipeline(pair.remote, ItemLimits(), 1, cache)
+        pipeline.start()
+
+        async def length(text: str) -> float:
+            with Pin(w.residents, here) as pin:
+                encoded = await pipeline.encode_items([EncodeItem(text=text)], pin, normalize=False)
+            return round(float(np.linalg.norm(encoded.vectors[0])), 3)
+
+        assert [await length("a"), await length("a")] == [1.0, 1.0]
+        assert cache.figures.hits == 1
+        encoder.choice = EngineChoice("torch", "bf16")
+        assert await length("b") == 0.5  # and the front end hears of it
+        assert [await length("a"), await length("a"), await length("b")] == [0.5, 0.5, 0.5]
+        assert cache.figures.hits == 2
+        pipeline.stop()
