@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from timm.models import register_model
+from timm.models.vision_transformer import VisionTransformer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 from torch import nn
@@ -42,8 +44,32 @@ TEXTS = [
 ]
 
 
+XLM_ROBERTA: dict[str, Any] = {
+    "model_type": "xlm-roberta",
+    "vocab_size": 600,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+    "pad_token_id": 1,
+    "type_vocab_size": 1,
+}
+"""What `config.json` of the kind "xlm-roberta" holds: see `write_text_config`."""
+
+
+@register_model
+def small_pooling_vit(pretrained: bool = False, **options: Any) -> nn.Module:
+    """As SigLIP's image towers: no class token, attention pooling."""
+    given = {name: options[name] for name in ("num_classes", "global_pool")}
+    return VisionTransformer(
+        img_size=32, patch_size=16, embed_dim=24, depth=2, num_heads=2, class_token=False, **given
+    )
+
+
 def model_cfg(kind: str = "clip") -> dict[str, Any]:
-    """A config: "clip", "quickgelu", "custom-text", "siglip", "resnet", "eos" or "mini"."""
+    """A config: "clip", "quickgelu", "custom-text", "siglip", "resnet", "eos" or "mini"; with
+    towers of other libraries "timm-vit", "convnext" or "xlm-roberta"."""
     text, vision = dict(TEXT), dict(VISION)
     config: dict[str, Any] = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
     if kind == "quickgelu":
@@ -59,9 +85,30 @@ def model_cfg(kind: str = "clip") -> dict[str, Any]:
         vision |= {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "image_size": 64}
     if kind == "eos":
         text |= {"pool_type": "eos", "eos_id": 49407}
+    if kind == "timm-vit":
+        config["vision_cfg"] = {"timm_model_name": "small_pooling_vit", "image_size": 32}
+        config["vision_cfg"] |= {"timm_pool": "map", "timm_proj": "none"}
+    if kind == "convnext":
+        config["vision_cfg"] = {"timm_model_name": "convnext_atto", "image_size": 64}
+        config["vision_cfg"] |= {"timm_pool": "", "timm_proj": "linear"}
+    if kind == "xlm-roberta":
+        config["text_cfg"] = {
+            "hf_model_name": "small/xlm-roberta",
+            "hf_tokenizer_name": "small/xlm-roberta",
+            "hf_pooler_type": "mean_pooler",
+            "hf_proj_type": "mlp",
+            "context_length": 16,
+        }
     if kind == "mini":
         text |= {"vocab_size": 600, "hf_tokenizer_name": "builtin-mini"}
     return config
+
+
+def write_text_config(folder: Path) -> Path:
+    """What `build_model` looks for in the folder of a model of the kind "xlm-roberta"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(XLM_ROBERTA), "utf-8")
+    return folder
 
 
 def write_tokenizer(folder: Path, vocabulary: int = 600) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg
-from support.small_models import model_cfg, random_model
+from support.small_models import model_cfg, random_model, write_text_config
 
 from hotclip_server.encoding.architecture import OpenClipConfig
 from hotclip_server.encoding.engines.eager import EagerEngine
@@ -18,6 +19,9 @@ from hotclip_server.encoding.protocol import Tower
 from hotclip_server.encoding.text_tower import TextTower
 
 KINDS = ("clip", "quickgelu", "custom-text", "siglip", "resnet", "eos")
+"""Of which both towers are open_clip's own."""
+OTHERS = (("timm-vit", Tower.VISION), ("convnext", Tower.VISION), ("xlm-roberta", Tower.TEXT))
+"""Towers of other libraries."""
 
 
 def tower_source(
@@ -28,7 +32,8 @@ def tower_source(
     settings["vision_cfg"] |= changes
     preprocess = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
     config = OpenClipConfig(model=settings, preprocess=preprocess)
-    model: Any = random_model(config, Path(), seed=seed).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        model: Any = random_model(config, write_text_config(Path(folder)), seed=seed).to(device)
     return TowerSource(
         model=model,
         tower=tower,
@@ -49,11 +54,12 @@ def inputs_of(source: TowerSource, count: int, *, seed: int = 0) -> list[NDArray
         return list(blocks.repeat(side // 4, 1).repeat(side // 4, 2))
     model: Any = source.model
     words = (model if hasattr(model, "vocab_size") else model.text).vocab_size
+    padding = source.text.masked_id or 0
     texts = []
     for _ in range(count):
-        ids = np.zeros(source.context_length, np.int64)
+        ids = np.full(source.context_length, padding, np.int64)
         length = int(generator.integers(2, source.context_length + 1))
-        ids[: length - 1] = generator.integers(1, words - 1, length - 1)
+        ids[: length - 1] = generator.integers(1 + padding, words - 1, length - 1)
         ids[length - 1] = words - 1  # the end token
         texts.append(source.text.shorten(ids))
     return texts

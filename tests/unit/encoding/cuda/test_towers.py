@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from support.towers import KINDS, expected, inputs_of, tower_source
+from support.towers import KINDS, OTHERS, expected, inputs_of, tower_source
 
 from hotclip_server.encoding.cuda.attention import LastBlock, SelfAttention
 from hotclip_server.encoding.cuda.buckets import Bucket
@@ -14,7 +14,10 @@ from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.protocol import Tower
 
 BATCHES = (1, 4, 8)
-TOWERS = list(Tower)
+TOWERS = [*((kind, tower) for kind in KINDS for tower in Tower), *OTHERS]
+ALIKE = [("resnet", Tower.VISION), ("convnext", Tower.VISION)]
+"""Untrained, they give every image nearly the same vector."""
+each_tower = pytest.mark.parametrize(("kind", "which"), TOWERS)
 
 
 def run(tower: CudaTower, batch: list[NDArray[np.int64]]) -> NDArray[np.float32]:
@@ -29,8 +32,7 @@ def run(tower: CudaTower, batch: list[NDArray[np.int64]]) -> NDArray[np.float32]
     return features[: len(batch)]
 
 
-@pytest.mark.parametrize("which", TOWERS, ids=lambda tower: tower.value)
-@pytest.mark.parametrize("kind", KINDS)
+@each_tower
 def test_equal_to_open_clip(kind: str, which: Tower) -> None:
     source = tower_source(kind, which)
     tower = build_tower(source, "fp32", BATCHES)
@@ -41,9 +43,7 @@ def test_equal_to_open_clip(kind: str, which: Tower) -> None:
         np.testing.assert_allclose(run(tower, batch), wanted, atol=2e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("which", TOWERS, ids=lambda tower: tower.value)
-# An untrained ResNet gives every image nearly the same vector.
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resnet"])
+@pytest.mark.parametrize(("kind", "which"), [one for one in TOWERS if one not in ALIKE])
 def test_half_precision_is_near(kind: str, which: Tower) -> None:
     source = tower_source(kind, which)
     tower = build_tower(source, "bf16", BATCHES)
@@ -55,8 +55,7 @@ def test_half_precision_is_near(kind: str, which: Tower) -> None:
     assert 0 < error < 0.1 * spread
 
 
-@pytest.mark.parametrize("which", TOWERS, ids=lambda tower: tower.value)
-@pytest.mark.parametrize("kind", KINDS)
+@each_tower
 def test_other_weights_take_the_place_of_the_first(kind: str, which: Tower) -> None:
     first, second = (tower_source(kind, which, seed=seed) for seed in (1, 2))
     assert architecture_of(first, "bf16") == architecture_of(second, "bf16")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg
 from support.parity import INPUTS, assert_parity
 from support.pictures import photograph
-from support.small_models import model_cfg, random_model
+from support.small_models import model_cfg, random_model, write_text_config
 
 from hotclip_server.encoding.architecture import OpenClipConfig, build_model
 from hotclip_server.encoding.engines.eager import EagerEngine
@@ -31,39 +30,12 @@ from hotclip_server.encoding.text_tower import TextTower
 from hotclip_server.models.probes import parity
 
 ON_CPU = providers(torch.device("cpu"))
-XLM_ROBERTA: dict[str, Any] = {
-    "model_type": "xlm-roberta",
-    "vocab_size": 600,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 40,
-    "pad_token_id": 1,
-    "type_vocab_size": 1,
-}
-"""What `config.json` of a small XLM-RoBERTa holds."""
 
 
 def config_of(kind: str) -> OpenClipConfig:
-    """Besides `model_cfg`'s kinds "xlm-roberta" and "convnext"."""
-    config = model_cfg("clip" if kind in ("xlm-roberta", "convnext") else kind)
-    if kind == "xlm-roberta":
-        config["text_cfg"] = {
-            "hf_model_name": "small/xlm-roberta",
-            "hf_tokenizer_name": "small/xlm-roberta",
-            "hf_pooler_type": "mean_pooler",
-            "hf_proj_type": "mlp",
-            "context_length": 16,
-        }
-    if kind == "convnext":
-        config["vision_cfg"] = {
-            "timm_model_name": "convnext_atto",
-            "timm_pool": "",
-            "timm_proj": "linear",
-            "image_size": 64,
-        }
-    return OpenClipConfig(model=config, preprocess={"mean": [0.4, 0.5, 0.6], "std": [0.2] * 3})
+    """One of `model_cfg`'s kinds."""
+    preprocess = {"mean": [0.4, 0.5, 0.6], "std": [0.2] * 3}
+    return OpenClipConfig(model=model_cfg(kind), preprocess=preprocess)
 
 
 def source_of(kind: str, tower: Tower, folder: Path) -> TowerSource:
@@ -115,9 +87,7 @@ def inputs(kind: str, source: TowerSource) -> list[NDArray[Any]]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the config of the text tower lies."""
-    made = tmp_path_factory.mktemp("towers")
-    (made / "config.json").write_text(json.dumps(XLM_ROBERTA), "utf-8")
-    return made
+    return write_text_config(tmp_path_factory.mktemp("towers"))
 
 
 @cache
@@ -143,9 +113,13 @@ def in_batches(engine: OnnxEngine, items: Sequence[NDArray[Any]]) -> NDArray[np.
 CASES = [
     ("clip", Tower.TEXT),
     ("clip", Tower.VISION),
+    ("quickgelu", Tower.TEXT),
     ("quickgelu", Tower.VISION),
     ("custom-text", Tower.TEXT),
+    ("custom-text", Tower.VISION),
+    ("eos", Tower.TEXT),
     ("siglip", Tower.TEXT),
+    ("timm-vit", Tower.VISION),
     ("resnet", Tower.VISION),
     ("convnext", Tower.VISION),
     ("xlm-roberta", Tower.TEXT),

@@ -14,6 +14,7 @@ from support.parity import INPUTS, assert_parity
 from support.pictures import photograph
 from support.precision import needs_bf16
 from support.small_models import write_model
+from support.towers import OTHERS, inputs_of, tower_source
 
 from hotclip_server.encoding.engines import torch_engine
 from hotclip_server.encoding.engines.eager import EagerEngine
@@ -79,6 +80,23 @@ def test_equal_to_open_clip(kind: str, tower: Tower, precision: str, tmp_path: P
     assert_parity(rows, reference, list(range(INPUTS)), tolerance=TOLERANCE[precision])
     if precision == "fp32":
         np.testing.assert_allclose(rows, reference, rtol=1e-3, atol=1e-4)
+
+
+OTHER_CASES = [
+    pytest.param(kind, tower, precision, marks=[needs_bf16] if precision == "bf16" else [])
+    for kind, tower in OTHERS
+    for precision in TOLERANCE
+    if (kind, precision) != ("convnext", "bf16")  # as for a ResNet
+]
+
+
+@pytest.mark.parametrize(("kind", "tower", "precision"), OTHER_CASES)
+def test_towers_of_other_libraries(kind: str, tower: Tower, precision: str) -> None:
+    source = tower_source(kind, tower)
+    items = inputs_of(source, INPUTS)
+    reference = EagerEngine(source).run(items)
+    rows = in_batches(TorchEngine(source, precision), items)
+    assert_parity(rows, reference, list(range(INPUTS)), tolerance=TOLERANCE[precision])
 
 
 def test_a_tower_that_is_not_exactly_known_is_not_taken(tmp_path: Path) -> None:
