@@ -40,6 +40,16 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
+class AnswersToNobody(logging.Filter):
+    """Drops what gRPC logs, with a traceback, of an answer to a call that has ended: its caller's
+    deadline has passed, or it went away, and gRPC had not told the handler yet."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is kept."""
+        kind = record.exc_info[0] if record.exc_info else None
+        return kind is None or kind.__name__ != "ExecuteBatchError"
+
+
 def configure_logging(level: str, log_format: str) -> None:
     """Sends the records of hotclip at `level`, and warnings of libraries, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
@@ -48,3 +58,5 @@ def configure_logging(level: str, log_format: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("hotclip_server").setLevel(level.upper())
+    of_grpc = logging.getLogger("grpc._cython.cygrpc")
+    of_grpc.filters[:] = [AnswersToNobody()]

@@ -79,7 +79,8 @@ async def rank(
     bad += [FieldViolation(f"candidates[{i}]", e.message) for i, e in encoded.errors.items()]
     if bad:
         raise InvalidArgument.fields(bad)
-    cosines = encoded.vectors @ encoded_query.vectors[0]
+    # Rounding must not make more than 1 of a vector and itself: an angle would be NaN.
+    cosines = (encoded.vectors @ encoded_query.vectors[0]).clip(-1, 1)
     logits = pin.resident.encoder.logit_scale * cosines
     weights = np.exp(logits - logits.max())
     probabilities = weights / weights.sum()

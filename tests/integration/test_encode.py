@@ -155,9 +155,10 @@ def test_bad_requests_are_refused_with_the_field(stub):
     empty = Request(items=[Item(text="x"), Item()])
     _, fields = refused(lambda: stub.Encode(empty, timeout=TIMEOUT_S), invalid)
     assert fields == ["items[1]"]
-    odd = Request(items=[Item(text="x")], dtype=99)
-    _, fields = refused(lambda: stub.Encode(odd, timeout=TIMEOUT_S), invalid)
-    assert fields == ["dtype"]
+    for field in ("dtype", "priority", "truncate"):
+        odd = Request(items=[Item(text="x")], **{field: 99})
+        _, fields = refused(lambda odd=odd: stub.Encode(odd, timeout=TIMEOUT_S), invalid)
+        assert fields == [field]
 
 
 def test_pins(stub):

@@ -24,6 +24,7 @@ from hotclip_server.encoding.protocol import Prepared, Tower, Truncate
 from hotclip_server.errors import InvalidArgument, Unavailable
 from hotclip_server.models.residents import Pin, Resident, Residents
 from hotclip_server.pipeline import EncodePipeline, ItemLimits
+from hotclip_server.ranking import rank
 from hotclip_server.testing import FakeEncoder
 
 ROUGH = EngineChoice("torch", "bf16")
@@ -95,6 +96,16 @@ async def test_another_version_computes_its_own():
             second = await server.pipeline.encode_items(texts("a"), pin_of_other)
         assert server.cache.figures.hits == 0
         assert not np.allclose(first.vectors, second.vectors)
+
+
+async def test_nothing_is_more_like_a_thing_than_itself():
+    async with serving() as server:
+        with server.pin() as pin:
+            for text in map(str, range(40)):
+                ranked = await rank(server.pipeline, pin, EncodeItem(text=text), texts(text, "x"))
+                best = ranked.scores[0]
+                assert (best.index, best.cosine) == (0, pytest.approx(1.0))
+                assert best.cosine <= 1.0
 
 
 class Slow(FakeEncoder):

@@ -60,7 +60,7 @@ class EncodeServiceServicer(object):
 
     def Encode(self, request, context):
         """Encodes a mixed list of texts and images, in order.
-        Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions or
+        Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions, priority or
         truncate), NOT_FOUND (model or version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
         RESOURCE_EXHAUSTED (more items than max_items_per_request), UNAVAILABLE with
         RetryInfo (queue full, not ready), DEADLINE_EXCEEDED.

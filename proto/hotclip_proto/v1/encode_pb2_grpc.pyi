@@ -37,7 +37,7 @@ class EncodeServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EncodeServiceAsyncStub: ...
     Encode: _grpc.UnaryUnaryMultiCallable[_encode_pb2.EncodeRequest, _encode_pb2.EncodeResponse]
     """Encodes a mixed list of texts and images, in order.
-    Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions or
+    Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions, priority or
     truncate), NOT_FOUND (model or version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
     RESOURCE_EXHAUSTED (more items than max_items_per_request), UNAVAILABLE with
     RetryInfo (queue full, not ready), DEADLINE_EXCEEDED.
@@ -64,7 +64,7 @@ class EncodeServiceAsyncStub(EncodeServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_encode_pb2.EncodeRequest, _encode_pb2.EncodeResponse]  # type: ignore[assignment]
     """Encodes a mixed list of texts and images, in order.
-    Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions or
+    Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions, priority or
     truncate), NOT_FOUND (model or version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
     RESOURCE_EXHAUSTED (more items than max_items_per_request), UNAVAILABLE with
     RetryInfo (queue full, not ready), DEADLINE_EXCEEDED.
@@ -94,7 +94,7 @@ class EncodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_encode_pb2.EncodeResponse, _abc.Awaitable[_encode_pb2.EncodeResponse]]:
         """Encodes a mixed list of texts and images, in order.
-        Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions or
+        Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions, priority or
         truncate), NOT_FOUND (model or version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
         RESOURCE_EXHAUSTED (more items than max_items_per_request), UNAVAILABLE with
         RetryInfo (queue full, not ready), DEADLINE_EXCEEDED.

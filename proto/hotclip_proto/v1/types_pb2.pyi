@@ -272,8 +272,8 @@ class EncodeItem(message.Message):
     """
     image: builtins.bytes
     """An encoded JPEG, PNG or WebP (first frame), at most 20 MiB and 50 megapixels
-    by default; size is read from the header before decoding. A JPEG of more than
-    100 scans is IMAGE_UNREADABLE.
+    by default, and no more than fits into a message (16 MiB by default); size is read
+    from the header before decoding. A JPEG of more than 100 scans is IMAGE_UNREADABLE.
     """
     @builtins.property
     def tensor(self) -> ImageTensor:

@@ -29,7 +29,10 @@ SHARE = 0.25
 """Part of the device that measuring takes while requests wait."""
 ENOUGH = 0.95
 """Part of the best throughput that is worth no larger batch."""
-ROUNDS = 3
+LEAST_RACES, MOST_RACES = 3, 25
+"""Rounds of a race."""
+RACES_S = 0.2
+"""Seconds of the device after which no further round begins, once there were enough."""
 
 
 class CallOnDevice(Protocol):
@@ -80,11 +83,16 @@ class Pieces:
         return np.concatenate(rows)
 
     async def race(self, engines: Sequence[Engine], items: Sequence[NDArray[Any]]) -> list[float]:
-        """Seconds of the same batch on each engine: the best of interleaved rounds."""
+        """Seconds of the same batch on each engine: the best of interleaved rounds, of which
+        there are more if they are short and one moment may disturb all of them."""
         best = [float("inf")] * len(engines)
-        for _ in range(ROUNDS):
+        spent, rounds = 0.0, 0
+        while rounds < LEAST_RACES or (rounds < MOST_RACES and spent < RACES_S):
             for number, engine in enumerate(engines):
-                best[number] = min(best[number], await self._seconds(engine, items))
+                seconds = await self._seconds(engine, items)
+                best[number] = min(best[number], seconds)
+                spent += seconds
+            rounds += 1
         return best
 
     async def figures(

@@ -33,6 +33,11 @@ _TRUNCATIONS = {
     types_pb2.TRUNCATION_START: Truncate.START,
     types_pb2.TRUNCATION_NONE: Truncate.NONE,
 }
+_PRIORITIES = {
+    types_pb2.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
+    types_pb2.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    types_pb2.PRIORITY_BULK: Priority.BULK,
+}
 
 
 class Versions(Protocol):
@@ -103,7 +108,7 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
     ) -> encode_pb2.RankResponse:
         """Scores candidates against a query."""
         started = time.perf_counter()
-        truncate = truncate_of(request.truncate)
+        truncate, priority = truncate_of(request.truncate), priority_of(request.priority)
         with self._versions.pin(request.model, request.version, request.expected_space_id) as pin:
             ranked = await rank(
                 self._pipeline,
@@ -111,7 +116,7 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
                 request.query,
                 request.candidates,
                 deadline=deadline_of(context),
-                priority=priority_of(request.priority),
+                priority=priority,
                 truncate=truncate,
             )
             return encode_pb2.RankResponse(
@@ -147,7 +152,7 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
         # Written in place: protobuf copies a message that is put into another one.
         started = time.perf_counter()
         dtype = check_dtype(request.dtype)
-        truncate = truncate_of(request.truncate)
+        truncate, priority = truncate_of(request.truncate), priority_of(request.priority)
         with self._versions.pin(
             request.model, request.version, request.expected_space_id, request.dimensions
         ) as pin:
@@ -157,7 +162,7 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
                 request.items,
                 pin,
                 deadline=deadline,
-                priority=priority_of(request.priority),
+                priority=priority,
                 truncate=truncate,
                 normalize=not request.raw_features,
             )
@@ -179,8 +184,14 @@ def deadline_of(context: Context) -> float | None:
 
 
 def priority_of(priority: types_pb2.Priority.ValueType) -> Priority:
-    """Class of a request; interactive unless it says bulk."""
-    return Priority.BULK if priority == types_pb2.PRIORITY_BULK else Priority.INTERACTIVE
+    """Class of a request; interactive unless it says bulk.
+
+    Raises:
+        InvalidArgument: no such class.
+    """
+    if priority not in _PRIORITIES:
+        raise InvalidArgument.field("priority", f"unknown class {priority}")
+    return _PRIORITIES[priority]
 
 
 def truncate_of(truncate: types_pb2.Truncation.ValueType) -> Truncate:
