@@ -24,6 +24,10 @@ from hotclip_server.encoding.protocol import Tower
 from hotclip_server.encoding.text_tower import TextTower, Trim
 
 
+FOLDER = "name_or_path"
+"""What transformers keeps of where a model was read: each version lies in a folder of its own."""
+
+
 class CudaImages:
     """Pixels to features.
 
@@ -214,7 +218,9 @@ def architecture_of(source: TowerSource, precision: str) -> str:
     parts += [preprocess.size, tuple(preprocess.mean), tuple(preprocess.std)]
     for name, module in source.model.named_modules():
         plain = {
-            key: value for key, value in sorted(vars(module).items()) if _is_plain_value(value)
+            key: value
+            for key, value in sorted(vars(module).items())
+            if key != FOLDER and _is_plain_value(value)
         }
         parts.append((name, type(module).__qualname__, plain))
         config = getattr(module, "config", None)
