@@ -103,7 +103,8 @@ class ServerConfig:
     """CPU threads of one batch or training step; 0: one a core."""
     frontends: Annotated[int, _within(0, 256)] = 0
     """Processes that take calls, decode images and tokenise texts, for machines of many cores;
-    0: the process that runs the model does that too."""
+    0: the process that runs the model does that too. Each connection is taken by one of them, so
+    clients should be many, or have several connections each."""
     prepare_threads: Annotated[int, _at_least(0)] = 0
     """Threads that decode images and tokenise texts, of each front end if there are any; 0: one
     a core."""
