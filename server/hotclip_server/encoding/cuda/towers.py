@@ -23,7 +23,6 @@ from hotclip_server.encoding.engines.source import TowerSource
 from hotclip_server.encoding.protocol import Tower
 from hotclip_server.encoding.text_tower import TextTower, Trim
 
-
 FOLDER = "name_or_path"
 """What transformers keeps of where a model was read: each version lies in a folder of its own."""
 
