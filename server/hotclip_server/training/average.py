@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -43,6 +43,22 @@ class WeightAverage:
     def swap_in(self) -> None:
         """Put the average into the model for good."""
         self._load(self._average)
+
+    @property
+    def updates(self) -> int:
+        """How many steps it has seen."""
+        return self._updates
+
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """The average, live, by the names of `Tuning.state`."""
+        return self._average
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
+        """Goes on from a `state` after so many updates."""
+        for name, average in self._average.items():
+            average.copy_(tensors[name])
+        self._updates = updates
 
     @torch.no_grad()
     def _load(self, tensors: dict[str, torch.Tensor]) -> None:

@@ -49,9 +49,12 @@ class Clip:
 
     def normalise(self, images: Tensor) -> Tensor:
         """[n, 3, h, w] float32 in 0..1 to what the vision tower expects, on the model's device."""
-        mean = torch.tensor(self.preprocess.mean).view(1, 3, 1, 1)
-        std = torch.tensor(self.preprocess.std).view(1, 3, 1, 1)
-        return ((images - mean) / std).to(self.device)
+        images = images.to(self.device)
+        mean, std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1)
+            for values in (self.preprocess.mean, self.preprocess.std)
+        )
+        return (images - mean) / std
 
 
 def load_clip(folder: Path) -> Clip:

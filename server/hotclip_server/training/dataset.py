@@ -53,6 +53,8 @@ class TrainingSet:
             raise InvalidPairs(f"need at least 2 different images, got {len(image_keys)}")
         texts = list(dict.fromkeys(pair.text for pair in pairs))
         self.images = len(image_keys)
+        self._clip = clip
+        self._keys = image_keys
         self.pairs = len(pairs)
         self._store = ImageStore(clip, image_keys, data.image_bytes, budget_bytes)
         self._tokens = tokenize(clip, texts)
@@ -65,6 +67,10 @@ class TrainingSet:
         self._label_of_pair = _optional([pair.label for pair in pairs])
         self._score_of_pair = np.array([pair.score for pair in pairs], dtype=np.float32)
 
+    def name(self, image: int) -> str:
+        """The key of an image by its number."""
+        return self._keys[image]
+
     def captions(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The pair drawn for each image in this epoch."""
         drawn: NDArray[np.int64] = self._order[
@@ -75,6 +81,20 @@ class TrainingSet:
     def prefetch(self, images: NDArray[np.int64]) -> None:
         """Begins to decode the images of the next batch, on threads."""
         self._store.prefetch(images.tolist())
+
+    def blank(self, rows: int) -> Batch:
+        """As a batch, with black images and the longest texts there may be."""
+        size = self._clip.preprocess.size
+        height, width = (size, size) if isinstance(size, int) else size
+        keys = torch.full((KEYS, rows), -1)
+        return Batch(
+            pairs=rows,
+            images=torch.zeros(rows, 3, height, width, dtype=torch.uint8),
+            tokens=self._tokens[:1].repeat(rows, 1),
+            image_keys=keys,
+            text_keys=keys,
+            scores=torch.ones(rows),
+        )
 
     def batch(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Batch:
         """Images by number, with the captions that `captions` drew."""

@@ -1,4 +1,8 @@
-"""What a training run tells, in order."""
+"""What a training run tells, in order.
+
+After every event but EpochEnd the run's state is that of the last whole step, so that a snapshot
+may be taken; and after every event at all the run may be ended.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,27 @@ class Started:
     epochs: int
     images: int
     pairs: int
+    done: int = 0
+    """Steps that an earlier attempt has done."""
+    chunk_size: int = 0
+    """Rows of a tower that run together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A part of a step is done: a good moment to let others use the device."""
+
+    step: int
+    """The step that is under way, from 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkHalved:
+    """The device's memory was full: the step is done again in smaller chunks, to the same end."""
+
+    step: int
+    chunk_size: int
+    """From now on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +53,15 @@ class Step:
     loss: float
     learning_rate: float
     logit_scale: float
-    """exp of the learnt log-scale: the inverse temperature."""
+    """exp of the learnt log-scale that the loss was computed with: the inverse temperature."""
     grad_norm: float
     """Norm of the gradient before clipping."""
     samples_per_second: float
     data_wait_s: float
     """Of this step, spent waiting for images to be decoded."""
+    chunk_size: int
+    skipped: int
+    """Steps of the run so far that were not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +72,19 @@ class SkippedStep:
     loss: float
     grad_norm: float
     in_a_row: int
+    samples: tuple[str, ...]
+    """Keys of images whose own features, or whose text's, were not finite; else of the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolledBack:
+    """Three steps in a row were not finite: the run goes on from an earlier state, slower."""
+
+    step: int
+    """Steps that are done in the state it went back to."""
+    from_step: int
+    rate_factor: float
+    """What the configured learning rate is multiplied by from now on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,4 +102,4 @@ class EpochEnd:
     mean_loss: float
 
 
-TrainEvent = Started | Step | SkippedStep | EpochEnd
+TrainEvent = Started | Chunk | ChunkHalved | Step | SkippedStep | RolledBack | EpochEnd

@@ -19,7 +19,17 @@ from hotclip_server.jobs.specs import ActivationRule, FineTuneSpec
 from hotclip_server.models.memory import free_bytes_of
 from hotclip_server.training.clip import Clip
 from hotclip_server.training.evaluate import Evaluation, Evaluator
-from hotclip_server.training.events import EpochEnd, SkippedStep, Started, Step, TrainEvent
+from hotclip_server.training.events import (
+    Chunk,
+    ChunkHalved,
+    EpochEnd,
+    RolledBack,
+    SkippedStep,
+    Started,
+    Step,
+    TrainEvent,
+)
+from hotclip_server.training.gradients import Drawing
 from hotclip_server.training.jobs import (
     MONITOR,
     Datasets,
@@ -34,7 +44,7 @@ from hotclip_server.training.jobs import (
 )
 from hotclip_server.training.pairs import PairSet
 from hotclip_server.training.split import split_pairs
-from hotclip_server.training.trainer import Drawing, train
+from hotclip_server.training.trainer import train
 from hotclip_server.training.wise_ft import ALPHAS, interpolate, sweep
 
 ACTIVATION_ATTEMPTS = 5
@@ -290,11 +300,25 @@ class _Run:
                 self._step, self._skipped = event.step, self._skipped + 1
                 self.job.log(
                     f"step {event.step} was not finite and changed nothing: loss {event.loss}, "
-                    f"gradient norm {event.grad_norm}",
+                    f"gradient norm {event.grad_norm}; images {', '.join(event.samples)}",
+                    "WARNING",
+                )
+            case ChunkHalved():
+                self.job.log(
+                    f"step {event.step} did not fit into memory: again in chunks of "
+                    f"{event.chunk_size}",
+                    "WARNING",
+                )
+            case RolledBack():
+                self.job.log(
+                    f"back from step {event.from_step} to {event.step}, with "
+                    f"{event.rate_factor:g} of the learning rate",
                     "WARNING",
                 )
             case EpochEnd():
                 self._end_epoch(event)
+            case Chunk():
+                pass  # its driver lets others use the device
 
     def _yielded_share(self) -> float:
         """Of the time since training began."""

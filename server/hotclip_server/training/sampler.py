@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_ORDER, _CAPTION, _STEP = 0, 1, 2  # one random stream for each purpose
+_ORDER, _CAPTION, _STEP, _SAMPLE = 0, 1, 2, 3  # one random stream for each purpose
 
 
 def batches_per_epoch(images: int, batch_size: int) -> int:
@@ -29,5 +29,17 @@ def epoch_captions(counts: NDArray[np.int64], seed: int, epoch: int) -> NDArray[
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Seed of the augmentation and dropout of one step, below 2**63."""
-    return int(np.random.SeedSequence([seed, step, _STEP]).generate_state(1, np.uint64)[0] >> 1)
+    """Seed of the dropout of one step, below 2**62."""
+    return int(np.random.SeedSequence([seed, step, _STEP]).generate_state(1, np.uint64)[0] >> 2)
+
+
+def sample_draws(
+    samples: NDArray[np.int64], seed: int, epoch: int, count: int
+) -> NDArray[np.float32]:
+    """[n, count] uniform in [0, 1): what augments these images in this epoch, whatever else is
+    in their batch."""
+    rows = [
+        np.random.default_rng([seed, epoch, int(sample), _SAMPLE]).random(count, np.float32)
+        for sample in samples
+    ]
+    return np.stack(rows)

@@ -1,41 +1,62 @@
 """Contrastive training as a generator of steps.
 
-The caller drives it: between two steps it may pause, evaluate, write a checkpoint or stop, and
-nothing happens that it did not ask for. The model is trained in place.
+The caller drives it: between two events it may pause, evaluate, write a checkpoint or stop, and
+nothing happens that it did not ask for. The model is trained in place. All that a run needs to go
+on is a `Snapshot`; batches, captions, augmentation and dropout follow from the seed and the step.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hotclip_server.training.augment import augment
+from hotclip_server.models.memory import free_bytes_of
+from hotclip_server.training.augment import DRAWS, augment
 from hotclip_server.training.average import WeightAverage
+from hotclip_server.training.chunking import PROBED, chunk_rows, kept_bytes, out_of_memory
 from hotclip_server.training.clip import Clip, ClipModule
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.dataset import Batch, TrainingSet
+from hotclip_server.training.dropout import draws_in_training
 from hotclip_server.training.errors import TrainingDiverged
-from hotclip_server.training.events import EpochEnd, SkippedStep, Started, Step, TrainEvent
+from hotclip_server.training.events import (
+    Chunk,
+    ChunkHalved,
+    EpochEnd,
+    RolledBack,
+    SkippedStep,
+    Started,
+    Step,
+    TrainEvent,
+)
+from hotclip_server.training.gradients import IMAGE, TEXT, Drawing, GradientCache, Gradients
 from hotclip_server.training.losses import clamp_log_scale
 from hotclip_server.training.objective import Objective
 from hotclip_server.training.optim import learning_rate, make_optimizer, set_learning_rate
 from hotclip_server.training.pairs import PairSet
-from hotclip_server.training.sampler import batches_per_epoch, epoch_batches, step_seed
+from hotclip_server.training.progress import Progress, Snapshot
+from hotclip_server.training.sampler import (
+    batches_per_epoch,
+    epoch_batches,
+    sample_draws,
+    step_seed,
+)
 from hotclip_server.training.towers import Towers
 from hotclip_server.training.tuning import tuning_of
 
-Drawing = Callable[[], AbstractContextManager[None]]
-"""Entered around operations that may draw random numbers on the device."""
-
 MAX_SKIPPED_STEPS = 3
+NAMED = 10
+"""Samples that an error names."""
 NOTHING = np.zeros(0, dtype=np.int64)
 
 
@@ -47,118 +68,325 @@ def train(
     image_budget_bytes: int = 2 << 30,
     drawing: Drawing = nullcontext,
 ) -> Iterator[TrainEvent]:
-    """Train `clip.model` in place on `data`, yielding what happened after each step.
-
-    After the last event the model holds the weights to keep (the moving average, if configured)
-    in evaluation mode with no parameter requiring gradients. Closing the generator earlier leaves
-    the weights of the last step.
-
-    Raises InvalidPairs if an image can't be decoded or fewer than two are there, and
-    TrainingDiverged if three steps in a row were not finite; the weights are finite even then.
-    """
-    model = clip.model
-    training_set = TrainingSet(clip, data, budget_bytes=image_budget_bytes)
-    config = config.resolved(
-        pairs=training_set.pairs,
-        logit_bias=getattr(model, "logit_bias", None) is not None,
-        device=clip.device.type,
+    """`Trainer.run` of a new run."""
+    trainer = Trainer(
+        clip,
+        data,
+        config,
+        image_budget_bytes=image_budget_bytes,
+        drawing=drawing,
     )
-    an_epoch = batches_per_epoch(training_set.images, config.batch_size)
-    steps = config.max_steps or config.epochs * an_epoch
-    epochs = -(-steps // an_epoch)
-    towers, objective = Towers(clip, config), Objective(model, config)
-    tuning = tuning_of(model, config)
-    parameters = tuning.parameters
-    optimizer = make_optimizer(parameters, config)
-    average = WeightAverage(tuning, config.ema * steps) if config.ema > 0 else None
-    yield Started(steps=steps, epochs=epochs, images=training_set.images, pairs=training_set.pairs)
+    return trainer.run()
 
-    try:
-        step, skipped = 0, 0
-        for epoch in range(epochs):
-            captions = training_set.captions(config.seed, epoch)
-            losses: list[float] = []
-            batches = epoch_batches(training_set.images, config.batch_size, config.seed, epoch)
-            for numbers, following in pairwise([*batches, NOTHING]):
-                if step == steps:
+
+class Trainer:
+    """One run.
+
+    Args:
+        clip: Its model is trained in place.
+        image_budget_bytes: Of decoded images that are kept.
+        drawing: Entered around operations that may draw random numbers on the device.
+        last_good: The state to go back to when three steps in a row were not finite, if any.
+        free_bytes: Free memory of the device, None if unknown; default: asks the device.
+
+    Raises InvalidPairs if fewer than two images are there.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        data: PairSet,
+        config: TrainConfig,
+        *,
+        image_budget_bytes: int = 2 << 30,
+        drawing: Drawing = nullcontext,
+        last_good: Callable[[], Snapshot | None] = lambda: None,
+        free_bytes: Callable[[], int | None] | None = None,
+    ) -> None:
+        self._clip = clip
+        self._last_good = last_good
+        self._free_bytes = free_bytes or free_bytes_of(str(clip.device))
+        self._set = TrainingSet(clip, data, budget_bytes=image_budget_bytes)
+        config = config.resolved(
+            pairs=self._set.pairs,
+            logit_bias=getattr(clip.model, "logit_bias", None) is not None,
+            device=clip.device.type,
+        )
+        self._config = config
+        self._an_epoch = batches_per_epoch(self._set.images, config.batch_size)
+        self.steps = config.max_steps or config.epochs * self._an_epoch
+        self.epochs = -(-self.steps // self._an_epoch)
+        self._towers = Towers(clip, config)
+        self._tuning = tuning_of(clip.model, config)
+        self._optimizer = make_optimizer(self._tuning.parameters, config)
+        horizon = config.ema * self.steps
+        self._average = WeightAverage(self._tuning, horizon) if config.ema > 0 else None
+        self._cache = GradientCache(
+            towers=self._towers,
+            objective=Objective(clip.model, config),
+            drawing=drawing,
+            draws=draws_in_training(clip.model),
+        )
+        self._progress = Progress(chunk_size=config.chunk_size)
+        self._epoch = -1
+        self._batches: list[NDArray[np.int64]] = []
+        self._captions: NDArray[np.int64] = NOTHING
+
+    @property
+    def progress(self) -> Progress:
+        """Where it stands; a copy."""
+        return replace(self._progress)
+
+    def snapshot(self) -> Snapshot:
+        """The state after the last whole step; not while an EpochEnd is handled."""
+        average = self._average
+        self._progress.averaged = average.updates if average else 0
+        optimizer = {
+            f"{name}/{key}": value
+            for name, parameter in self._tuning.parameters.items()
+            for key, value in self._optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+        return Snapshot(
+            progress=self.progress,
+            weights=self._tuning.state(),
+            average=average.state() if average else {},
+            optimizer=optimizer,
+        )
+
+    @torch.no_grad()
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes on from a state of the same run: same model, data and configuration."""
+        for name, tensor in self._tuning.state().items():
+            tensor.copy_(snapshot.weights[name])
+        self._tuning.apply()
+        self._progress = replace(snapshot.progress)
+        if self._average is not None:
+            self._average.restore(snapshot.average, snapshot.progress.averaged)
+        self._optimizer.state.clear()
+        for key, stored in snapshot.optimizer.items():
+            name, _, entry = key.rpartition("/")
+            parameter = self._tuning.parameters[name]
+            # AdamW's own "step" stays on the host unless the optimizer is fused.
+            device = parameter.device if stored.ndim else stored.device
+            self._optimizer.state[parameter][entry] = stored.to(device, copy=True)
+
+    def run(self) -> Iterator[TrainEvent]:
+        """Trains, yielding what happened.
+
+        After the last event the model holds the weights to keep (the moving average, if
+        configured) in evaluation mode with no parameter requiring gradients. Closing the generator
+        earlier leaves the weights of the last step.
+
+        Raises InvalidPairs if an image can't be decoded, and TrainingDiverged if three steps in a
+        row were not finite and there is nothing to go back to, or it came again; the weights are
+        finite even then.
+        """
+        progress = self._progress
+        if progress.chunk_size == 0 or self._config.train_batch_norm:
+            progress.chunk_size = self._fitting_chunk()
+        yield Started(
+            steps=self.steps,
+            epochs=self.epochs,
+            images=self._set.images,
+            pairs=self._set.pairs,
+            done=progress.step,
+            chunk_size=progress.chunk_size,
+        )
+        try:
+            while True:
+                if self._epoch_is_over():
+                    yield from self._end_epoch()
+                elif self._progress.step < self.steps:
+                    yield from self._step()
+                else:
                     break
-                began = time.perf_counter()
-                _set_modes(model, tuning.moved, config)
-                batch = training_set.batch(numbers, captions)
-                waited = time.perf_counter() - began
-                training_set.prefetch(following)  # decoded while this step runs
-                rate = learning_rate(config, step, steps)
-                set_learning_rate(optimizer, rate)
-                with drawing():
-                    loss = batch_loss(
-                        towers, objective, batch, config, step_seed(config.seed, step)
-                    )
-                model.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                tuning.gather()
-                norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm))
-                step += 1
-                value = float(loss.detach())
-                if not (math.isfinite(value) and math.isfinite(norm)):
-                    skipped += 1
-                    yield SkippedStep(step=step, loss=value, grad_norm=norm, in_a_row=skipped)
-                    if skipped == MAX_SKIPPED_STEPS:
-                        raise TrainingDiverged(
-                            f"{skipped} steps in a row were not finite, the last was {step}: "
-                            f"loss {value}, gradient norm {norm}; try a lower learning_rate"
-                        )
-                    continue
-                skipped = 0
-                optimizer.step()
-                clamp_log_scale(model.logit_scale)
-                tuning.apply()
-                if average is not None:
-                    average.update()
-                losses.append(value)
-                yield Step(
-                    step=step,
-                    steps=steps,
-                    epoch=epoch + 1,
-                    epochs=epochs,
-                    loss=value,
-                    learning_rate=rate,
-                    logit_scale=float(model.logit_scale.detach().exp().mean()),
-                    grad_norm=norm,
-                    samples_per_second=len(numbers) / (time.perf_counter() - began),
-                    data_wait_s=waited,
-                )
-            if average is not None and step == steps:
-                average.swap_in()
-            model.eval()
-            end = EpochEnd(
-                epoch=epoch + 1,
-                epochs=epochs,
-                step=step,
-                steps=steps,
-                mean_loss=sum(losses) / len(losses) if losses else math.nan,
+            if self._average is not None:
+                self._average.swap_in()
+        finally:
+            self._clip.model.eval().requires_grad_(False)
+            self._clip.model.zero_grad(set_to_none=True)
+
+    def _epoch_is_over(self) -> bool:
+        step = self._progress.step
+        at_end = step == self.steps or step % self._an_epoch == 0
+        return at_end and self._progress.epochs_ended < -(-step // self._an_epoch)
+
+    def _end_epoch(self) -> Iterator[TrainEvent]:
+        progress = self._progress
+        progress.epochs_ended += 1
+        end = EpochEnd(
+            epoch=progress.epochs_ended,
+            epochs=self.epochs,
+            step=progress.step,
+            steps=self.steps,
+            mean_loss=progress.loss_sum / progress.losses if progress.losses else math.nan,
+        )
+        progress.loss_sum, progress.losses = 0.0, 0
+        self._clip.model.eval()
+        with self._average.swapped_in() if self._average is not None else nullcontext():
+            yield end
+
+    def _step(self) -> Iterator[TrainEvent]:
+        """One optimizer step; the same one again, in smaller chunks, if memory was full."""
+        config, progress = self._config, self._progress
+        began = time.perf_counter()
+        set_modes(self._clip.model, self._tuning.moved, config)
+        numbers, batch = self._next_batch()
+        waited = time.perf_counter() - began
+        rate = progress.rate_factor * learning_rate(config, progress.step, self.steps)
+        set_learning_rate(self._optimizer, rate)
+        gradients = yield from self._gradients(batch)
+        self._tuning.gather()
+        parameters = self._tuning.parameters.values()
+        norm_on_device = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        told = torch.stack(
+            [
+                gradients.loss.float(),
+                norm_on_device.float(),
+                self._clip.model.logit_scale.detach().float().exp().mean(),
+            ]
+        )
+        loss, norm, scale = told.tolist()  # the only time that a step waits for the device
+        progress.step += 1
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            yield from self._skip(loss, norm, batch, gradients)
+            return
+        progress.in_a_row = 0
+        self._optimizer.step()
+        clamp_log_scale(self._clip.model.logit_scale)
+        self._tuning.apply()
+        if self._average is not None:
+            self._average.update()
+        progress.loss_sum += loss
+        progress.losses += 1
+        yield Step(
+            step=progress.step,
+            steps=self.steps,
+            epoch=self._epoch + 1,
+            epochs=self.epochs,
+            loss=loss,
+            learning_rate=rate,
+            logit_scale=scale,
+            grad_norm=norm,
+            samples_per_second=len(numbers) / (time.perf_counter() - began),
+            data_wait_s=waited,
+            chunk_size=progress.chunk_size,
+            skipped=progress.skipped,
+        )
+
+    def _next_batch(self) -> tuple[NDArray[np.int64], Batch]:
+        """The batch of the step that comes; the one after it is decoded meanwhile."""
+        epoch, place = divmod(self._progress.step, self._an_epoch)
+        if epoch != self._epoch:
+            seed, size = self._config.seed, self._config.batch_size
+            self._batches = epoch_batches(self._set.images, size, seed, epoch)
+            self._captions = self._set.captions(seed, epoch)
+            self._epoch = epoch
+        numbers = self._batches[place]
+        batch = self._set.batch(numbers, self._captions)
+        last = place + 1 == len(self._batches)
+        self._set.prefetch(NOTHING if last else self._batches[place + 1])
+        return numbers, replace(batch, tokens=self._towers.shorten(batch.tokens))
+
+    def _gradients(self, batch: Batch) -> Generator[TrainEvent, None, Gradients]:
+        progress = self._progress
+        seed = step_seed(self._config.seed, progress.step)
+        while True:
+            self._clip.model.zero_grad(set_to_none=True)
+            try:
+                chunks = self._cache.backward(batch, self._pixels(batch), seed, progress.chunk_size)
+                while True:
+                    try:
+                        next(chunks)
+                    except StopIteration as end:
+                        gradients: Gradients = end.value
+                        return gradients
+                    yield Chunk(step=progress.step + 1)
+            except (MemoryError, RuntimeError) as error:
+                if not self._can_halve(error):
+                    raise
+            del chunks  # and with it what the failed pass had kept
+            self._clip.model.zero_grad(set_to_none=True)
+            rows = min(progress.chunk_size, max(len(batch.images), len(batch.tokens)))
+            progress.chunk_size = -(-rows // 2)
+            yield ChunkHalved(step=progress.step + 1, chunk_size=progress.chunk_size)
+
+    def _can_halve(self, error: Exception) -> bool:
+        # Statistics of a batch norm that learns depend on what runs together.
+        learns_statistics = self._config.train_batch_norm
+        return out_of_memory(error) and self._progress.chunk_size > 1 and not learns_statistics
+
+    def _pixels(self, batch: Batch) -> Callable[[slice], Tensor]:
+        """Augmented images of some rows, float in 0..1 on the device."""
+        config, device = self._config, self._clip.device
+        numbers = batch.image_keys[0].numpy()
+        epoch = self._progress.step // self._an_epoch
+        draws = torch.from_numpy(sample_draws(numbers, config.seed, epoch, DRAWS))
+
+        def rows(part: slice) -> Tensor:
+            images = batch.images[part].to(device).float().div_(255)
+            return augment(images, config.augment, draws[part].to(device))
+
+        return rows
+
+    def _skip(
+        self, loss: float, norm: float, batch: Batch, gradients: Gradients
+    ) -> Iterator[TrainEvent]:
+        """A step that was not finite; the third in a row goes back to the last good state."""
+        progress = self._progress
+        progress.skipped += 1
+        progress.in_a_row += 1
+        samples = self._suspects(batch, gradients)
+        yield SkippedStep(
+            step=progress.step,
+            loss=loss,
+            grad_norm=norm,
+            in_a_row=progress.in_a_row,
+            samples=samples,
+        )
+        if progress.in_a_row < MAX_SKIPPED_STEPS:
+            return
+        good = self._last_good() if progress.step > progress.diverged_at else None
+        if good is None:
+            raise TrainingDiverged(
+                f"{progress.in_a_row} steps in a row were not finite, the last was "
+                f"{progress.step}: loss {loss}, gradient norm {norm}; look at the images "
+                f"{', '.join(samples)} and their texts, or try a lower learning_rate"
             )
-            if average is not None and step < steps:
-                with average.swapped_in():
-                    yield end
-            else:
-                yield end
-    finally:
-        model.eval().requires_grad_(False)
-        model.zero_grad(set_to_none=True)
+        self.restore(good)
+        now = self._progress
+        now.rate_factor, now.in_a_row = progress.rate_factor / 2, 0
+        now.diverged_at, now.skipped = progress.step, progress.skipped
+        now.chunk_size = progress.chunk_size
+        yield RolledBack(step=now.step, from_step=progress.step, rate_factor=now.rate_factor)
+
+    def _suspects(self, batch: Batch, gradients: Gradients) -> tuple[str, ...]:
+        """Keys of images of which something is not finite by itself; of some of all, if none."""
+        bad = ~torch.isfinite(gradients.image).all(dim=1).cpu()
+        bad[: batch.pairs] |= ~torch.isfinite(gradients.text[: batch.pairs]).all(dim=1).cpu()
+        numbers = batch.image_keys[0][bad] if bad.any() else batch.image_keys[0]
+        return tuple(self._set.name(int(number)) for number in numbers[:NAMED])
+
+    def _fitting_chunk(self) -> int:
+        """Rows that fit into memory, by what two rows keep."""
+        size = min(self._config.batch_size, self._set.images)
+        if self._config.train_batch_norm:
+            return size
+        set_modes(self._clip.model, self._tuning.moved, self._config)
+        batch = self._set.blank(PROBED)
+        every = slice(0, PROBED)
+
+        def kept(tower: int) -> float:
+            """Bytes of a row."""
+            blank = batch.images.to(self._clip.device).float()
+            forward = partial(self._cache.features, tower, batch, lambda _: blank, 0, every)
+            return kept_bytes(forward) / PROBED
+
+        return chunk_rows(size, kept(IMAGE), kept(TEXT), self._free_bytes())
 
 
-def batch_loss(
-    towers: Towers, objective: Objective, batch: Batch, config: TrainConfig, seed: int
-) -> Tensor:
-    """The loss of one batch, a scalar with its graph; `seed` fixes augmentation and dropout."""
-    generator = torch.Generator().manual_seed(seed)
-    pixels = augment(batch.images.float() / 255, config.augment, generator)
-    with torch.random.fork_rng(devices=[], enabled=True):
-        torch.manual_seed(seed)  # dropout draws from the global stream
-        return objective(towers.image(pixels), towers.text(batch.tokens), batch)
-
-
-def _set_modes(model: ClipModule, parameters: dict[str, nn.Parameter], config: TrainConfig) -> None:
+def set_modes(model: ClipModule, parameters: dict[str, nn.Parameter], config: TrainConfig) -> None:
     """Training mode and gradients where this run trains; BatchNorm and locked towers stay still.
 
     Done before every step, because the caller may have evaluated the model in between.

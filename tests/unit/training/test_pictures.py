@@ -9,7 +9,7 @@ import torch
 from open_clip.transform import image_transform_v2
 from PIL import Image
 
-from hotclip_server.training.augment import augment
+from hotclip_server.training.augment import DRAWS, augment
 from hotclip_server.training.config import AugmentConfig
 from hotclip_server.training.dataset import TrainingSet
 from hotclip_server.training.errors import InvalidPairs
@@ -124,32 +124,38 @@ everything = AugmentConfig(
 )
 
 
+def draws(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(rows, DRAWS, generator=torch.Generator().manual_seed(seed))
+
+
 def test_augmentation_is_deterministic_in_range_and_leaves_its_input():
     images = torch.rand(8, 3, 16, 16)
     before = images.clone()
-    first, second, other = (
-        augment(images, everything, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
-    )
+    first, second, other = (augment(images, everything, draws(8, seed)) for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert torch.equal(images, before)
+    alone = torch.cat(
+        [augment(images[i : i + 1], everything, draws(8, 1)[i : i + 1]) for i in range(8)]
+    )
+    torch.testing.assert_close(alone, first)
     assert first.shape == images.shape
     assert 0 <= float(first.min()) <= float(first.max()) <= 1
 
 
 def test_augmentation_can_be_off():
     images = torch.rand(3, 3, 8, 8)
-    still = augment(images, AugmentConfig(crop=(1.0, 1.0)), torch.Generator())
+    still = augment(images, AugmentConfig(crop=(1.0, 1.0)), draws(3))
     assert torch.equal(still, images)
 
 
 def test_fully_grey_and_line_art_have_no_colour():
     images = torch.rand(64, 3, 16, 16)
-    drawn = augment(images, AugmentConfig(crop=(1, 1), line_art=1.0), torch.Generator())
+    drawn = augment(images, AugmentConfig(crop=(1, 1), line_art=1.0), draws(64))
     assert torch.equal(drawn[:, 0], drawn[:, 2])
-    hue = augment(images, AugmentConfig(crop=(1, 1), hue=1.0), torch.Generator())
+    hue = augment(images, AugmentConfig(crop=(1, 1), hue=1.0), draws(64))
     assert not torch.allclose(hue, images)
-    grey = augment(torch.full((4, 3, 8, 8), 0.5), AugmentConfig(hue=1.0), torch.Generator())
+    grey = augment(torch.full((4, 3, 8, 8), 0.5), AugmentConfig(hue=1.0), draws(4))
     torch.testing.assert_close(grey, torch.full((4, 3, 8, 8), 0.5))
 
 

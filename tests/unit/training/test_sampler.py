@@ -8,6 +8,7 @@ from hotclip_server.training.sampler import (
     batches_per_epoch,
     epoch_batches,
     epoch_captions,
+    sample_draws,
     step_seed,
 )
 
@@ -50,3 +51,12 @@ def test_step_seeds_differ_and_fit_a_torch_generator():
     seeds = {step_seed(seed, step) for seed in range(4) for step in range(250)}
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_what_augments_a_sample_depends_on_seed_epoch_and_sample_alone():
+    both = sample_draws(np.array([4, 9]), seed=1, epoch=2, count=5)
+    assert both.shape == (2, 5)
+    assert ((both >= 0) & (both < 1)).all()
+    assert np.array_equal(sample_draws(np.array([9]), seed=1, epoch=2, count=5)[0], both[1])
+    others = [sample_draws(np.array([9]), s, e, 5)[0] for s, e in ((2, 2), (1, 3))]
+    assert not any(np.array_equal(other, both[1]) for other in [*others, both[0]])

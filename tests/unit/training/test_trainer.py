@@ -1,21 +1,41 @@
 from __future__ import annotations
 
+import copy
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 
+from hotclip_server.training.clip import Clip
 from hotclip_server.training.config import AugmentConfig, TrainConfig
 from hotclip_server.training.errors import InvalidPairs, TrainingDiverged
 from hotclip_server.training.evaluate import Evaluator
+<<<<<<< HEAD
 from hotclip_server.training.events import EpochEnd, SkippedStep, Started, Step, TrainEvent
 from hotclip_server.training.pairs import MemoryPairs, Pair
 from hotclip_server.training.selection import is_text
 from hotclip_server.training.trainer import train
+=======
+from hotclip_server.training.events import (
+    Chunk,
+    ChunkHalved,
+    EpochEnd,
+    RolledBack,
+    SkippedStep,
+    Started,
+    Step,
+    TrainEvent,
+)
+from hotclip_server.training.optim import is_text_parameter
+from hotclip_server.training.pairs import MemoryPairs, Pair
+from hotclip_server.training.progress import Snapshot
+from hotclip_server.training.sampler import epoch_batches
+from hotclip_server.training.trainer import Trainer, train
+>>>>>>> f917a3b (Compute the exact gradient of a batch in chunks; skip, go back and halve the chunk)
 from tests.unit.training.tiny import colours, picture, tiny_clip, weights
 
 FAST = TrainConfig(
@@ -35,7 +55,7 @@ def test_loss_falls_and_retrieval_gets_better():
 
 def test_events_come_in_order_and_count_every_step():
     events = list(train(tiny_clip(), colours(10), FAST))
-    assert events[0] == Started(steps=6, epochs=3, images=10, pairs=10)
+    assert events[0] == Started(steps=6, epochs=3, images=10, pairs=10, done=0, chunk_size=6)
     steps = [event for event in events if isinstance(event, Step)]
     assert [step.step for step in steps] == list(range(1, 7))
     assert [step.epoch for step in steps] == [1, 1, 2, 2, 3, 3]
@@ -129,19 +149,138 @@ def test_average_is_what_an_epoch_end_shows_and_what_remains():
     assert torch.equal(weights(clip)["text_projection"], shown["text_projection"])
 
 
+def spoilt(clip: Clip, bad: Callable[[int], bool], *, row: int | None = None) -> None:
+    """Makes the features of images NaN in those steps, counted from 1, of which `bad` is true."""
+    calls = 0
+
+    def encode(image: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        features = clip.model.visual(image)
+        if bad(calls):  # the first call looks for the chunk that fits
+            rows = slice(None) if row is None else slice(row, row + 1)
+            features = features.clone()
+            features[rows] = math.nan
+        calls += 1
+        return features
+
+    clip.model.encode_image = encode
+
+
 def test_three_bad_steps_in_a_row_stop_the_run_with_finite_weights():
     clip = tiny_clip()
     before = weights(clip)
     events: list[TrainEvent] = []
-
-    def bad(image: torch.Tensor) -> torch.Tensor:
-        return clip.model.visual(image) * math.nan
-
-    clip.model.encode_image = bad
-    with pytest.raises(TrainingDiverged, match="3 steps in a row"):
+    spoilt(clip, lambda call: True, row=2)
+    with pytest.raises(TrainingDiverged, match="3 steps in a row") as raised:
         events.extend(train(clip, colours(), FAST))
-    assert [e.in_a_row for e in events if isinstance(e, SkippedStep)] == [1, 2, 3]
+    skipped = [event for event in events if isinstance(event, SkippedStep)]
+    assert [event.in_a_row for event in skipped] == [1, 2, 3]
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(clip).items())
+    # One image of six was bad in each step; the error names the last one.
+    assert [len(event.samples) for event in skipped] == [1, 1, 1]
+    named = skipped[-1].samples[0]
+    assert named == f"image{epoch_batches(12, 6, FAST.seed, 1)[0][2]}"
+    assert named in str(raised.value)
+
+
+def copied(snapshot: Snapshot) -> Snapshot:
+    return copy.deepcopy(snapshot)
+
+
+def test_it_goes_back_to_the_last_good_state_with_half_the_rate():
+    clip = tiny_clip()
+    # Steps 4, 5 and 6 are bad the first time; after going back to step 2 all is well.
+    spoilt(clip, lambda call: call in (4, 5, 6))
+    kept: list[Snapshot] = []
+    trainer = Trainer(clip, colours(), FAST, last_good=lambda: kept[-1])
+    events: list[TrainEvent] = []
+    at_two: dict[str, torch.Tensor] = {}
+    for event in trainer.run():
+        events.append(event)
+        if isinstance(event, Step) and event.step == 2 and not kept:
+            kept.append(copied(trainer.snapshot()))
+            at_two = weights(clip)
+        if isinstance(event, RolledBack):
+            assert all(torch.equal(at_two[n], tensor) for n, tensor in weights(clip).items())
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [step.step for step in steps] == [1, 2, 3, 3, 4, 5, 6]
+    back = next(event for event in events if isinstance(event, RolledBack))
+    assert (back.step, back.from_step, back.rate_factor) == (2, 6, 0.5)
+    assert steps[3].learning_rate == steps[2].learning_rate / 2
+    assert steps[-1].skipped == 3
+    # The ends of the first two epochs are told again.
+    assert [e.epoch for e in events if isinstance(e, EpochEnd)] == [1, 2, 1, 2, 3]
+
+
+def test_it_goes_back_once_and_fails_if_that_was_no_help():
+    clip = tiny_clip()
+    spoilt(clip, lambda call: call >= 3)
+    kept: list[Snapshot] = []
+    trainer = Trainer(clip, colours(), FAST, last_good=lambda: kept[-1])
+    events: list[TrainEvent] = []
+
+    def follow() -> None:
+        for event in trainer.run():
+            events.append(event)
+            if isinstance(event, Step) and event.step == 2:
+                kept.append(copied(trainer.snapshot()))
+
+    with pytest.raises(TrainingDiverged, match="learning_rate"):
+        follow()
+    assert sum(isinstance(event, RolledBack) for event in events) == 1
+    assert all(torch.isfinite(tensor).all() for tensor in weights(clip).values())
+
+
+def test_full_memory_halves_the_chunk_and_gives_the_same_weights():
+    data, ends, losses = colours(12), [], []
+    config = TrainConfig(batch_size=12, epochs=4)
+    for most in (12, 3):
+        clip = tiny_clip()
+        clip.model.ln_final = torch.nn.Sequential(clip.model.ln_final, torch.nn.Dropout(0.2))
+
+        def full(module: torch.nn.Module, images: tuple[torch.Tensor], most: int = most) -> None:
+            if len(images[0]) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        clip.model.visual.register_forward_pre_hook(full)
+        events = list(train(clip, data, config))
+        halved = [event for event in events if isinstance(event, ChunkHalved)]
+        assert [(e.step, e.chunk_size) for e in halved] == ([] if most == 12 else [(1, 6), (1, 3)])
+        assert [event.step for event in events if isinstance(event, Step)] == [1, 2, 3, 4]
+        # What runs in one go has no pauses, what runs in chunks of 3 has one after each.
+        pauses = sum(isinstance(event, Chunk) for event in events)
+        assert pauses == (0 if most == 12 else 4 * 4 * 4)
+        ends.append(weights(clip))
+        losses.append([event.loss for event in events if isinstance(event, Step)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert max(float((ends[0][n] - ends[1][n]).abs().max()) for n in ends[0]) <= 1e-6
+
+
+def test_memory_that_is_full_for_one_sample_is_an_error():
+    clip = tiny_clip()
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    run = train(clip, colours(), FAST)
+    next(run)
+    clip.model.visual.register_forward_pre_hook(full)
+    with pytest.raises(MemoryError):
+        list(run)
+
+
+def test_a_small_memory_is_known_before_the_first_step():
+    free = 4_000_000
+    trainer = Trainer(tiny_clip(), colours(40), replace(FAST, batch_size=40), free_bytes=lambda: 0)
+    assert next(iter(trainer.run())) == Started(
+        steps=3, epochs=3, images=40, pairs=40, done=0, chunk_size=1
+    )
+    trainer = Trainer(
+        tiny_clip(), colours(40), replace(FAST, batch_size=40), free_bytes=lambda: free
+    )
+    started = next(iter(trainer.run()))
+    assert isinstance(started, Started)
+    assert 1 < started.chunk_size < 40
 
 
 def test_one_bad_step_is_skipped():
@@ -151,7 +290,9 @@ def test_one_bad_step_is_skipped():
     def bad_once(image: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return clip.model.visual(image) * (math.nan if calls == 2 else 1.0)
+        return clip.model.visual(image) * (
+            math.nan if calls == 3 else 1.0
+        )  # one call looks for the chunk
 
     clip.model.encode_image = bad_once
     events = list(train(clip, colours(), FAST))
@@ -216,5 +357,5 @@ def test_says_when_it_may_draw():
     clip = tiny_clip()
     clip.model.visual.register_forward_hook(lambda *_: forward.append(bool(inside)))
     steps = [e for e in train(clip, colours(), FAST, drawing=drawing) if isinstance(e, Step)]
-    assert forward == [True] * len(steps)
+    assert forward == [True] * (1 + len(steps))
     assert not inside

@@ -1,0 +1,131 @@
+"""The exact gradient of one batch in the memory of a chunk (gradient cache).
+
+Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup": the
+features of all chunks without graph, the loss on all of them, then each chunk once more with the
+gradient of its features. The loss is computed once, so that the scale gets the gradient of one
+batch, and each row draws the same dropout both times. A batch of one chunk is one ordinary pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from hotclip_server.training.dataset import Batch
+from hotclip_server.training.dropout import rows_drawn
+from hotclip_server.training.objective import Objective
+from hotclip_server.training.towers import Towers
+
+IMAGE, TEXT = 0, 1  # each tower draws numbers of its own
+Drawing = Callable[[], AbstractContextManager[None]]
+"""Entered around operations that may draw random numbers on the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradients:
+    """What a backward pass gave besides the gradients, which are in the parameters.
+
+    `loss` is a scalar, `image` is [p, width] and `text` [q, width]; no graph.
+    """
+
+    loss: Tensor
+    image: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientCache:
+    """How gradients are computed; keeps nothing between batches.
+
+    `draws`: whether the towers draw random numbers in training.
+    """
+
+    towers: Towers
+    objective: Objective
+    drawing: Drawing
+    draws: bool
+
+    def backward(
+        self, batch: Batch, pixels: Callable[[slice], Tensor], seed: int, chunk_size: int
+    ) -> Generator[None, None, Gradients]:
+        """Adds the gradients of the batch's loss to the parameters; pauses between chunks.
+
+        Args:
+            pixels: Float images in 0..1 of some rows of the batch; the same each time.
+            seed: Of dropout.
+            chunk_size: Most rows of a tower that run together.
+        """
+        step = _Step(self, batch, pixels, seed)
+        if chunk_size >= max(len(batch.images), len(batch.tokens)):
+            return step.at_once()
+        return (yield from step.in_chunks(chunk_size))
+
+    def features(
+        self, tower: int, batch: Batch, pixels: Callable[[slice], Tensor], seed: int, part: slice
+    ) -> Tensor:
+        """What a tower, IMAGE or TEXT, gives for some rows of a batch, with its graph if it is
+        trained; the same each time. `pixels` and `seed` are as for `backward`."""
+        own = 2 * seed + tower
+        with self.drawing(), rows_drawn(own, part.start, active=self.draws):
+            if tower == IMAGE:
+                return self.towers.image(pixels(part))
+            return self.towers.text(batch.tokens[part])
+
+
+class _Step:
+    def __init__(
+        self, cache: GradientCache, batch: Batch, pixels: Callable[[slice], Tensor], seed: int
+    ) -> None:
+        self._cache = cache
+        self._batch = batch
+        self._pixels = pixels
+        self._seed = seed
+
+    def at_once(self) -> Gradients:
+        image = self._features(IMAGE, slice(0, len(self._batch.images)))
+        text = self._features(TEXT, slice(0, len(self._batch.tokens)))
+        loss = self._cache.objective(image, text, self._batch)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return Gradients(loss=loss.detach(), image=image.detach(), text=text.detach())
+
+    def in_chunks(self, chunk_size: int) -> Generator[None, None, Gradients]:
+        leaves: list[Tensor] = []
+        for tower, rows in ((IMAGE, len(self._batch.images)), (TEXT, len(self._batch.tokens))):
+            features = []
+            for part in cut(rows, chunk_size):
+                with torch.no_grad():
+                    features.append(self._features(tower, part))
+                yield
+            leaves.append(torch.cat(features).requires_grad_(self._trains(tower)))
+        image, text = leaves
+        loss = self._cache.objective(image, text, self._batch)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for tower, leaf in enumerate(leaves):
+            if leaf.grad is None:
+                continue
+            for part in cut(len(leaf), chunk_size):
+                again = self._features(tower, part)
+                torch.autograd.backward(again, leaf.grad[part])
+                del again
+                yield
+        return Gradients(loss=loss.detach(), image=image.detach(), text=text.detach())
+
+    def _trains(self, tower: int) -> bool:
+        towers = self._cache.towers
+        return towers.trains_image if tower == IMAGE else towers.trains_text
+
+    def _features(self, tower: int, part: slice) -> Tensor:
+        return self._cache.features(tower, self._batch, self._pixels, self._seed, part)
+
+
+def cut(rows: int, chunk_size: int) -> Iterator[slice]:
+    """Nearly equal parts of at most `chunk_size` rows, in order."""
+    count = -(-rows // chunk_size)
+    edges = [rows * i // count for i in range(count + 1)]
+    for begin, end in pairwise(edges):
+        yield slice(begin, end)
