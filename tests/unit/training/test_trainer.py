@@ -14,12 +14,6 @@ from hotclip_server.training.clip import Clip
 from hotclip_server.training.config import AugmentConfig, TrainConfig
 from hotclip_server.training.errors import InvalidPairs, TrainingDiverged
 from hotclip_server.training.evaluate import Evaluator
-<<<<<<< HEAD
-from hotclip_server.training.events import EpochEnd, SkippedStep, Started, Step, TrainEvent
-from hotclip_server.training.pairs import MemoryPairs, Pair
-from hotclip_server.training.selection import is_text
-from hotclip_server.training.trainer import train
-=======
 from hotclip_server.training.events import (
     Chunk,
     ChunkHalved,
@@ -30,12 +24,11 @@ from hotclip_server.training.events import (
     Step,
     TrainEvent,
 )
-from hotclip_server.training.optim import is_text_parameter
 from hotclip_server.training.pairs import MemoryPairs, Pair
 from hotclip_server.training.progress import Snapshot
 from hotclip_server.training.sampler import epoch_batches
+from hotclip_server.training.selection import is_text
 from hotclip_server.training.trainer import Trainer, train
->>>>>>> f917a3b (Compute the exact gradient of a batch in chunks; skip, go back and halve the chunk)
 from tests.unit.training.tiny import colours, picture, tiny_clip, weights
 
 FAST = TrainConfig(
