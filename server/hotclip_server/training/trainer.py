@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from hotclip_server.models.memory import free_bytes_of
 from hotclip_server.training.augment import DRAWS, augment
 from hotclip_server.training.average import WeightAverage
 from hotclip_server.training.chunking import PROBED, chunk_rows, kept_bytes, out_of_memory
-from hotclip_server.training.clip import Clip, ClipModule
+from hotclip_server.training.clip import Clip
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.dataset import Batch, TrainingSet
 from hotclip_server.training.dropout import draws_in_training
@@ -41,6 +40,7 @@ from hotclip_server.training.events import (
 )
 from hotclip_server.training.gradients import IMAGE, TEXT, Drawing, GradientCache, Gradients
 from hotclip_server.training.losses import clamp_log_scale
+from hotclip_server.training.modes import set_modes
 from hotclip_server.training.objective import Objective
 from hotclip_server.training.optim import learning_rate, make_optimizer, set_learning_rate
 from hotclip_server.training.pairs import PairSet
@@ -384,23 +384,3 @@ class Trainer:
             return kept_bytes(forward) / PROBED
 
         return chunk_rows(size, kept(IMAGE), kept(TEXT), self._free_bytes())
-
-
-def set_modes(model: ClipModule, parameters: dict[str, nn.Parameter], config: TrainConfig) -> None:
-    """Training mode and gradients where this run trains; BatchNorm and locked towers stay still.
-
-    Done before every step, because the caller may have evaluated the model in between.
-    """
-    model.train()
-    if config.lock_text:
-        model.eval()
-        model.visual.train()
-    if config.locks_image:
-        model.visual.eval()
-    if not config.train_batch_norm:
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
-    model.requires_grad_(False)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)

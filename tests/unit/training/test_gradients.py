@@ -17,9 +17,9 @@ from hotclip_server.training.dataset import Batch, TrainingSet
 from hotclip_server.training.dropout import draws_in_training
 from hotclip_server.training.gradients import GradientCache, Gradients, cut
 from hotclip_server.training.losses import info_nce, positive_mask
+from hotclip_server.training.modes import set_modes
 from hotclip_server.training.objective import Objective
 from hotclip_server.training.towers import Towers
-from hotclip_server.training.trainer import set_modes
 from hotclip_server.training.tuning import tuning_of
 from tests.unit.training.tiny import colours, tiny_clip
 
