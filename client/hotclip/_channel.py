@@ -36,6 +36,8 @@ RETRIED: Mapping[str, tuple[str, ...]] = {
 }
 MAX_ATTEMPTS = 5
 MAX_RECEIVE_BYTES = 256 << 20
+# gRPC tries nothing again that is larger; by default 256 KiB, which three photographs are.
+MAX_RETRIED_BYTES = 256 << 20
 
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:", "passthrough:")
 _LOOPBACK = re.compile(r"^(dns:///)?(127\.[0-9.]+|localhost|\[::1\]):")
@@ -72,6 +74,7 @@ class Settings:
         options: list[tuple[str, str | int]] = [
             ("grpc.service_config", service_config(retries=self.retries)),
             ("grpc.enable_retries", int(self.retries)),
+            ("grpc.per_rpc_retry_buffer_size", MAX_RETRIED_BYTES),
             ("grpc.max_send_message_length", -1),  # the server's limit is asked, not guessed
             ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
             ("grpc.keepalive_time_ms", 30_000),

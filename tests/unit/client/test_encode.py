@@ -131,10 +131,12 @@ def test_typed_errors(fake: FakeEncode) -> None:
     assert full.value.reason == "QUEUE_FULL"
 
 
-def test_overload_is_tried_again(fake: FakeEncode) -> None:
+@pytest.mark.parametrize("size", [1, 1 << 20], ids=["small", "large"])
+def test_overload_is_tried_again(fake: FakeEncode, size: int) -> None:
+    fake.max_bytes = 2 << 20
     fake.fail_next = [rich(code_pb2.UNAVAILABLE, "QUEUE_FULL", "full")] * 3
     with Client(fake.address) as client:
-        assert client.encode("a").version == "v1"
+        assert client.encode(b"a" * size).version == "v1"
 
 
 def test_deadline_covers_the_call_and_cancels_it(fake: FakeEncode) -> None:
