@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +38,7 @@ from hotclip_server.errors import (
     Unavailable,
 )
 from hotclip_server.models.residents import Pin
+from hotclip_server.preparing import NOTHING, Booking, PrepareLoad
 from hotclip_server.turns import Turns
 
 TEXTS_PER_TASK = 32
@@ -109,6 +110,22 @@ class Encoded:
     compute_us: int
 
 
+@dataclass(slots=True)
+class _Work:
+    """A request while it is prepared."""
+
+    encoder: Encoder
+    contents: Sequence[Content]
+    truncate: Truncate
+    priority: Priority
+    engines: Mapping[Tower, EngineChoice]
+    booking: Booking = NOTHING
+    missed: dict[int, bytes] = field(default_factory=dict)
+    """Keys of items that are to be remembered, by position."""
+    spent_s: float = 0.0
+    """Of all threads."""
+
+
 class EncodePipeline:
     """Prepares items on a pool of threads and hands them to the batcher.
 
@@ -134,6 +151,9 @@ class EncodePipeline:
         # One task runs on each thread and one waits for it, whoever is next: what comes then and
         # is more urgent does not stand behind what others brought before.
         self._turns = Turns(2 * self._threads)
+        self._in_line = self._threads + 1
+        """Tasks of a request that wait or run at a time."""
+        self._load = PrepareLoad(self._threads, self._in_line)
 
     def start(self) -> None:
         """Makes the pool."""
@@ -170,8 +190,8 @@ class EncodePipeline:
         Raises:
             InvalidArgument: no items, or one without content.
             ResourceExhausted: too many items.
-            Unavailable: the queue is full and not every item is remembered, or the server is
-                stopping.
+            Unavailable: the queue is full or the request would be late because of others, and not
+                every item is remembered; or the server is stopping.
             DeadlineExceeded: the deadline passed first.
         """
         contents = self._contents(items, field)
@@ -184,23 +204,21 @@ class EncodePipeline:
         # While engines are measured another may be put in place: remembered features are looked
         # for, and kept, as those of one engine a tower.
         engines = {tower: encoder.engine(tower) for tower in Tower}
-        spent = [0.0]
-        missed: dict[int, bytes] = {}
+        work = _Work(encoder, contents, truncate, priority, engines)
 
         async def feed(ticket: Waiting, part: range) -> None:
             for at in part:
                 if at in problems:
                     self._batcher.settle(ticket, at - part.start, problems[at])
             good = [at for at in part if at not in problems]
-            spent[0] += await self._prepare(
-                ticket, encoder, truncate, priority, engines, contents, good, part.start, missed
-            )
+            await self._prepare(ticket, work, good, part.start)
 
         demands = [demand_of(content, encoder) for content in contents]
         try:
-            answer = await self._batcher.run(
-                pin.resident, demands, feed, deadline=deadline, priority=priority
-            )
+            with self._load.booked(contents, priority, deadline) as work.booking:
+                answer = await self._batcher.run(
+                    pin.resident, demands, feed, deadline=deadline, priority=priority
+                )
         except Unavailable as refusal:
             quick = sum(item.ByteSize() for item in items) <= MOST_BYTES_TO_LOOK
             if refusal.reason not in REFUSED_FOR_LOAD or problems or not quick:
@@ -210,7 +228,7 @@ class EncodePipeline:
                 raise
             answer = Answer(rows=rows, queue_s=0.0, compute_s=0.0)
         same = {tower for tower in Tower if encoder.engine(tower) == engines[tower]}
-        missed = {at: key for at, key in missed.items() if tower_of(contents[at]) in same}
+        missed = {at: key for at, key in work.missed.items() if tower_of(contents[at]) in same}
         self._remember(encoder, missed, answer.rows)
         vectors, errors = _assemble(answer.rows, encoder.spec.dim)
         if normalize:
@@ -218,59 +236,40 @@ class EncodePipeline:
         return Encoded(
             vectors,
             errors,
-            preprocess_us=round(1e6 * spent[0]),
+            preprocess_us=round(1e6 * work.spent_s),
             queue_us=round(1e6 * answer.queue_s),
             compute_us=round(1e6 * answer.compute_s),
         )
 
     async def _prepare(
-        self,
-        ticket: Waiting,
-        encoder: Encoder,
-        truncate: Truncate,
-        priority: Priority,
-        engines: Mapping[Tower, EngineChoice],
-        contents: Sequence[Content],
-        positions: Sequence[int],
-        start: int,
-        missed: dict[int, bytes],
-    ) -> float:
+        self, ticket: Waiting, work: _Work, positions: Sequence[int], start: int
+    ) -> None:
         """Prepares items a few tasks at a time, so that one long request leaves the pool to
-        others between two of its tasks. Gives the seconds spent, and into `missed` the keys of
-        items that are to be remembered."""
-        tasks = _tasks(contents, positions)
-        spent = 0.0
+        others between two of its tasks."""
+        tasks = _tasks(work.contents, positions)
 
-        async def work() -> None:
-            nonlocal spent
+        async def prepare() -> None:
             for task in tasks:
                 if ticket.done:
                     return
-                made, seconds = await self._run(
-                    lambda task=task: prepare_contents(  # type: ignore[misc]
-                        encoder, [contents[at] for at in task], truncate, engines, self._cache
-                    ),
-                    priority,
-                )
-                spent += seconds
+                made = await self._run(work, task)
                 good = []
                 for at, item in zip(task, made, strict=True):
                     if isinstance(item.result, Prepared):
                         good.append((at - start, item.result))
-                        missed[at] = item.key
+                        work.missed[at] = item.key
                         continue
                     if self._cache is not None and not isinstance(item.result, HotclipError):
-                        self._cache.used(encoder, item.key)
+                        self._cache.used(work.encoder, item.key)
                     self._batcher.settle(ticket, at - start, item.result)
                 self._batcher.put(ticket, good)
 
         if len(positions) <= 1:
-            await work()
+            await prepare()
         else:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(len(positions), self._threads + 1)):
-                    group.create_task(work())
-        return spent
+                for _ in range(min(len(positions), self._in_line)):
+                    group.create_task(prepare())
 
     def _known(
         self,
@@ -297,16 +296,25 @@ class EncodePipeline:
             if not isinstance(row, HotclipError):
                 self._cache.put(encoder, key, row)
 
-    async def _run(
-        self, work: Callable[[], tuple[list[Made], float]], priority: Priority
-    ) -> tuple[list[Made], float]:
-        await self._turns.take(priority)
+    async def _run(self, work: _Work, task: Sequence[int]) -> list[Made]:
+        await self._turns.take(work.priority)
         try:
             if self._pool is None:
                 raise RuntimeError("the pipeline is not started; this is a bug")
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            made, seconds = await asyncio.get_running_loop().run_in_executor(
+                self._pool,
+                prepare_contents,
+                work.encoder,
+                [work.contents[at] for at in task],
+                work.truncate,
+                work.engines,
+                self._cache,
+            )
         finally:
             self._turns.give_back()
+        work.spent_s += seconds
+        self._load.done(work.booking, work.contents, task, seconds)
+        return made
 
     def _contents(self, items: Sequence[EncodeItem], field: str) -> list[Content]:
         if not items:

@@ -139,6 +139,26 @@ async def test_a_query_is_prepared_before_what_bulk_requests_brought():
         assert encoder.prepared == 320
 
 
+async def test_who_would_wait_too_long_for_a_decoder_is_refused_at_once():
+    async with serving(cache_bytes=1 << 20) as server:
+        encoder = Slow()
+        pictures = [[EncodeItem(image=JPEG + b"%02d" % number)] for number in range(80)]
+        with server.pin(encoder) as pin:
+            encode = server.pipeline.encode_items
+            await encode(pictures[0], pin)
+            waiting = [asyncio.create_task(encode(items, pin)) for items in pictures[1:]]
+            await asyncio.sleep(0)
+            with pytest.raises(Unavailable) as refused:  # 79 pictures of 5 ms on two threads
+                await encode([EncodeItem(image=JPEG)], pin, deadline=time.monotonic() + 0.1)
+            assert refused.value.reason == "WAIT_TOO_LONG"
+            known = await encode(pictures[0], pin, deadline=time.monotonic() + 0.1)
+            assert not known.errors
+            assert not all(task.done() for task in waiting)
+            await asyncio.gather(*waiting)
+            # Nobody is before it any more.
+            await encode([EncodeItem(image=JPEG)], pin, deadline=time.monotonic() + 0.1)
+
+
 class Switching(FakeEncoder):
     """Its other engine gives half of each feature. Batches switch to it by themselves when
     told, after they ran."""
