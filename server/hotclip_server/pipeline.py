@@ -39,7 +39,7 @@ from hotclip_server.errors import (
 )
 from hotclip_server.models.residents import Pin
 from hotclip_server.preparing import NOTHING, Booking, PrepareLoad
-from hotclip_server.turns import Turns
+from hotclip_server.turns import SHORT_S, Turns
 
 TEXTS_PER_TASK = 32
 """Texts that one pool task tokenises: about a millisecond of work. Images go one by one."""
@@ -148,9 +148,7 @@ class EncodePipeline:
         self.limits = limits
         self._threads = threads or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
-        # One task runs on each thread and one waits for it, whoever is next: what comes then and
-        # is more urgent does not stand behind what others brought before.
-        self._turns = Turns(2 * self._threads)
+        self._turns = Turns(self._threads)
         self._in_line = self._threads + 1
         """Tasks of a request that wait or run at a time."""
         self._load = PrepareLoad(self._threads, self._in_line)
@@ -297,7 +295,8 @@ class EncodePipeline:
                 self._cache.put(encoder, key, row)
 
     async def _run(self, work: _Work, task: Sequence[int]) -> list[Made]:
-        await self._turns.take(work.priority)
+        short = self._load.predicted_s(work.contents, task) <= SHORT_S
+        await self._turns.take(work.priority, short=short)
         try:
             if self._pool is None:
                 raise RuntimeError("the pipeline is not started; this is a bug")

@@ -108,13 +108,21 @@ class PrepareLoad:
         finally:
             self._booked.discard(booking)
 
+    def predicted_s(self, contents: Sequence[Content], task: Sequence[int]) -> float:
+        """Seconds of a task on a thread."""
+        return sum(self._learnt[kind].of(units) for kind, units in self._sizes(contents, task))
+
     def done(
         self, booking: Booking, contents: Sequence[Content], task: Sequence[int], seconds: float
     ) -> None:
         """A task of a request, of items of one kind, took so long."""
-        sizes = [_size(contents[at]) for at in task]
+        sizes = self._sizes(contents, task)
         self._learnt[sizes[0][0]].add(sum(units for _, units in sizes), seconds)
         booking.done(task)
+
+    @staticmethod
+    def _sizes(contents: Sequence[Content], task: Sequence[int]) -> list[tuple[str, int]]:
+        return [_size(contents[at]) for at in task]
 
     def _check(self, booking: Booking, items: int, left_s: float) -> None:
         own_s = booking.left_s / min(self._threads, max(1, items))

@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import NamedTuple
 
 from hotclip_server.batching.ticket import Priority
 
 LESS_URGENT_EVERY = 8
 """While both classes wait, every so manyth turn goes to the less urgent one."""
+SHORT_S = 0.005
+"""A task that is predicted to take no longer may wait within the pool."""
+
+
+class _Waiting(NamedTuple):
+    turn: asyncio.Future[None]
+    short: bool
 
 
 class Turns:
-    """A limited number of places; who finds none waits in the line of its class. A pool's own
-    line knows no classes, so little may stand in it. Event loop only.
+    """Lets tasks onto a pool, whose own line knows no classes: so only short ones stand there,
+    one a thread, lest a thread be idle between two of them; others wait here. Event loop only.
 
     Args:
-        places: Taken at a time at most.
+        threads: Of the pool.
     """
 
-    def __init__(self, places: int) -> None:
-        self._free = places
-        self._lines: tuple[deque[asyncio.Future[None]], ...] = tuple(deque() for _ in Priority)
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._taken = 0
+        self._lines: tuple[deque[_Waiting], ...] = tuple(deque() for _ in Priority)
         self._passed_over = 0
 
-    async def take(self, priority: Priority) -> None:
-        """Waits for a place, which must be given back."""
-        if self._free:
-            self._free -= 1
+    async def take(self, priority: Priority, *, short: bool) -> None:
+        """Waits for its turn; `give_back` must follow when the task has ended."""
+        line = self._lines[priority]
+        if self._room(short) and not any(self._lines[: priority + 1]) and not self._less_urgent():
+            self._count(line)
+            self._taken += 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lines[priority].append(turn)
+        line.append(_Waiting(turn, short))
         try:
             await turn
         except asyncio.CancelledError:
@@ -39,20 +50,34 @@ class Turns:
             raise
 
     def give_back(self) -> None:
-        """Hands a place to who is next."""
+        """A task has ended; lets those in who are next."""
+        self._taken -= 1
         while (line := self._next_line()) is not None:
-            turn = line.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            waiting = line[0]
+            if waiting.turn.done():  # who waited has gone away
+                line.popleft()
+                continue
+            if not self._room(waiting.short):
                 return
-        self._free += 1
+            line.popleft()
+            self._count(line)
+            self._taken += 1
+            waiting.turn.set_result(None)
 
-    def _next_line(self) -> deque[asyncio.Future[None]] | None:
+    def _room(self, short: bool) -> bool:
+        return self._taken < (2 * self._threads if short else self._threads)
+
+    def _next_line(self) -> deque[_Waiting] | None:
         lines = [line for line in self._lines if line]
-        if len(lines) < 2:
-            return lines[0] if lines else None
-        self._passed_over += 1
-        if self._passed_over < LESS_URGENT_EVERY:
-            return lines[0]
-        self._passed_over = 0
-        return lines[-1]
+        if not lines:
+            return None
+        return lines[-1] if self._less_urgent() else lines[0]
+
+    def _less_urgent(self) -> bool:
+        """Whether it is the turn of the less urgent class."""
+        return self._passed_over + 1 >= LESS_URGENT_EVERY and bool(self._lines[-1])
+
+    def _count(self, served: deque[_Waiting]) -> None:
+        waits = any(line for line in self._lines if line is not served)
+        urgent = served is self._lines[0]
+        self._passed_over = self._passed_over + 1 if urgent and waits else 0
