@@ -32,7 +32,7 @@ from hotclip._jobs import (
     StateChange,
 )
 from hotclip._local import LocalModel, get_model
-from hotclip._models import Model, Version, VersionState
+from hotclip._models import Architecture, Backbone, Model, Version, VersionState
 from hotclip._pairs import BadRow, Pair
 from hotclip._points import Point, Upserted, Vector
 from hotclip._queries import Hit, Hits, PointId
@@ -46,10 +46,12 @@ from hotclip._uploads import UploadProgress
 from hotclip.errors import HotclipError, ItemError
 
 __all__ = [
+    "Architecture",
     "Artifact",
     "ArtifactFormat",
     "AsyncClient",
     "AsyncRun",
+    "Backbone",
     "BadRow",
     "Between",
     "Checkpoint",

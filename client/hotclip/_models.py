@@ -74,6 +74,46 @@ class Model:
     """Space of the live version."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """Published weights that are a good beginning; str() is a line for people."""
+
+    source: str
+    """What load_version takes."""
+    description: str
+    languages: str
+    """Of the captions that it was trained on: "en" or "multilingual"."""
+    license: str
+    """Of the weights."""
+    parameters: int
+    """Numbers in both towers."""
+    dim: int
+    """Elements of a vector."""
+    image_size: int
+    """Pixels: height and width of the model's input."""
+    context_length: int
+    """Tokens: longest text."""
+
+    def __str__(self) -> str:
+        facts = f"{self.parameters / 1e6:,.0f} M, {self.dim} dims, {self.image_size} px"
+        return f"{self.source} ({facts}, {self.languages}, {self.license}): {self.description}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """An open_clip architecture; load_version takes "<name>::<one of pretrained>"."""
+
+    name: str
+    pretrained: tuple[str, ...]
+    """Tags of published weights."""
+    dim: int
+    """Elements of a vector."""
+    image_size: int
+    """Pixels: height and width of the model's input."""
+    context_length: int
+    """Tokens: longest text."""
+
+
 def version(message: model_pb2.Version) -> Version:
     """Parses a version."""
     return Version(
@@ -93,6 +133,31 @@ def version(message: model_pb2.Version) -> Version:
         create_time=when(message.create_time),
         metrics={m.name: m.value for m in message.metrics},
         sha256=message.sha256,
+    )
+
+
+def backbone(message: model_pb2.Backbone) -> Backbone:
+    """Parses a backbone."""
+    return Backbone(
+        source=message.source,
+        description=message.description,
+        languages=message.languages,
+        license=message.license,
+        parameters=message.parameters,
+        dim=message.dim,
+        image_size=message.image_size,
+        context_length=message.context_length,
+    )
+
+
+def architecture(message: model_pb2.Architecture) -> Architecture:
+    """Parses an architecture."""
+    return Architecture(
+        name=message.name,
+        pretrained=tuple(message.pretrained),
+        dim=message.dim,
+        image_size=message.image_size,
+        context_length=message.context_length,
     )
 
 

@@ -157,6 +157,20 @@ def test_rank(client: Client) -> None:
     assert sum(s.probability for s in ranking.scores) == pytest.approx(1, abs=1e-5)
 
 
+async def test_what_to_begin_with(client: Client, server: ServerProcess) -> None:
+    known = client.backbones()
+    assert known[0].source == "builtin:mini"
+    live = client.get_version(client.get_model().live_version)
+    assert (known[0].dim, known[0].image_size) == (live.dim, live.image_size)
+    large = {backbone.source: backbone for backbone in known}["ViT-B-32::openai"]
+    assert str(large).startswith("ViT-B-32::openai (151 M, 512 dims, 224 px, en, MIT): ")
+    architectures = {known.name: known for known in client.architectures()}
+    assert "openai" in architectures["ViT-B-32"].pretrained
+    async with AsyncClient(server.address) as twin:
+        assert await twin.backbones() == known
+        assert len(await twin.architectures()) == len(architectures)
+
+
 async def test_asyncio_twin(server: ServerProcess) -> None:
     async def items() -> AsyncIterator[str]:
         for i in range(500):

@@ -85,6 +85,8 @@ class AsyncClient:
     get_model = versioning.get_model
     versions = versioning.versions
     get_version = versioning.get_version
+    backbones = versioning.backbones
+    architectures = versioning.architectures
     load_version = versioning.load_version
     activate = versioning.activate
     rollback = versioning.rollback

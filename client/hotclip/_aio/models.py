@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from hotclip import _models as parse
-from hotclip._models import Model, Version
+from hotclip._models import Architecture, Backbone, Model, Version
 from hotclip._reconnect import Attempts
 from hotclip.errors import Cancelled, Unavailable
 from hotclip_proto.v1 import model_pb2
@@ -63,6 +63,30 @@ async def get_version(self: AsyncClient, version: str, *, timeout: float | None 
     return parse.version(
         await connection.call(stub.GetVersion, request, connection.deadline(timeout))
     )
+
+
+async def backbones(self: AsyncClient, *, timeout: float | None = None) -> list[Backbone]:
+    """Published weights that are a good beginning, described: the built-in ones, then the
+    smallest first. What is not listed can be loaded just as well, see architectures."""
+    connection = self._connection
+    request = model_pb2.DescribeArchitecturesRequest(page_size=1)
+    stub = connection.stubs().models
+    reply = await connection.call(stub.DescribeArchitectures, request, connection.deadline(timeout))
+    return list(map(parse.backbone, reply.backbones))
+
+
+async def architectures(self: AsyncClient, *, timeout: float | None = None) -> list[Architecture]:
+    """All that load_version knows by name."""
+    connection, found, token = self._connection, list[Architecture](), ""
+    deadline = connection.deadline(timeout)
+    stub = connection.stubs().models
+    while True:
+        request = model_pb2.DescribeArchitecturesRequest(page_size=1000, page_token=token)
+        reply = await connection.call(stub.DescribeArchitectures, request, deadline)
+        found += map(parse.architecture, reply.architectures)
+        token = reply.next_page_token
+        if not token:
+            return found
 
 
 async def load_version(

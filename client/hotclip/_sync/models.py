@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from hotclip import _models as parse
-from hotclip._models import Model, Version
+from hotclip._models import Architecture, Backbone, Model, Version
 from hotclip._reconnect import Attempts
 from hotclip.errors import Cancelled, Unavailable
 from hotclip_proto.v1 import model_pb2
@@ -59,6 +59,30 @@ def get_version(self: Client, version: str, *, timeout: float | None = None) -> 
     request = model_pb2.GetVersionRequest(version=version)
     stub = connection.stubs().models
     return parse.version(connection.call(stub.GetVersion, request, connection.deadline(timeout)))
+
+
+def backbones(self: Client, *, timeout: float | None = None) -> list[Backbone]:
+    """Published weights that are a good beginning, described: the built-in ones, then the
+    smallest first. What is not listed can be loaded just as well, see architectures."""
+    connection = self._connection
+    request = model_pb2.DescribeArchitecturesRequest(page_size=1)
+    stub = connection.stubs().models
+    reply = connection.call(stub.DescribeArchitectures, request, connection.deadline(timeout))
+    return list(map(parse.backbone, reply.backbones))
+
+
+def architectures(self: Client, *, timeout: float | None = None) -> list[Architecture]:
+    """All that load_version knows by name."""
+    connection, found, token = self._connection, list[Architecture](), ""
+    deadline = connection.deadline(timeout)
+    stub = connection.stubs().models
+    while True:
+        request = model_pb2.DescribeArchitecturesRequest(page_size=1000, page_token=token)
+        reply = connection.call(stub.DescribeArchitectures, request, deadline)
+        found += map(parse.architecture, reply.architectures)
+        token = reply.next_page_token
+        if not token:
+            return found
 
 
 def load_version(

@@ -628,23 +628,77 @@ class Architecture(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class Backbone(message.Message):
+    """Published weights that are a good beginning, with what a person chooses them by."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: builtins.int
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    LANGUAGES_FIELD_NUMBER: builtins.int
+    LICENSE_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    DIM_FIELD_NUMBER: builtins.int
+    IMAGE_SIZE_FIELD_NUMBER: builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: builtins.int
+    source: builtins.str
+    """As LoadVersion takes it: "builtin:mini", "ViT-B-32::laion2b_s34b_b79k"."""
+    description: builtins.str
+    """What it is good for, a sentence."""
+    languages: builtins.str
+    """Of the captions that it was trained on: "en", "multilingual"."""
+    license: builtins.str
+    """Of the weights, as their publisher states it: "MIT"."""
+    parameters: builtins.int
+    """Numbers in both towers."""
+    dim: builtins.int
+    """Elements of a vector."""
+    image_size: builtins.int
+    """Pixels: height and width of the model's input."""
+    context_length: builtins.int
+    """Tokens: longest text."""
+    def __init__(
+        self,
+        *,
+        source: builtins.str = ...,
+        description: builtins.str = ...,
+        languages: builtins.str = ...,
+        license: builtins.str = ...,
+        parameters: builtins.int = ...,
+        dim: builtins.int = ...,
+        image_size: builtins.int = ...,
+        context_length: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["context_length", b"context_length", "description", b"description", "dim", b"dim", "image_size", b"image_size", "languages", b"languages", "license", b"license", "parameters", b"parameters", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class DescribeArchitecturesResponse(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     ARCHITECTURES_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    BACKBONES_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     """Empty on the last page."""
     @builtins.property
     def architectures(self) -> containers.RepeatedCompositeFieldContainer[Architecture]: ...
+    @builtins.property
+    def backbones(self) -> containers.RepeatedCompositeFieldContainer[Backbone]:
+        """On the first page, the smallest first."""
+
     def __init__(
         self,
         *,
         architectures: abc.Iterable[Architecture] | None = ...,
         next_page_token: builtins.str = ...,
+        backbones: abc.Iterable[Backbone] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["architectures", b"architectures", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["architectures", b"architectures", "backbones", b"backbones", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

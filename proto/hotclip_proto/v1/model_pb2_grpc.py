@@ -229,7 +229,8 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DescribeArchitectures(self, request, context):
-        """Architectures that LoadVersion knows. Errors: INVALID_ARGUMENT (page).
+        """Architectures that LoadVersion knows, and weights to begin with. Errors: INVALID_ARGUMENT
+        (page).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

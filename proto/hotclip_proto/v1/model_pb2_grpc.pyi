@@ -94,7 +94,9 @@ class ModelServiceStub:
     WatchModels: _grpc.UnaryStreamMultiCallable[_model_pb2.WatchModelsRequest, _model_pb2.Model]
     """Sends the model's state now, then each change of it. Errors: NOT_FOUND."""
     DescribeArchitectures: _grpc.UnaryUnaryMultiCallable[_model_pb2.DescribeArchitecturesRequest, _model_pb2.DescribeArchitecturesResponse]
-    """Architectures that LoadVersion knows. Errors: INVALID_ARGUMENT (page)."""
+    """Architectures that LoadVersion knows, and weights to begin with. Errors: INVALID_ARGUMENT
+    (page).
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -161,7 +163,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     WatchModels: _aio.UnaryStreamMultiCallable[_model_pb2.WatchModelsRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Sends the model's state now, then each change of it. Errors: NOT_FOUND."""
     DescribeArchitectures: _aio.UnaryUnaryMultiCallable[_model_pb2.DescribeArchitecturesRequest, _model_pb2.DescribeArchitecturesResponse]  # type: ignore[assignment]
-    """Architectures that LoadVersion knows. Errors: INVALID_ARGUMENT (page)."""
+    """Architectures that LoadVersion knows, and weights to begin with. Errors: INVALID_ARGUMENT
+    (page).
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """A model is a named line of versions; a version is immutable."""
@@ -309,6 +313,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.DescribeArchitecturesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DescribeArchitecturesResponse, _abc.Awaitable[_model_pb2.DescribeArchitecturesResponse]]:
-        """Architectures that LoadVersion knows. Errors: INVALID_ARGUMENT (page)."""
+        """Architectures that LoadVersion knows, and weights to begin with. Errors: INVALID_ARGUMENT
+        (page).
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from hotclip_server.artifacts.store import ArtifactStore
 from hotclip_server.errors import FailedPrecondition, InvalidArgument
 from hotclip_server.jobs.records import JobKind
 from hotclip_server.jobs.runner import JobRunner
+from hotclip_server.models.backbones import BACKBONES
 from hotclip_server.models.protocol import ArchitectureInfo, VersionManifest
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.state import ModelState, VersionRecord, VersionState
@@ -189,12 +191,16 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     async def DescribeArchitectures(  # noqa: N802 - named by the proto
         self, request: model_pb2.DescribeArchitecturesRequest, context: Context
     ) -> model_pb2.DescribeArchitecturesResponse:
-        """By name."""
+        """By name; backbones with the first page."""
         page = PageRequest.parse(request.page_size, request.page_token, listing="architectures")
         known = await asyncio.to_thread(self._describe_architectures)
         rows, token = page.select(known, lambda row: (row.name,))
         return model_pb2.DescribeArchitecturesResponse(
-            architectures=[architecture_to_proto(row) for row in rows], next_page_token=token
+            architectures=[architecture_to_proto(row) for row in rows],
+            next_page_token=token,
+            backbones=[]
+            if request.page_token
+            else [model_pb2.Backbone(**asdict(b)) for b in BACKBONES],
         )
 
     def _version(self, record: VersionRecord) -> model_pb2.Version:
