@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 from support.server import ServerProcess, start_server
 
 StartServer = Callable[..., ServerProcess]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many tests as cores run at once: threads of each test would only wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -43,11 +43,14 @@ def run(command: list[str], folder: Path = ROOT) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `photos` in it, as the examples expect."""
+    """A folder with `photos` and `catalogue.csv` in it, as the examples expect."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "photos").mkdir()
+    rows = ["image,text"]
     for caption, data in captioned_shapes(24):
         (folder / "photos" / f"{caption}.png").write_bytes(data)
+        rows.append(f"photos/{caption}.png,{caption}")
+    (folder / "catalogue.csv").write_text("\n".join(rows), encoding="utf-8")
     return folder
 
 
@@ -153,5 +156,7 @@ def test_the_examples_run(server: str, photos: Path) -> None:
     code = "\n".join(blocks("python")).replace(ADDRESS, server)
     assert server in code
     output = run([sys.executable, "-W", "error", "-c", code], photos)
-    assert "\nTrue\n" in output  # the search after the flip names the new version
+    # The search after the flip names the new version; the model without a server has its space.
+    assert output.count("\nTrue\n") == 2
+    assert "bad rows, left out         0" in output
     assert output.splitlines()[-1] == "(1, 128) (1, 64) True"

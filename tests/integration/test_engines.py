@@ -64,7 +64,7 @@ def test_engines_take_over_under_load_and_are_remembered(tmp_path: Path) -> None
             stop.set()
             worker.join()
         assert [engine.tower for engine in chosen] == ["clip-text", "clip-vision"]
-        assert {engine.engine for engine in chosen} == {"torch"}
+        assert all(engine.engine in ("torch", "onnx") for engine in chosen)
         assert all(engine.best_batch >= 1 for engine in chosen)
         last = vectors(client)
     assert failures == []

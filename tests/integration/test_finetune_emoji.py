@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import grpc
+import pytest
 from support.learning import Stubs
 from support.server import ServerProcess
 
@@ -50,6 +51,7 @@ class Load:
                     self.longest_s = max(self.longest_s, time.monotonic() - began)
 
 
+@pytest.mark.alone
 def test_german_names_find_more_after_a_fine_tune_under_load(
     make_server: Callable[..., ServerProcess],
 ) -> None:

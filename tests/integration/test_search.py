@@ -307,6 +307,7 @@ class EncodeLoad:
                 self._ends.append(time.perf_counter())
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_encode_gap_during_index_build(make_server: StartServer, tmp_path: Path) -> None:
     folder = tmp_path / "models" / "wide"

@@ -192,6 +192,7 @@ def pause_of_a_flip(models: Models) -> tuple[float, float]:
     return float(np.median(flips) - np.median(idle)), float(batch)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_swap_pauses_no_longer_than_a_batch(models: Models) -> None:
     for _ in range(3):  # What runs beside it on a busy machine pauses everybody.

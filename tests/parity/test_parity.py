@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+import torch
 from numpy.typing import NDArray
 from support.hub import LoopbackHub
 from support.hub_files import SENTENCES, siglip_tokenizer, xlm_roberta
@@ -25,6 +26,8 @@ from support.parity import INPUTS, assert_parity
 from support.pictures import encoded, photograph
 
 from hotclip_server import encoding
+from hotclip_server.encoding.engines.linear import multiplies_in
+from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.torch_engine import TorchEngine
 from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
 from hotclip_server.encoding.protocol import Prepared, Tower
@@ -34,6 +37,7 @@ MINI = Path(encoding.__path__[0], "builtin", "mini")
 BATCHES = (1, 5, 2, 8)
 """Sizes of the batches that are compared, so that neighbours and sizes vary."""
 TOLERANCE = {"fp32": 0.01, "bf16": 0.1}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +155,10 @@ def compare_engines(
     assert source is not None
     for precision, tolerance in TOLERANCE.items():
         if (tower, precision) in case.plain_only:
+            continue
+        if not multiplies_in(DTYPES[precision]):
+            with pytest.raises(EngineUnfit, match=precision):
+                TorchEngine(source, precision)
             continue
         engine = TorchEngine(source, precision)
         compare(

@@ -33,6 +33,7 @@ class ConstantServer:
                 sent.append(answered)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("at_a_time", [1, 4, 8])
 @pytest.mark.parametrize(("rate", "items"), [(20, 1), (120, 4), (1000, 16)])
 def test_a_stream_has_the_rate_of_its_server(rate: float, items: int, at_a_time: int) -> None:
@@ -40,6 +41,7 @@ def test_a_stream_has_the_rate_of_its_server(rate: float, items: int, at_a_time:
     assert measured.rate == pytest.approx(rate, rel=0.02)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("clients", [1, 3])
 def test_clients_of_one_call_at_a_time_have_the_sum_of_their_rates(clients: int) -> None:
     def ask(segment: Segment, client: int) -> None:

@@ -319,6 +319,7 @@ async def test_a_silent_job_has_a_heartbeat(database: Database) -> None:
     await runner.stop()
 
 
+@pytest.mark.alone
 async def test_yielding_takes_at_most_half_of_the_time(database: Database) -> None:
     waited: list[float] = []
 
@@ -339,6 +340,7 @@ async def test_yielding_takes_at_most_half_of_the_time(database: Database) -> No
     await runner.stop()
 
 
+@pytest.mark.alone
 async def test_small_pieces_of_work_keep_their_half_too(database: Database) -> None:
     shares: list[float] = []
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+import pytest
 
 from hotclip_server.encoding.engines.protocol import EngineChoice
 from hotclip_server.encoding.protocol import Tower
@@ -42,6 +43,7 @@ async def test_probes_run_in_small_pieces_and_come_back_in_order() -> None:
     np.testing.assert_array_equal(rows, engine(0.0).run(ITEMS))
 
 
+@pytest.mark.alone
 async def test_waiting_requests_get_most_of_the_device() -> None:
     started = time.monotonic()
     await Pieces(inline, lambda: True).run(lambda: time.sleep(0.02))
