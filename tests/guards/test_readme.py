@@ -49,7 +49,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = ["image,text"]
     for caption, data in captioned_shapes(24):
         (folder / "photos" / f"{caption}.png").write_bytes(data)
-        rows.append(f"photos/{caption}.png,{caption}")
+        rows.append(f"photos/{caption}.png,a drawing of {caption}")
     (folder / "catalogue.csv").write_text("\n".join(rows), encoding="utf-8")
     return folder
 
