@@ -206,7 +206,7 @@ class RegistryMachine(RuleBasedStateMachine):
         catalog = self.registry._catalog
         row = catalog.model("default")
         if version != row.live:
-            new = replace(row, live=version, previous=row.live, etag="crash" + row.etag[:8])
+            new = replace(row, live=version, previous=row.live, etag=f"crash-{len(self.old_etags)}")
             self.run(catalog.write_flip(row, new, (), (), trial=False))
             self.old_etags.add(row.etag)
             self.live, self.previous = version, row.live
