@@ -28,7 +28,7 @@ RETRIED: Mapping[str, tuple[str, ...]] = {
         "ImportVersion",
     ),
     f"{PACKAGE}.ArtifactService": ("GetArtifact", "ListArtifacts", "GetUpload"),
-    f"{PACKAGE}.JobService": ("GetJob", "ListJobs"),
+    f"{PACKAGE}.JobService": ("GetJob", "ListJobs", "GetJobReport"),
     f"{PACKAGE}.DatasetService": ("GetDataset", "ListDatasets"),
     f"{PACKAGE}.FineTuneService": ("FineTune", "Evaluate"),
     f"{PACKAGE}.SearchService": ("GetCollection", "ListCollections", "Search", "Reindex"),

@@ -40,6 +40,7 @@ from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.staging import StagingLimits
 from hotclip_server.models.trials import Pieces
 from hotclip_server.pipeline import EncodePipeline
+from hotclip_server.report.reporter import Reporter
 from hotclip_server.rpc import SERVICE_NAMES
 from hotclip_server.runtime import describe_machine, describe_runtime, resolve_device
 from hotclip_server.search.blobs import SourceBlobs
@@ -159,7 +160,7 @@ def build(
             ArtifactUploads(folder / "artifacts" / "uploads", artifacts, artifact_limits(config)),
         ),
         DatasetService(datasets),
-        JobService(jobs),
+        JobService(jobs, Reporter(database, datasets)),
         SearchService(collections, jobs, config.max_items_per_request),
         ServerService(
             config,

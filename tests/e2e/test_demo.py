@@ -53,4 +53,10 @@ def test_the_demonstration_in_small(tmp_path: Path) -> None:
     page.feed((tmp_path / "report.html").read_text("utf-8"))
     assert page.fetched == []
     assert page.tags["img"] == 10 * 2 * 5
-    assert page.tags["svg"] == 3
+    assert page.tags["figure"] == 3
+
+    of_the_job = _Page()
+    of_the_job.feed((tmp_path / "job.html").read_text("utf-8"))
+    assert of_the_job.fetched == []
+    assert of_the_job.tags["img"] > 0
+    assert of_the_job.tags["figure"] >= 5

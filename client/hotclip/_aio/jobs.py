@@ -13,6 +13,7 @@ from hotclip._aio.connection import Connection
 from hotclip._artifacts import FormatName, Progress, export_request
 from hotclip._events import EventCursor
 from hotclip._jobs import Job, JobEvent, JobKind, JobState, LogLine, Measurement
+from hotclip._page import write_page
 from hotclip._progress import ProgressBar
 from hotclip.errors import Cancelled, Unavailable
 from hotclip_proto.v1 import job_pb2
@@ -120,6 +121,30 @@ class AsyncRun:
         return [
             e.detail async for e in self.events(follow=False) if isinstance(e.detail, Measurement)
         ]
+
+    async def report(
+        self, path: Path | str = "report.html", *, timeout: float | None = None
+    ) -> Path:
+        """Writes a page on what the job did so far: one HTML file for people.
+
+        It shows curves, metrics before and after, example searches in pictures, what the data
+        holds and the log, and loads nothing from elsewhere. Also of a job that runs.
+
+        Args:
+            path: The file, or an existing folder for a file named after the job.
+            timeout: Seconds; None: the client's default.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            NotFound: The job was deleted.
+        """
+        connection = self._connection
+        request = job_pb2.GetJobReportRequest(job=self.id)
+        stub = connection.stubs().jobs
+        reply = await connection.call(stub.GetJobReport, request, connection.deadline(timeout))
+        return await connection.run(partial(write_page, Path(path), self.name, reply.html))
 
     async def cancel(self) -> Job:
         """Asks the job to end; it passes through CANCELLING. Harmless if it has ended."""

@@ -11,6 +11,7 @@ from hotclip import _jobs as parse
 from hotclip._artifacts import FormatName, Progress, export_request
 from hotclip._events import EventCursor
 from hotclip._jobs import Job, JobEvent, JobKind, JobState, LogLine, Measurement
+from hotclip._page import write_page
 from hotclip._progress import ProgressBar
 from hotclip._sync import downloads
 from hotclip._sync.connection import Connection
@@ -118,6 +119,28 @@ class Run:
     def measurements(self) -> list[Measurement]:
         """Every measurement so far: the curves."""
         return [e.detail for e in self.events(follow=False) if isinstance(e.detail, Measurement)]
+
+    def report(self, path: Path | str = "report.html", *, timeout: float | None = None) -> Path:
+        """Writes a page on what the job did so far: one HTML file for people.
+
+        It shows curves, metrics before and after, example searches in pictures, what the data
+        holds and the log, and loads nothing from elsewhere. Also of a job that runs.
+
+        Args:
+            path: The file, or an existing folder for a file named after the job.
+            timeout: Seconds; None: the client's default.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            NotFound: The job was deleted.
+        """
+        connection = self._connection
+        request = job_pb2.GetJobReportRequest(job=self.id)
+        stub = connection.stubs().jobs
+        reply = connection.call(stub.GetJobReport, request, connection.deadline(timeout))
+        return connection.run(partial(write_page, Path(path), self.name, reply.html))
 
     def cancel(self) -> Job:
         """Asks the job to end; it passes through CANCELLING. Harmless if it has ended."""

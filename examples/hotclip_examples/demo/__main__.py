@@ -1,7 +1,7 @@
 """`python -m hotclip_examples.demo`: serve, search, learn, swap, search again.
 
-Writes report.html and result.json. Ends with code 1 if an answer failed, was mixed, or the
-search did not get better as told.
+Writes report.html, job.html (the server's own page of the fine-tune) and result.json. Ends with
+code 1 if an answer failed, was mixed, or the search did not get better as told.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def main() -> int:
         info = client.server_info()
         say(f"server {address}: {options.model} on {info.device}")
         outcome = story.tell(client, data / "versions", output / "pictures", recipe)
+        client.get_job(story.JOB).report(output / "job.html")
     result = _result(outcome)
     result["seconds"] = round(time.monotonic() - began, 1)
     (output / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")

@@ -15,6 +15,7 @@ from hotclip_examples.demo.quality import Searched, search_all
 from hotclip_examples.emoji import EmojiPair, EmojiTask, emoji_task, pair_image
 
 COLLECTION = "openmoji"
+JOB = "german-names"
 PICTURE_SIZE = 64
 POOL = 48
 """Texts and images that the background load asks for."""
@@ -118,7 +119,7 @@ def tell(client: hotclip.Client, versions: Path, pictures: Path, recipe: Recipe)
             batch_size=recipe.batch_size,
             activation="never",
             seed=recipe.seed,
-            name="german-names",
+            name=JOB,
         )
         tuned = run.wait(progress=True).result_version
         train_ended = time.monotonic()
@@ -189,4 +190,4 @@ def _pool(task: EmojiTask, images: dict[str, bytes], seed: int) -> traffic.Pool:
     )
 
 
-__all__ = ["COLLECTION", "Golden", "Outcome", "Recipe", "say", "tell"]
+__all__ = ["COLLECTION", "JOB", "Golden", "Outcome", "Recipe", "say", "tell"]

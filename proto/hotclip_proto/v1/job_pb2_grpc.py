@@ -50,6 +50,11 @@ class JobServiceStub(object):
                 request_serializer=hotclip__proto_dot_v1_dot_job__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=hotclip__proto_dot_v1_dot_job__pb2.JobEvent.FromString,
                 _registered_method=True)
+        self.GetJobReport = channel.unary_unary(
+                '/hotclip.v1.JobService/GetJobReport',
+                request_serializer=hotclip__proto_dot_v1_dot_job__pb2.GetJobReportRequest.SerializeToString,
+                response_deserializer=hotclip__proto_dot_v1_dot_job__pb2.GetJobReportResponse.FromString,
+                _registered_method=True)
         self.CancelJob = channel.unary_unary(
                 '/hotclip.v1.JobService/CancelJob',
                 request_serializer=hotclip__proto_dot_v1_dot_job__pb2.CancelJobRequest.SerializeToString,
@@ -90,6 +95,16 @@ class JobServiceServicer(object):
         the event that ends the job. A client that lost its connection calls again with
         the last seq that it has and misses nothing. Errors: NOT_FOUND, OUT_OF_RANGE
         (after_seq beyond the last event).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJobReport(self, request, context):
+        """A page for people on what the job did so far: curves, metrics before and after, example
+        searches in pictures, what its data holds, its log. One HTML file that loads nothing
+        else; written from what the server has at this moment, at most a few MB. Errors:
+        NOT_FOUND, RESOURCE_EXHAUSTED (max_message_bytes is smaller than the page).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +151,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WatchJob,
                     request_deserializer=hotclip__proto_dot_v1_dot_job__pb2.WatchJobRequest.FromString,
                     response_serializer=hotclip__proto_dot_v1_dot_job__pb2.JobEvent.SerializeToString,
+            ),
+            'GetJobReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJobReport,
+                    request_deserializer=hotclip__proto_dot_v1_dot_job__pb2.GetJobReportRequest.FromString,
+                    response_serializer=hotclip__proto_dot_v1_dot_job__pb2.GetJobReportResponse.SerializeToString,
             ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
@@ -235,6 +255,33 @@ class JobService(object):
             '/hotclip.v1.JobService/WatchJob',
             hotclip__proto_dot_v1_dot_job__pb2.WatchJobRequest.SerializeToString,
             hotclip__proto_dot_v1_dot_job__pb2.JobEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJobReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotclip.v1.JobService/GetJobReport',
+            hotclip__proto_dot_v1_dot_job__pb2.GetJobReportRequest.SerializeToString,
+            hotclip__proto_dot_v1_dot_job__pb2.GetJobReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

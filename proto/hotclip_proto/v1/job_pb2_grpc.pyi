@@ -43,6 +43,12 @@ class JobServiceStub:
     the last seq that it has and misses nothing. Errors: NOT_FOUND, OUT_OF_RANGE
     (after_seq beyond the last event).
     """
+    GetJobReport: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobReportRequest, _job_pb2.GetJobReportResponse]
+    """A page for people on what the job did so far: curves, metrics before and after, example
+    searches in pictures, what its data holds, its log. One HTML file that loads nothing
+    else; written from what the server has at this moment, at most a few MB. Errors:
+    NOT_FOUND, RESOURCE_EXHAUSTED (max_message_bytes is smaller than the page).
+    """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.Job]
     """Asks a job to end; returns at once, the job passes through CANCELLING.
     Cancelling an ended job changes nothing. Errors: NOT_FOUND.
@@ -70,6 +76,12 @@ class JobServiceAsyncStub(JobServiceStub):
     the event that ends the job. A client that lost its connection calls again with
     the last seq that it has and misses nothing. Errors: NOT_FOUND, OUT_OF_RANGE
     (after_seq beyond the last event).
+    """
+    GetJobReport: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobReportRequest, _job_pb2.GetJobReportResponse]  # type: ignore[assignment]
+    """A page for people on what the job did so far: curves, metrics before and after, example
+    searches in pictures, what its data holds, its log. One HTML file that loads nothing
+    else; written from what the server has at this moment, at most a few MB. Errors:
+    NOT_FOUND, RESOURCE_EXHAUSTED (max_message_bytes is smaller than the page).
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Asks a job to end; returns at once, the job passes through CANCELLING.
@@ -113,6 +125,18 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         the event that ends the job. A client that lost its connection calls again with
         the last seq that it has and misses nothing. Errors: NOT_FOUND, OUT_OF_RANGE
         (after_seq beyond the last event).
+        """
+
+    @_abc_1.abstractmethod
+    def GetJobReport(
+        self,
+        request: _job_pb2.GetJobReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.GetJobReportResponse, _abc.Awaitable[_job_pb2.GetJobReportResponse]]:
+        """A page for people on what the job did so far: curves, metrics before and after, example
+        searches in pictures, what its data holds, its log. One HTML file that loads nothing
+        else; written from what the server has at this moment, at most a few MB. Errors:
+        NOT_FOUND, RESOURCE_EXHAUSTED (max_message_bytes is smaller than the page).
         """
 
     @_abc_1.abstractmethod

@@ -12,6 +12,7 @@ from hotclip_server.errors import InvalidArgument
 from hotclip_server.jobs.records import JobKind, JobRecord
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.jobs.store import timestamp
+from hotclip_server.report.reporter import Reporter
 from hotclip_server.services.datasets import newest_first_key
 from hotclip_server.services.paging import PageRequest
 
@@ -21,8 +22,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class JobService(job_pb2_grpc.JobServiceServicer):
     """See job.proto."""
 
-    def __init__(self, jobs: JobRunner) -> None:
+    def __init__(self, jobs: JobRunner, reporter: Reporter) -> None:
         self._jobs = jobs
+        self._reporter = reporter
 
     async def GetJob(  # noqa: N802 - named by the proto
         self, request: job_pb2.GetJobRequest, context: Context
@@ -51,6 +53,12 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         """Every event after `after_seq`, to the end of the job."""
         async for event in self._jobs.watch(request.job, request.after_seq):
             yield event
+
+    async def GetJobReport(  # noqa: N802 - named by the proto
+        self, request: job_pb2.GetJobReportRequest, context: Context
+    ) -> job_pb2.GetJobReportResponse:
+        """A page for people."""
+        return job_pb2.GetJobReportResponse(html=await self._reporter.html(request.job))
 
     async def CancelJob(  # noqa: N802 - named by the proto
         self, request: job_pb2.CancelJobRequest, context: Context
