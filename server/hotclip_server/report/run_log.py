@@ -99,7 +99,7 @@ class RunLog:
             return
         self._steps.append((event.step, metrics))
         if len(self._steps) == MOST_STEPS:
-            self._steps = self._steps[::2]
+            self._steps = self._steps[1::2]
             self._stride *= 2
 
     def _forget_after(self, step: int) -> None:
