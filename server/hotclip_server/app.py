@@ -57,6 +57,8 @@ from hotclip_server.services.search import SearchService
 from hotclip_server.services.server_info import ServerService
 from hotclip_server.storage.database import Database
 from hotclip_server.storage.folder_lock import FolderLock
+from hotclip_server.trackers.follower import Followers
+from hotclip_server.trackers.known import tracker_maker
 
 if TYPE_CHECKING:
     from hotclip_server.encoding.cuda.engine import CudaEngines
@@ -138,9 +140,11 @@ def build(
             config, device_name, store, datasets, releases, cuda, onnx_exporter(exporter)
         )
         handlers += [ExportHandler(exporter), ImportHandler(releases)]
+    followers = Followers(database, tracker_maker(config))
     jobs = JobRunner(
         database,
         handlers,
+        began=followers.began,
         serving_busy=lambda: batcher.ledger.items > 0,
         resume=config.resume_jobs == "auto",
     )
@@ -193,6 +197,7 @@ def build(
         collections=collections,
         releases=releases,
         jobs=jobs,
+        followers=followers,
         health=health,
         drain=drain,
         frontends=frontends,

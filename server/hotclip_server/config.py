@@ -146,6 +146,13 @@ class ServerConfig:
     """Number of collections."""
     max_payload_bytes: Annotated[int, _within(1, LARGEST_UINT32)] = 64 * KIB
     """Bytes of one point's payload, as JSON."""
+    trackers_dir: Path | None = None
+    """Folder that experiment trackers write into; default: trackers below the data directory."""
+    wandb_online: bool = False
+    """W&B sends what it is told to its server (WANDB_API_KEY) instead of keeping files for
+    `wandb sync`."""
+    mlflow_uri: str = ""
+    """Tracking URI of MLflow; default: a SQLite file in the folder of the trackers."""
     resume_jobs: Annotated[str, _one_of("auto", "manual")] = "auto"
     """After a restart, jobs that were interrupted go on by themselves (auto) or when asked to
     (manual)."""
@@ -177,6 +184,11 @@ class ServerConfig:
     def models_path(self) -> Path:
         """Folder of local models."""
         return self.models_dir or self.data_dir / "models"
+
+    @property
+    def trackers_path(self) -> Path:
+        """Folder of experiment trackers."""
+        return self.trackers_dir or self.data_dir / "trackers"
 
     @property
     def database(self) -> str:

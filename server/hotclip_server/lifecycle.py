@@ -31,6 +31,7 @@ from hotclip_server.search.collections import Collections
 from hotclip_server.search.edge import EdgeStore
 from hotclip_server.storage.database import Database
 from hotclip_server.storage.folder_lock import FolderLock
+from hotclip_server.trackers.follower import Followers
 
 if TYPE_CHECKING:
     from hotclip_server.encoding.engines.onnx_engines import OnnxEngines
@@ -61,6 +62,7 @@ class Parts:
     collections: Collections
     releases: RegistryReleases
     jobs: JobRunner
+    followers: Followers
     health: Health
     drain: Drain
     frontends: Frontends | None
@@ -142,6 +144,7 @@ class App:
         if parts.engines is not None:
             await parts.engines.stop()
         await parts.jobs.stop()
+        await asyncio.to_thread(parts.followers.stop)
         await parts.datasets.stop()
         await parts.collections.stop()
         await parts.batcher.stop()

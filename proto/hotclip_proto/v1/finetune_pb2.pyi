@@ -629,7 +629,9 @@ class FineTuneRequest(message.Message):
 
     @builtins.property
     def trackers(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Also told of the run: "tensorboard", "wandb", "mlflow". Their failure harms no run."""
+        """Also told of the metric events: "tensorboard", "wandb", "mlflow". They write below the
+        server's data directory, hold up nothing, and their failure is a warning of the job.
+        """
 
     def __init__(
         self,

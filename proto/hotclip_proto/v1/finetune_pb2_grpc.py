@@ -63,7 +63,8 @@ class FineTuneServiceServicer(object):
         decides which weights are best.
         AFTER tells of the best weights: those are stored. Errors:
         INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
-        ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version).
+        ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version),
+        FAILED_PRECONDITION/TRACKER_NOT_INSTALLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

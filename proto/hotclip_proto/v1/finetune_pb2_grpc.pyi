@@ -45,7 +45,8 @@ class FineTuneServiceStub:
     decides which weights are best.
     AFTER tells of the best weights: those are stored. Errors:
     INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
-    ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version).
+    ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version),
+    FAILED_PRECONDITION/TRACKER_NOT_INSTALLED.
     """
     Evaluate: _grpc.UnaryUnaryMultiCallable[_finetune_pb2.EvaluateRequest, _job_pb2.Job]
     """Queues a job that measures retrieval of a version on a dataset, both directions. Metrics
@@ -73,7 +74,8 @@ class FineTuneServiceAsyncStub(FineTuneServiceStub):
     decides which weights are best.
     AFTER tells of the best weights: those are stored. Errors:
     INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
-    ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version).
+    ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version),
+    FAILED_PRECONDITION/TRACKER_NOT_INSTALLED.
     """
     Evaluate: _aio.UnaryUnaryMultiCallable[_finetune_pb2.EvaluateRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Queues a job that measures retrieval of a version on a dataset, both directions. Metrics
@@ -104,7 +106,8 @@ class FineTuneServiceServicer(metaclass=_abc_1.ABCMeta):
         decides which weights are best.
         AFTER tells of the best weights: those are stored. Errors:
         INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
-        ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version).
+        ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version),
+        FAILED_PRECONDITION/TRACKER_NOT_INSTALLED.
         """
 
     @_abc_1.abstractmethod

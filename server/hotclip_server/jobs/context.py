@@ -131,9 +131,7 @@ class JobContext:
 
     def log(self, message: str, level: Level = "INFO") -> None:
         """A line for people."""
-        clean = "".join(c if c.isprintable() else " " for c in message)
-        value = job_pb2.LogEvent.Level.Value(f"LEVEL_{level}")
-        self._append(job_pb2.JobEvent(log=job_pb2.LogEvent(level=value, message=clean)))
+        self._append(store.log_event(message, level))
 
     def metric(
         self,

@@ -44,6 +44,14 @@ RETRY_S = 1.0
 """Pause before an end that the database refused (disk full) is written again."""
 
 
+Warn = Callable[[str, str], None]
+"""Adds a warning to the log of a job that has not ended; any thread."""
+
+
+def nobody(job: JobRecord, warn: Warn) -> None:
+    """Follows no job."""
+
+
 def never_busy() -> bool:
     """For a server where nothing else wants the device."""
     return False
@@ -57,6 +65,7 @@ class JobRunner:
         serving_busy: Whether requests wait for the device; called on the job thread.
         resume: Whether jobs that a stop of the server interrupted go on by themselves.
         heartbeat_s: Longest silence of a working job.
+        began: Told of each job that begins to run, also once more; on the job thread.
     """
 
     def __init__(
@@ -67,12 +76,14 @@ class JobRunner:
         serving_busy: Callable[[], bool] = never_busy,
         resume: bool = False,
         heartbeat_s: float = HEARTBEAT_S,
+        began: Callable[[JobRecord, Warn], None] = nobody,
     ) -> None:
         self._database = database
         self._handlers = {handler.kind: handler for handler in handlers}
         self._serving_busy = serving_busy
         self._resume = resume
         self._heartbeat_s = heartbeat_s
+        self._began = began
         self._signals = Signals()
         self._queue: deque[str] = deque()
         self._queued = threading.Condition()
@@ -246,6 +257,14 @@ class JobRunner:
         store.append(connection, job_id, [beat])
         return True
 
+    def warn(self, job_id: str, message: str) -> None:
+        """Adds a warning to the log of a job that has not ended. Any thread. Raises NotFound."""
+        with self._database.transaction() as connection:
+            if store.get(connection, job_id).state.ended:
+                return
+            store.append(connection, job_id, [store.log_event(message, "WARNING")])
+        self._changed(job_id)
+
     # Below: the job thread.
 
     def _work(self) -> None:
@@ -296,6 +315,7 @@ class JobRunner:
         if record is None:
             return
         self._changed(job_id)
+        self._began(record, self.warn)
         context = JobContext(
             self._database,
             job_id,

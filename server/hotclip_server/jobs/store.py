@@ -312,6 +312,13 @@ def state_event(state: JobState, message: str = "") -> job_pb2.JobEvent:
     return job_pb2.JobEvent(state=job_pb2.StateEvent(state=value, message=message))
 
 
+def log_event(message: str, level: str = "INFO") -> job_pb2.JobEvent:
+    """An event that is a line for people; `level` is INFO, WARNING or ERROR."""
+    clean = "".join(c if c.isprintable() else " " for c in message)
+    value = job_pb2.LogEvent.Level.Value(f"LEVEL_{level}")
+    return job_pb2.JobEvent(log=job_pb2.LogEvent(level=value, message=clean))
+
+
 def aware(time: datetime) -> datetime:
     """SQLite forgets the zone; all stored times are UTC."""
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

@@ -29,6 +29,7 @@ from hotclip_server.services.finetune_requests import (
     prompts_of,
 )
 from hotclip_server.services.jobs import job_to_proto
+from hotclip_server.trackers.known import require_installed
 from hotclip_server.training.metrics import Compat
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -58,6 +59,7 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
         if known is not None:
             return job_to_proto(known)
         wish = check_fine_tune(request)
+        require_installed(wish.spec["trackers"])
         model, version = self._version(request.model, request.base_version, "base_version")
         train = await self._datasets.get(request.train_dataset)
         _check_trainable(train)

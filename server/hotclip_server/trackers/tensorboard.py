@@ -1,0 +1,35 @@
+"""TensorBoard: event files, which `tensorboard --logdir` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch.utils.tensorboard import SummaryWriter
+
+from hotclip_server.trackers.protocol import Outcome, TrackedRun, TrackerSettings
+
+
+class TensorBoard:
+    """Implements `Tracker`; one folder a job."""
+
+    def __init__(self, run: TrackedRun, settings: TrackerSettings) -> None:
+        folder = settings.folder / "tensorboard" / run.folder_name
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        rows = "".join(f"\n| {name} | {value} |" for name, value in run.settings.items())
+        self._text("settings", f"| name | value |\n|---|---|{rows}")
+        if run.description:
+            self._text("description", run.description)
+        self._writer.flush()  # type: ignore[no-untyped-call]  # as above
+
+    def metrics(self, values: Mapping[str, float], *, step: int, time: float) -> None:
+        """See `Tracker`."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step, time)  # type: ignore[no-untyped-call]  # as above
+
+    def close(self, outcome: Outcome) -> None:
+        """See `Tracker`."""
+        self._writer.close()  # type: ignore[no-untyped-call]  # as above
+
+    def _text(self, tag: str, text: str) -> None:
+        self._writer.add_text(tag, text)  # type: ignore[no-untyped-call]  # as above
