@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from support.drawings import drawn_pairs
 from support.server import ServerProcess
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hotclip
 from hotclip import Pair
@@ -20,7 +23,7 @@ PICTURE = re.compile(r'src="data:image/webp;base64,([^"]+)"')
 
 
 @pytest.fixture(scope="module")
-def run(server: ServerProcess) -> hotclip.Run:
+def run(server: ServerProcess) -> Iterator[hotclip.Run]:
     """A fine-tune that has ended."""
     with hotclip.Client(server.address) as client:
         pairs = [Pair(f"{EVIL} {text}", image) for image, text in drawn_pairs()]
@@ -32,10 +35,11 @@ def run(server: ServerProcess) -> hotclip.Run:
             learning_rate=1e-4,
             activation="never",
             name="reported",
+            trackers=["tensorboard"],
             description=EVIL,
         )
         tuned.wait()
-    return tuned
+        yield tuned
 
 
 def test_curves_tables_and_pictures_are_on_it(
@@ -68,6 +72,19 @@ async def test_the_other_client_and_a_job_that_has_just_begun(
         late = await job.report(early)
         assert "Mean reciprocal rank 0." in late.read_text("utf-8")
         assert [path.name for path in early.parent.iterdir()] == ["page.html"]
+
+
+def test_tensorboard_is_told_below_the_data_directory(
+    run: hotclip.Run, server: ServerProcess
+) -> None:
+    folder = server.data_dir / "trackers" / "tensorboard" / f"reported-{run.id}"
+    found, ends = EventAccumulator(str(folder)), time.monotonic() + 30
+    while "best/monitor" not in found.Reload().Tags()["scalars"]:
+        assert time.monotonic() < ends, server.log
+        time.sleep(0.1)
+    assert [event.step for event in found.Scalars("train/loss")][-1] == 4
+    assert found.Scalars("best/monitor")[0].value == pytest.approx(run.metrics()["monitor"])
+    assert all("tracker" not in line.message for line in run.logs())
 
 
 def test_data_that_is_deleted_is_missed(server: ServerProcess, tmp_path: Path) -> None:
