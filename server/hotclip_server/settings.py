@@ -21,6 +21,8 @@ from hotclip_server import __doc__ as about
 from hotclip_server.config import ConfigError, ServerConfig
 
 PREFIX = "HOTCLIP_"
+CLIENTS = {"HOTCLIP_SERVER"}
+"""Of the client's command line: no settings of a server."""
 UNITS = {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -110,7 +112,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Ser
 
 
 def _is_ours(name: str) -> bool:
-    return name.startswith(PREFIX)
+    return name.startswith(PREFIX) and name not in CLIENTS
 
 
 def _read_file(path: str | None) -> dict[str, Any]:

@@ -54,8 +54,12 @@ def test_wheel_without_extras_encodes(server: ServerProcess, tmp_path: Path) -> 
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     builtin = "hotclip_server/encoding/builtin/mini/open_clip_model.safetensors"
-    assert {builtin, "hotclip/py.typed", "hotclip_proto/v1/encode_pb2.pyi"} <= names
+    page = "hotclip_server/report/templates/run.html"
+    assert {builtin, page, "hotclip/py.typed", "hotclip_proto/v1/encode_pb2.pyi"} <= names
     python = tmp_path / "venv" / "bin" / "python"
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     run(*pip, "--python", python, "install", "-c", ROOT / "constraints.txt", wheel)
     assert "no torch" in run(python, "-I", "-c", SCRIPT, server.address)
+    assert "a red fox" in run(
+        python.with_name("hotclip"), "encode", "a red fox", "-s", server.address
+    )

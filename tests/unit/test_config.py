@@ -23,6 +23,7 @@ def problems(arguments=(), environment=None) -> dict[str, str]:
 
 def test_defaults():
     assert read_config([], {}) == ServerConfig()
+    assert read_config([], {"HOTCLIP_SERVER": "the client's"}) == ServerConfig()
 
 
 def test_flags_win_over_the_environment_over_the_file_over_defaults(tmp_path: Path):

@@ -170,3 +170,31 @@ def test_a_bar_of_old_events_tells_the_speed_of_then() -> None:
         bar.show(JobEvent(step, time, Measurement("STEP", step, 11, 0, {})))
     bar.close()
     assert "11/11  1.0 steps/s" in stream.getvalue()
+
+
+def test_a_bar_tells_what_is_left_also_after_a_resume() -> None:
+    stream = io.StringIO()
+    bar = ProgressBar("run", stream=stream)
+    for seconds, step in enumerate((100, 110, 50, 60)):
+        time = datetime(2026, 1, 1, 0, 0, seconds, tzinfo=UTC)
+        bar.show(JobEvent(1, time, Measurement("STEP", step, 1000, 0, {})))
+    bar.close()
+    assert "60/1000  10.0 steps/s  1:34 left" in stream.getvalue()
+
+
+def test_a_bar_tells_in_short_what_was_measured() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    bar = ProgressBar("run", stream=stream)
+    metrics = {"clip-text-to-clip-vision_reciprocal_rank": 0.25, "validation_loss": 1.5}
+    bar.show(JobEvent(1, None, Measurement("STEP", 1, 2, 0, {})))
+    bar.show(JobEvent(2, None, Measurement("EPOCH", 1, 2, 2, metrics)))
+    bar.show(JobEvent(3, None, Measurement("ALPHA", 1, 2, 0, {"alpha": 0.5, **metrics})))
+    bar.show(JobEvent(4, None, StateChange(JobState.FAILED, "red\x1b[31m\nalert")))
+    bar.close()
+    written = stream.buffer.getvalue().decode("ascii")
+    assert written.splitlines() == [
+        f"run {'#' * 14}{'.' * 14}  50% 1/2",
+        "run epoch 3  mRR text?image 0.2500  held-out loss 1.5000",
+        "run alpha 0.5  mRR text?image 0.2500  held-out loss 1.5000",
+        "run FAILED: red [31m alert",
+    ]
