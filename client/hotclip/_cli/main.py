@@ -15,6 +15,7 @@ from hotclip.errors import HotclipError, InvalidArgument, JobFailed, Unavailable
 
 ADDRESS = "127.0.0.1:50051"
 VARIABLE = "HOTCLIP_SERVER"
+TIMEOUT_S = 60.0
 DONE, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 _EPILOG = f"""\
@@ -52,7 +53,7 @@ def main(
     address = options.server or variables.get(VARIABLE) or ADDRESS
     run: _Command = options.run
     try:
-        with Client(address, **_timeout(options)) as client:
+        with Client(address, timeout=options.timeout) as client:
             return run(client, options)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -112,8 +113,8 @@ def _add_common(parser: argparse.ArgumentParser, default: Any) -> None:
         "--timeout",
         type=_seconds,
         metavar="SECONDS",
-        default=default,
-        help="Of one call, not of following a job [default: 60]",
+        default=default or TIMEOUT_S,
+        help=f"Of one call, not of following a job [default: {TIMEOUT_S:.0f}]",
     )
 
 
@@ -125,7 +126,3 @@ def _seconds(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"must be a number above 0, is {text!r}")
     return value
-
-
-def _timeout(options: argparse.Namespace) -> dict[str, float]:
-    return {} if options.timeout is None else {"timeout": options.timeout}

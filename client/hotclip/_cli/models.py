@@ -39,7 +39,13 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     export = add("export", _export, "Write a version as a file and download it")
     export.add_argument("version", nargs="?", default="", help="Its id [default: the live one]")
     export.add_argument("--model", default="", metavar="NAME", help='[default: "default"]')
-    export.add_argument("--format", choices=("open_clip", "onnx", "delta"), default="open_clip")
+    export.add_argument(
+        "--format",
+        choices=("open_clip", "onnx", "delta"),
+        default="open_clip",
+        help="open_clip's folder as a tar, the same with ONNX files, or only what differs from "
+        "the version's parent [default: open_clip]",
+    )
     export.add_argument(
         "-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="[default: here]"
     )

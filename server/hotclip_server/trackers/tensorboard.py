@@ -15,21 +15,21 @@ class TensorBoard:
     def __init__(self, run: TrackedRun, settings: TrackerSettings) -> None:
         folder = settings.folder / "tensorboard" / run.folder_name
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._writer = SummaryWriter(str(folder))
         rows = "".join(f"\n| {name} | {value} |" for name, value in run.settings.items())
         self._text("settings", f"| name | value |\n|---|---|{rows}")
         if run.description:
             self._text("description", run.description)
-        self._writer.flush()  # type: ignore[no-untyped-call]  # as above
+        self._writer.flush()
 
     def metrics(self, values: Mapping[str, float], *, step: int, time: float) -> None:
         """See `Tracker`."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step, time)  # type: ignore[no-untyped-call]  # as above
+            self._writer.add_scalar(name, value, step, time)
 
     def close(self, outcome: Outcome) -> None:
         """See `Tracker`."""
-        self._writer.close()  # type: ignore[no-untyped-call]  # as above
+        self._writer.close()
 
     def _text(self, tag: str, text: str) -> None:
-        self._writer.add_text(tag, text)  # type: ignore[no-untyped-call]  # as above
+        self._writer.add_text(tag, text)
