@@ -7,6 +7,7 @@ a time, so before one of few items stand as many of every other request, and not
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,15 @@ from hotclip_server.batching.ticket import Priority
 from hotclip_server.contents import Content
 from hotclip_server.errors import Unavailable
 
+FOLLOW, CLIP = 0.1, math.log(2.0)
+"""Weight of one request in the average of actual to predicted seconds, and how far off it counts
+at most."""
+FURTHEST = math.log(8.0)
+"""That this average goes."""
+WORTH_LEARNING_S = 0.02
+"""Of a shorter wait the loop's own turns are too large a part."""
+MOST_TO_ADD_UP = 64
+"""Requests that are looked at one by one where that decides nothing."""
 KEPT = 0.98
 """Of what was learnt, with each task that was done: some fifty tasks are remembered."""
 
@@ -41,31 +51,34 @@ class Booking:
 
     Args:
         seconds: Predicted, of each item.
+        at: When it was taken in.
     """
 
-    __slots__ = ("_item_ns", "_largest_ns", "_left_ns", "priority")
+    __slots__ = ("_item_ns", "_largest_ns", "at", "expected_s", "left_ns", "priority")
 
-    def __init__(self, priority: Priority, seconds: Sequence[float]) -> None:
+    def __init__(self, priority: Priority, seconds: Sequence[float], at: float = 0.0) -> None:
         self.priority = priority
+        self.at = at
+        self.expected_s = 0.0
+        """Until all of it is prepared, as if the threads had the machine for themselves."""
         # Whole nanoseconds: what is taken off leaves exactly nothing.
         self._item_ns = [round(1e9 * one) for one in seconds]
-        self._left_ns = sum(self._item_ns)
+        self.left_ns = sum(self._item_ns)
+        """Of one thread."""
         self._largest_ns = max(self._item_ns, default=0)
 
-    @property
-    def left_s(self) -> float:
-        """Of one thread."""
-        return 1e-9 * self._left_ns
-
-    def done(self, positions: Sequence[int]) -> None:
-        """Items were prepared."""
+    def done(self, positions: Sequence[int]) -> int:
+        """Items were prepared; gives the nanoseconds that were predicted of them."""
+        done_ns = 0
         for at in positions:
-            self._left_ns -= self._item_ns[at]
+            done_ns += self._item_ns[at]
             self._item_ns[at] = 0
+        self.left_ns -= done_ns
+        return done_ns
 
     def before_s(self, items: int) -> float:
         """What of it stands before the last of so many items of another request."""
-        return 1e-9 * min(self._left_ns, items * self._largest_ns)
+        return 1e-9 * min(self.left_ns, items * self._largest_ns)
 
 
 NOTHING = Booking(Priority.INTERACTIVE, ())
@@ -87,6 +100,8 @@ class PrepareLoad:
         self._threads, self._in_line, self._clock = threads, in_line, clock
         self._learnt = {kind: Learnt() for kind in ("text", "image", "tensor")}
         self._booked: set[Booking] = set()
+        self._left_ns = [0 for _ in Priority]
+        self._log_factor = 0.0
 
     @contextmanager
     def booked(
@@ -99,14 +114,17 @@ class PrepareLoad:
                 pool is not refused: trying again is no cure.
         """
         seconds = [self._learnt[kind].of(units) for kind, units in map(_size, contents)]
-        booking = Booking(priority, seconds)
+        booking = Booking(priority, seconds, self._clock())
         if deadline is not None:
-            self._check(booking, len(contents), deadline - self._clock())
+            self._check(booking, len(contents), deadline - booking.at)
         self._booked.add(booking)
+        self._left_ns[priority] += booking.left_ns
         try:
             yield booking
         finally:
             self._booked.discard(booking)
+            self._left_ns[priority] -= booking.left_ns
+            self._learn(booking)
 
     def predicted_s(self, contents: Sequence[Content], task: Sequence[int]) -> float:
         """Seconds of a task on a thread."""
@@ -118,20 +136,44 @@ class PrepareLoad:
         """A task of a request, of items of one kind, took so long."""
         sizes = self._sizes(contents, task)
         self._learnt[sizes[0][0]].add(sum(units for _, units in sizes), seconds)
-        booking.done(task)
+        self._left_ns[booking.priority] -= booking.done(task)
+        if not booking.left_ns:
+            self._learn(booking)
+
+    def _learn(self, booking: Booking) -> None:
+        """All of it is prepared, or nobody waits any more: then it took that long at least."""
+        if booking.expected_s <= WORTH_LEARNING_S:
+            return
+        took_s = max(self._clock() - booking.at, 1e-3)
+        off = math.log(took_s / (self._factor * booking.expected_s))
+        if off > 0 or not booking.left_ns:
+            self._log_factor += FOLLOW * max(-CLIP, min(CLIP, off))
+            self._log_factor = max(-FURTHEST, min(FURTHEST, self._log_factor))
+        booking.expected_s = 0.0
+
+    @property
+    def _factor(self) -> float:
+        """Actual to predicted seconds, of late: the device, the calls and whatever else there is
+        take the processor from the pool."""
+        return math.exp(self._log_factor)
 
     @staticmethod
     def _sizes(contents: Sequence[Content], task: Sequence[int]) -> list[tuple[str, int]]:
         return [_size(contents[at]) for at in task]
 
     def _check(self, booking: Booking, items: int, left_s: float) -> None:
-        own_s = booking.left_s / min(self._threads, max(1, items))
-        need_s = own_s if own_s <= left_s else 0.0
-        ahead = [one for one in self._booked if one.priority <= booking.priority]
-        if sum(one.left_s for one in ahead) / self._threads + need_s <= left_s:
+        factor = self._factor
+        own_s = 1e-9 * booking.left_ns / min(self._threads, items)
+        need_s = factor * own_s if factor * own_s <= left_s else 0.0
+        all_s = 1e-9 * sum(self._left_ns[: booking.priority + 1]) / self._threads
+        in_time = factor * all_s + need_s <= left_s
+        if in_time and len(self._booked) > MOST_TO_ADD_UP:
             return
         rounded = -(-items // self._in_line) * self._in_line
+        ahead = [one for one in self._booked if one.priority <= booking.priority]
         wait_s = sum(one.before_s(rounded) for one in ahead) / self._threads
+        booking.expected_s = wait_s + own_s
+        wait_s *= factor
         if wait_s + need_s <= left_s:
             return
         late_s = wait_s + need_s - left_s

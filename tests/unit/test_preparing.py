@@ -12,7 +12,8 @@ from hotclip_server.errors import Unavailable
 from hotclip_server.preparing import PrepareLoad
 
 QUERY, BULK = Priority
-NOW = 100.0
+NOW = [100.0]
+"""Seconds on the clock, which a test may turn on."""
 IMAGE = b"." * 1000
 """Takes 10 ms."""
 
@@ -20,7 +21,7 @@ IMAGE = b"." * 1000
 @pytest.fixture
 def load() -> PrepareLoad:
     """Of two threads; each request has three tasks in line."""
-    made = PrepareLoad(2, 3, lambda: NOW)
+    made = PrepareLoad(2, 3, lambda: NOW[0])
     contents: list[Content] = [IMAGE, IMAGE * 3]
     with made.booked(contents, BULK, None) as booking:
         for at, seconds in ((0, 0.01), (1, 0.03)):
@@ -32,7 +33,7 @@ def refusal(
     load: PrepareLoad, items: int, within_s: float, priority: Priority = QUERY
 ) -> Unavailable | None:
     try:
-        with load.booked([IMAGE] * items, priority, NOW + within_s):
+        with load.booked([IMAGE] * items, priority, NOW[0] + within_s):
             return None
     except Unavailable as error:
         return error
@@ -74,6 +75,21 @@ def test_what_is_too_long_by_itself_is_tried(load: PrepareLoad) -> None:
 
 
 def test_nothing_is_refused_before_anything_is_known() -> None:
-    load = PrepareLoad(2, 3, lambda: NOW)
+    load = PrepareLoad(2, 3, lambda: NOW[0])
     with load.booked([IMAGE] * 1000, QUERY, None):
         assert refusal(load, 1, 1e-6) is None
+
+
+@pytest.mark.parametrize("prepared", [20, 10])
+def test_what_takes_the_processor_from_the_pool_is_learnt(prepared: int, load: PrepareLoad) -> None:
+    contents = [IMAGE] * 20
+    for _ in range(60):  # predicted to take 0.1 s, ends after 0.25 s, or is given up then
+        with load.booked(contents, QUERY, NOW[0] + 60) as booking:
+            NOW[0] += 0.25
+            load.done(booking, contents, range(prepared), 0.01 * prepared)
+    for _ in range(60):  # of whom goes away early nothing is learnt
+        with load.booked(contents, QUERY, NOW[0] + 60):
+            NOW[0] += 0.01
+    with load.booked([IMAGE] * 20, QUERY, None):
+        assert refusal(load, 20, 0.45) is not None
+        assert refusal(load, 20, 0.55) is None
