@@ -24,6 +24,9 @@ FURTHEST = math.log(8.0)
 """That this average goes."""
 WORTH_LEARNING_S = 0.02
 """Of a shorter wait the loop's own turns are too large a part."""
+MOST_OF_IT = 0.8
+"""Of the time to a deadline that waiting for the pool and preparing may be predicted to take: the
+device comes after it, and who is admitted at the very edge is late as often as not."""
 MOST_TO_ADD_UP = 64
 """Requests that are looked at one by one where that decides nothing."""
 KEPT = 0.98
@@ -164,9 +167,10 @@ class PrepareLoad:
     def _check(self, booking: Booking, items: int, left_s: float) -> None:
         factor = self._factor
         own_s = 1e-9 * booking.left_ns / min(self._threads, items)
-        need_s = factor * own_s if factor * own_s <= left_s else 0.0
+        room_s = MOST_OF_IT * left_s
+        need_s = factor * own_s if factor * own_s <= room_s else 0.0
         all_s = 1e-9 * sum(self._left_ns[: booking.priority + 1]) / self._threads
-        in_time = factor * all_s + need_s <= left_s
+        in_time = factor * all_s + need_s <= room_s
         if in_time and len(self._booked) > MOST_TO_ADD_UP:
             return
         rounded = -(-items // self._in_line) * self._in_line
@@ -174,9 +178,9 @@ class PrepareLoad:
         wait_s = sum(one.before_s(rounded) for one in ahead) / self._threads
         booking.expected_s = wait_s + own_s
         wait_s *= factor
-        if wait_s + need_s <= left_s:
+        if wait_s + need_s <= room_s:
             return
-        late_s = wait_s + need_s - left_s
+        late_s = wait_s + need_s - room_s
         raise Unavailable(
             f"decoding would begin in {wait_s:.2f} s and take {own_s:.2f} s; the deadline is in "
             f"{left_s:.2f} s",

@@ -42,23 +42,24 @@ def refusal(
 def test_what_would_be_late_because_of_others_is_refused(load: PrepareLoad) -> None:
     with ExitStack() as others:
         bookings = [others.enter_context(load.booked([IMAGE], QUERY, None)) for _ in range(40)]
-        # 0.2 s of the others on two threads, and 10 ms of its own.
-        assert refusal(load, 1, 0.22) is None
-        late = refusal(load, 1, 0.1)
+        # 0.2 s of the others on two threads, and 10 ms of its own, in four fifths of the time.
+        assert refusal(load, 1, 0.27) is None
+        assert refusal(load, 1, 0.25) is not None
+        late = refusal(load, 1, 0.125)
         assert late is not None
         assert late.reason == "WAIT_TOO_LONG"
         assert late.retry_after_s == pytest.approx(0.11, abs=1e-3)
         for booking in bookings[:30]:
             load.done(booking, [IMAGE], [0], 0.01)
         assert refusal(load, 1, 0.1) is None
-    assert refusal(load, 1, 0.011) is None
+    assert refusal(load, 1, 0.014) is None
 
 
 def test_of_a_long_request_only_what_is_in_line_counts(load: PrepareLoad) -> None:
     with load.booked([IMAGE] * 1000, QUERY, None):  # five seconds
-        assert refusal(load, 1, 0.03) is None
-        assert refusal(load, 30, 0.31) is None
-        assert refusal(load, 30, 0.2) is not None
+        assert refusal(load, 1, 0.035) is None
+        assert refusal(load, 30, 0.38) is None
+        assert refusal(load, 30, 0.3) is not None
 
 
 def test_bulk_stands_behind(load: PrepareLoad) -> None:
@@ -91,5 +92,5 @@ def test_what_takes_the_processor_from_the_pool_is_learnt(prepared: int, load: P
         with load.booked(contents, QUERY, NOW[0] + 60):
             NOW[0] += 0.01
     with load.booked([IMAGE] * 20, QUERY, None):
-        assert refusal(load, 20, 0.45) is not None
-        assert refusal(load, 20, 0.55) is None
+        assert refusal(load, 20, 0.55) is not None
+        assert refusal(load, 20, 0.7) is None
