@@ -28,6 +28,8 @@ from hotclip_server.frontends.messages import (
     unpack_part,
 )
 
+NUMBERS = 1 << 32
+"""Of requests; then they begin anew, which a busy front end comes to within days."""
 SMALL_ROWS = 16 << 10
 """Bytes; rows of less come in the answer itself."""
 
@@ -100,7 +102,7 @@ class RemoteBatcher:
     ) -> Answer:
         """See `Batcher.run`."""
         dim = resident.encoder.spec.dim
-        call = Call(next(self._numbers))
+        call = Call(next(self._numbers) % NUMBERS)
         call.place = await self._place_for_rows(4 * dim * len(demands))
         self._calls[call.number] = call
         opening = Opening(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import os
 import socket
@@ -27,7 +28,7 @@ from hotclip_server.frontends.arena import ArenaSizes, map_arena, new_arena
 from hotclip_server.frontends.frames import Frames
 from hotclip_server.frontends.link import Link
 from hotclip_server.frontends.messages import Engines
-from hotclip_server.frontends.remote import Call, RemoteBatcher
+from hotclip_server.frontends.remote import NUMBERS, Call, RemoteBatcher
 from hotclip_server.models.residents import Pin, Resident, Residents
 from hotclip_server.pipeline import EncodePipeline, ItemLimits
 from hotclip_server.testing import FakeEncoder
@@ -159,6 +160,16 @@ async def test_a_full_arena_makes_requests_wait_and_fails_none() -> None:
                 answers.append(await pair.encode([*items, *items, *items, *items]))
         for items, answer in zip(wanted, answers, strict=False):
             here.check(items if len(answer.rows) == len(items) else items * 4, answer)
+        await until_free(pair)
+
+
+async def test_numbers_of_requests_begin_anew() -> None:
+    async with world() as w:
+        pair = await w.pair()
+        pair.remote._numbers = itertools.count(NUMBERS - 1)
+        for seed in range(3):
+            items = [*texts(seed, 5), *images(seed, 3)]
+            w.check(items, await pair.encode(items))
         await until_free(pair)
 
 
