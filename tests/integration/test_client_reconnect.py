@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -31,6 +33,10 @@ def test_streams_live_through_a_restart(tmp_path: Path) -> None:
         seen = [next(events).seq for _ in range(10)]
         stream = client.encode_stream((f"thing {i}" for i in range(300)), batch_size=8)
         vectors = [next(stream) for _ in range(50)]
+        command = [sys.executable, "-m", "hotclip", "jobs", "watch", run.id, "-s", first.address]
+        watching = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert watching.stderr is not None
+        assert "QUEUED" in watching.stderr.readline()
         first.kill()
         with start_server(tmp_path / "data", *flags):
             vectors += stream
@@ -43,6 +49,10 @@ def test_streams_live_through_a_restart(tmp_path: Path) -> None:
             assert len({v.version for v in vectors}) == 1
             assert seen == list(range(1, len(seen) + 1))
             assert run.status() in (JobState.CANCELLED, JobState.INTERRUPTED)
+            told = watching.communicate(timeout=30)[1]
+            assert watching.returncode == 1
+            assert told.count(" RUNNING\n") == 2
+            assert "INTERRUPTED: the server stopped" in told
 
 
 @pytest.mark.slow

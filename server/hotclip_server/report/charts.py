@@ -124,9 +124,11 @@ def line_chart(
         x_label,
         tuple(paths),
         tuple(
-            Tick(across(x), _label(x)) for x in nice_ticks(x_low, x_high) if x_low <= x <= x_high
+            Tick(across(x), label)
+            for x, label in _labelled(nice_ticks(x_low, x_high))
+            if x_low <= x <= x_high
         ),
-        tuple(Tick(down(y), _label(y)) for y in y_ticks),
+        tuple(Tick(down(y), label) for y, label in _labelled(y_ticks)),
         tuple(Tick(across(x), label) for x, label in marks if x_low <= x <= x_high),
     )
 
@@ -169,10 +171,13 @@ def _finite(points: Points) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
-def _label(value: float) -> str:
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3 or abs(value) >= 1e6:
-        digits, _, power = f"{value:.3e}".partition("e")
-        return f"{float(digits):g}e{int(power)}"
-    return f"{value:,.6g}" if abs(value) < 1e4 else f"{value:,.0f}"
+def _labelled(ticks: Sequence[float]) -> list[tuple[float, str]]:
+    """Each with its text; all of an axis are written alike."""
+    largest = max(map(abs, ticks))
+    short = largest < 1e-2 or largest >= 1e6
+    return [(tick, _power(tick) if short else f"{tick:,.6g}") for tick in ticks]
+
+
+def _power(value: float) -> str:
+    digits, _, power = f"{value:.3e}".partition("e")
+    return f"{float(digits):g}e{int(power)}" if value else "0"

@@ -11,8 +11,9 @@ DIRECTIONS = {
 }
 MONITOR, VALIDATION_LOSS = "monitor", "validation_loss"
 LEADING = (
-    *("reciprocal_rank", "hit_at_1", "hit_at_5", "hit_at_10", "hit_at_k", "average_precision"),
-    *("ndcg_at_k", "dcg_at_k", "precision_at_k", "recall_at_k", "f1_at_k", "r_precision"),
+    *("reciprocal_rank", "hit_at_1", "hit_at_5", "hit_at_10", "hit_at_k"),
+    *("average_precision", "average_precision_at_k"),
+    *("ndcg_at_k", "dcg_at_k", "precision_at_k", "recall_at_k", "f1_score_at_k", "r_precision"),
     *("mean_rank", "median_rank"),
 )
 """Their order; others follow by name."""

@@ -19,8 +19,6 @@ from hotclip_server.storage.database import Database, now
 
 PAGE = 256
 """Events read in one transaction: the job goes on writing in between."""
-MOST_PICTURES = 300
-"""Different pictures on a page, which bounds its size: about 1.5 MB at the very most."""
 
 
 class Reporter:
@@ -73,9 +71,9 @@ class Reporter:
             found: dict[str, str] = {}
 
             def picture(key: str) -> str:
-                if key not in found and len(found) < MOST_PICTURES:
+                if key not in found:
                     found[key] = _picture(key, opened)
-                return found.get(key, "")
+                return found[key]
 
             yield picture
 

@@ -25,6 +25,7 @@ from hotclip_server.report.run_log import Line, RunLog
 SHOWN_HITS = 6
 SHOWN_RIGHT = 3
 MOST_EXAMPLES = 12
+"""With these a page has at most 180 small pictures: 2 MB if all of them are noise."""
 MOST_BAD_ROWS = 50
 
 ROLES = {
@@ -83,6 +84,8 @@ class RunReport:
     rows: Sequence[Row]
     monitor: Cell | None
     validation_loss: Cell | None
+    k: str
+    """Length of the lists that were measured; empty if the job does not say."""
     charts: Sequence[Chart]
     sweep: Chart | None
     alphas: Sequence[tuple[str, str, str, bool]]
@@ -116,6 +119,7 @@ def build_report(
         rows=metric_rows(log.before, log.after),
         monitor=cell,
         validation_loss=single_row(VALIDATION_LOSS, log.before, log.after),
+        k=str(spec.get("k", "")),
         charts=curves(log),
         sweep=sweep_chart(log.alphas, _chosen(spec)),
         alphas=[

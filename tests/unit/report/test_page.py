@@ -100,7 +100,7 @@ def test_all_of_a_run_is_there() -> None:
     ):
         assert text in shown.text, text
     assert shown.tags.count("figure") == 7
-    assert shown.tags.count("img") == 3  # and one picture that is gone
+    assert shown.tags.count("img") == 4  # two lists of two, what is right, one that is gone
     assert shown.loads == []
 
 
