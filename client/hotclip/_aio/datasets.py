@@ -135,7 +135,9 @@ async def _converse(
             await link.send(await connection.run(session.next))
 
 
-async def dataset_for(self: AsyncClient, data: str | PairSource) -> str:
+async def dataset_for(
+    self: AsyncClient, data: str | PairSource, progress: ShowProgress = False
+) -> str:
     """The name of a dataset with this data: a str is one; anything else is uploaded if new."""
     if isinstance(data, str):
         return data
@@ -156,7 +158,7 @@ async def dataset_for(self: AsyncClient, data: str | PairSource) -> str:
             rows,
             description="",
             tolerance=Tolerance(),
-            progress=shown(False, name),
+            progress=shown(progress, name),
             resume="",
             timeout=_UPLOAD_S,
         )

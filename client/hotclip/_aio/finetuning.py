@@ -22,6 +22,7 @@ from hotclip._finetuning import (
     TrackerName,
     compat_of,
 )
+from hotclip._upload_bar import ShowProgress
 from hotclip_proto.v1 import finetune_pb2
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ async def finetune(
     description: str = "",
     request_id: str = "",
     validate_only: bool = False,
+    upload_progress: ShowProgress = False,
     timeout: float | None = None,
 ) -> AsyncRun:
     """Starts training beside serving and returns at once. None means the server's default.
@@ -156,6 +158,7 @@ async def finetune(
         description: Free text.
         request_id: The same id again gives the same job; empty: a new one is made.
         validate_only: Check everything, start nothing; the handle has no id.
+        upload_progress: Of data that is uploaded, as progress of upload_dataset.
         timeout: Seconds for starting, without the upload; None: the client's default.
 
     Raises:
@@ -214,11 +217,11 @@ async def finetune(
         request_id=request_id,
         validate_only=validate_only,
     )
-    request.train_dataset = await dataset_for(self, train_data)
+    request.train_dataset = await dataset_for(self, train_data, upload_progress)
     if eval_data is not None:
-        request.eval_dataset = await dataset_for(self, eval_data)
+        request.eval_dataset = await dataset_for(self, eval_data, upload_progress)
     if index_data is not None:
-        request.index_dataset = await dataset_for(self, index_data)
+        request.index_dataset = await dataset_for(self, index_data, upload_progress)
     connection = self._connection
     stub = connection.stubs().finetune
     started = await connection.call(stub.FineTune, request, connection.deadline(timeout))
@@ -239,6 +242,7 @@ async def evaluate(
     prompts: Sequence[str] = (),
     name: str = "",
     request_id: str = "",
+    upload_progress: ShowProgress = False,
     timeout: float | None = None,
 ) -> AsyncRun:
     """Starts measuring retrieval of a version on pairs, in both directions.
@@ -258,6 +262,7 @@ async def evaluate(
         prompts: Texts of labelled images without a text, as of finetune.
         name: Unique among jobs; empty: the id.
         request_id: The same id again gives the same job; empty: a new one is made.
+        upload_progress: Of data that is uploaded, as progress of upload_dataset.
         timeout: Seconds for starting, without the upload; None: the client's default.
 
     Raises:
@@ -274,9 +279,9 @@ async def evaluate(
         name=name,
         request_id=request_id or uuid.uuid4().hex,
     )
-    request.dataset = await dataset_for(self, data)
+    request.dataset = await dataset_for(self, data, upload_progress)
     if index_data is not None:
-        request.index_dataset = await dataset_for(self, index_data)
+        request.index_dataset = await dataset_for(self, index_data, upload_progress)
     connection = self._connection
     stub = connection.stubs().finetune
     started = await connection.call(stub.Evaluate, request, connection.deadline(timeout))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def _upload(client: Client, options: argparse.Namespace) -> int:
         DatasetFile(options.file),
         description=options.description,
         max_bad_rows=options.max_bad_rows,
-        progress=not options.json and sys.stderr.isatty(),
+        progress=not options.json,
     )
     return _tell(stored, options)
 

@@ -12,7 +12,7 @@ from hotclip._cli.jobs import follow
 from hotclip._cli.output import print_json
 from hotclip._sync.jobs import Run
 
-_DATA = ("train_data", "eval_data", "index_data", "data")
+_DATA = ("train_data", "eval_data", "index_data", "data", "upload_progress")
 _FILE_OR_NAME = "A file or folder to upload, or the name of a dataset"
 
 
@@ -46,7 +46,13 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 def _finetune(client: Client, options: argparse.Namespace) -> int:
     eval_data = None if options.eval_data is None else data(options.eval_data)
     given = _given(options)
-    run = client.finetune(data(options.data), eval_data, index_data=_index(options), **given)
+    run = client.finetune(
+        data(options.data),
+        eval_data,
+        index_data=_index(options),
+        upload_progress=not options.json,
+        **given,
+    )
     if given.get("validate_only"):
         if options.json:
             print_json({"valid": True})
@@ -57,7 +63,12 @@ def _finetune(client: Client, options: argparse.Namespace) -> int:
 
 
 def _evaluate(client: Client, options: argparse.Namespace) -> int:
-    run = client.evaluate(data(options.data), index_data=_index(options), **_given(options))
+    run = client.evaluate(
+        data(options.data),
+        index_data=_index(options),
+        upload_progress=not options.json,
+        **_given(options),
+    )
     return _started(run, options)
 
 

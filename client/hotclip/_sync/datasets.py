@@ -135,7 +135,7 @@ def _converse(
             link.send(connection.run(session.next))
 
 
-def dataset_for(self: Client, data: str | PairSource) -> str:
+def dataset_for(self: Client, data: str | PairSource, progress: ShowProgress = False) -> str:
     """The name of a dataset with this data: a str is one; anything else is uploaded if new."""
     if isinstance(data, str):
         return data
@@ -156,7 +156,7 @@ def dataset_for(self: Client, data: str | PairSource) -> str:
             rows,
             description="",
             tolerance=Tolerance(),
-            progress=shown(False, name),
+            progress=shown(progress, name),
             resume="",
             timeout=_UPLOAD_S,
         )

@@ -44,7 +44,12 @@ def test_everything_has_help(name: str) -> None:
     ("name", "method"), [("finetune", Client.finetune), ("evaluate", Client.evaluate)]
 )
 def test_every_parameter_is_an_option_and_documented(name: str, method: object) -> None:
-    parameters = set(inspect.signature(method).parameters) - {"self", "timeout", "request_id"}
+    parameters = set(inspect.signature(method).parameters) - {
+        "self",
+        "timeout",
+        "request_id",
+        "upload_progress",
+    }
     options = {action.dest for action in ALL[f"hotclip {name}"]._actions}
     assert parameters - {"train_data"} <= options
     assert set(argument_docs(method)) >= parameters
