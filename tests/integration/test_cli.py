@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from support.server import ServerProcess, start_server
 
 import hotclip
 
+NOT_INSTALLED = [
+    (("finetune", "shapes", "--trackers", name), 1, f"pip install 'hotclip[{name}]'")
+    for name in ("tensorboard", "wandb", "mlflow")
+    if find_spec(name) is None
+]
 UNREACHABLE = "127.0.0.1:1"
 TUNE = ("--max-steps", "4", "--batch-size", "8", "--method", "full", "--activation", "never")
 
@@ -149,6 +155,17 @@ def test_a_version_goes_live_and_back(shell: Shell, tuned: str) -> None:
     assert "DEVICE" not in shell.run("info")[0]
 
 
+def test_weights_come_are_mixed_and_go(shell: Shell, tuned: str) -> None:
+    assert shell.run("backbones")[0].splitlines()[1].startswith("builtin:mini ")
+    version = shell.json("jobs", "show", tuned)["result_version"]
+    base = shell.json("load", "builtin:mini")["id"]
+    merged = shell.run("merge", base, version, "--alpha", "0.5")[0].split()[1]
+    assert merged not in (base, version)
+    out, err = shell.run("export", merged, "--format", "open_clip")
+    assert (shell.folder / out.strip()).is_file()
+    assert err.startswith("job ")
+
+
 def test_encode_texts_and_images(shell: Shell) -> None:
     out, err = shell.run("encode", "a red square", "0.png")
     assert out.splitlines()[0].split()[0] == "INPUT"
@@ -226,6 +243,7 @@ def shell_state(shell: Shell, job: str) -> str:
         (("finetune", "nothing", "--epochs", "0"), 2, "epochs: must be"),
         (("finetune", "x", "--epochs", "many"), 2, "argument --epochs: invalid int value: 'many'"),
         (("finetune", "x", "--trackers", "neptune"), 2, "--trackers: invalid choice: 'neptune'"),
+        *NOT_INSTALLED,
         (("jobs",), 2, "the following arguments are required: COMMAND"),
         (("encode", "x", "--timeout", "no"), 2, "--timeout: must be a number above 0, is 'no'"),
         (("models", "-s", UNREACHABLE), 3, f"is there a server at {UNREACHABLE}?"),

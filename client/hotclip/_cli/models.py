@@ -1,13 +1,12 @@
-"""`hotclip info`, `models`, `versions`, `activate`, `rollback` and `export`."""
+"""`hotclip info`, `models`, `versions`, `activate` and `rollback`."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from hotclip import Client, Model
-from hotclip._cli.output import note, print_fields, print_json, print_table
+from hotclip._cli.output import print_fields, print_json, print_table
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -36,19 +35,6 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     rollback = add("rollback", _rollback, "Make the version before live again")
     for parser in (activate, rollback):
         parser.add_argument("--model", default="", metavar="NAME", help='[default: "default"]')
-    export = add("export", _export, "Write a version as a file and download it")
-    export.add_argument("version", nargs="?", default="", help="Its id [default: the live one]")
-    export.add_argument("--model", default="", metavar="NAME", help='[default: "default"]')
-    export.add_argument(
-        "--format",
-        choices=("open_clip", "onnx", "delta"),
-        default="open_clip",
-        help="open_clip's folder as a tar, the same with ONNX files, or only what differs from "
-        "the version's parent [default: open_clip]",
-    )
-    export.add_argument(
-        "-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="[default: here]"
-    )
 
 
 def _info(client: Client, options: argparse.Namespace) -> int:
@@ -102,17 +88,6 @@ def _activate(client: Client, options: argparse.Namespace) -> int:
 
 def _rollback(client: Client, options: argparse.Namespace) -> int:
     return _tell(client.rollback(model=options.model), options)
-
-
-def _export(client: Client, options: argparse.Namespace) -> int:
-    run = client.export(options.version, format=options.format, model=options.model)
-    note(f"job {run.name}")
-    written = run.save_artifact(options.output)
-    if options.json:
-        print_json({"path": written})
-    else:
-        print(written)
-    return 0
 
 
 def _tell(model: Model, options: argparse.Namespace) -> int:
