@@ -52,7 +52,7 @@ def test_streams_live_through_a_restart(tmp_path: Path) -> None:
             told = watching.communicate(timeout=30)[1]
             assert watching.returncode == 1
             assert "INTERRUPTED: the server stopped" in told
-            assert "QUEUED: resumed" in told.partition("INTERRUPTED")[2]
+            assert "QUEUED" in told.partition("INTERRUPTED")[2]
 
 
 @pytest.mark.slow
