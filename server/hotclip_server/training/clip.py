@@ -21,6 +21,7 @@ class ClipModule(nn.Module):
 
     visual: nn.Module
     logit_scale: nn.Parameter
+    logit_bias: nn.Parameter | None
     encode_image: Callable[[Tensor], Tensor]
     encode_text: Callable[[Tensor], Tensor]
 

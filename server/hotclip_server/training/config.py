@@ -188,12 +188,15 @@ class TrainConfig:
         small: Method = "lora" if pairs < AUTO_LORA_BELOW else "full"
         method = small if self.method == "auto" else self.method
         decay = self.layer_decay if method in ("full", "lit") else None
+        # Losses of classes know of no single pairs.
+        negatives = 0 if self.loss == "metric" else self.negatives
         precision: Precision = "bf16" if device.startswith("cuda") else "fp32"
         loss: Loss = "siglip" if logit_bias else "info_nce"
         return replace(
             self,
             method=method,
             layer_decay=decay,
+            negatives=negatives,
             loss=loss if self.loss == "auto" else self.loss,
             precision=precision if self.precision == "auto" else self.precision,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotclip_server.training.clip import Clip
+from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.errors import InvalidPairs
 from hotclip_server.training.images import ImageStore
 from hotclip_server.training.pairs import Pair, PairSet
-from hotclip_server.training.sampler import epoch_captions
+from hotclip_server.training.sampler import (
+    class_batches,
+    epoch_batches,
+    epoch_captions,
+    epoch_negatives,
+)
 
+IMAGE, TEXT, GROUP, LABEL = range(4)
 KEYS = 4
-"""What items can have in common: image, text, group, label."""
+"""What items can have in common, as rows of a batch's keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,41 +49,73 @@ class Batch:
     """[pairs] float32 in 0..1: how well an image and its caption fit."""
 
 
-class TrainingSet:
-    """Every image once an epoch, with one of its captions; a caption listed twice weighs double."""
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What was drawn for an epoch, by number of the image."""
 
-    def __init__(self, clip: Clip, data: PairSet, *, budget_bytes: int = 2 << 30) -> None:
+    pairs: NDArray[np.int64]
+    """[images]: the pair whose caption it has."""
+    places: NDArray[np.float64]
+    """[images] in [0, 1): where in the lists of that pair's negatives to begin."""
+
+
+class TrainingSet:
+    """Every image once an epoch, with one of its captions; a caption listed twice weighs double.
+
+    Args:
+        negatives: How many of a pair's own negative texts, and of its negative images, come into
+            the batch with it.
+        budget_bytes: Of decoded images that are kept.
+    """
+
+    def __init__(
+        self, clip: Clip, data: PairSet, *, negatives: int = 0, budget_bytes: int = 2 << 30
+    ) -> None:
         pairs = data.pairs
         require_texts(pairs)
         image_keys = list(dict.fromkeys(pair.image_key for pair in pairs))
         if len(image_keys) < 2:
             raise InvalidPairs(f"need at least 2 different images, got {len(image_keys)}")
-        texts = list(dict.fromkeys(pair.text for pair in pairs))
         self.images = len(image_keys)
         self._clip = clip
-        self._keys = image_keys
         self.pairs = len(pairs)
-        self._store = ImageStore(clip, image_keys, data.image_bytes, budget_bytes)
-        self._tokens = tokenize(clip, texts)
-        of_image = _numbers(image_keys, [pair.image_key for pair in pairs])
+        images = Numbering(image_keys)
+        texts = Numbering(pair.text for pair in pairs)
+        of_image = images.of([pair.image_key for pair in pairs])
         self._order = np.argsort(of_image, kind="stable")  # pair numbers, image by image
         self._counts = np.bincount(of_image, minlength=self.images).astype(np.int64)
         self._starts = np.cumsum(self._counts) - self._counts
-        self._text_of_pair = _numbers(texts, [pair.text for pair in pairs])
+        self._text_of_pair = texts.of([pair.text for pair in pairs])
         self._group_of_pair = _optional([pair.group for pair in pairs])
         self._label_of_pair = _optional([pair.label for pair in pairs])
         self._score_of_pair = np.array([pair.score for pair in pairs], dtype=np.float32)
+        self._negatives = negatives
+        wrong = pairs if negatives else ()
+        self._wrong_texts = [texts.of(pair.negative_texts) for pair in wrong]
+        self._wrong_images = [images.of(pair.negative_images) for pair in wrong]
+        self._keys = images.values
+        self._store = ImageStore(clip, self._keys, data.image_bytes, budget_bytes)
+        self._tokens = tokenize(clip, texts.values)
 
     def name(self, image: int) -> str:
         """The key of an image by its number."""
         return self._keys[image]
 
-    def captions(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """The pair drawn for each image in this epoch."""
-        drawn: NDArray[np.int64] = self._order[
-            self._starts + epoch_captions(self._counts, seed, epoch)
-        ]
-        return drawn
+    def batches(self, config: TrainConfig, epoch: int) -> list[NDArray[np.int64]]:
+        """Numbers of the images of each step of an epoch."""
+        size, seed = config.batch_size, config.seed
+        together = config.metric_loss.items_per_class if config.metric_loss else 1
+        if together == 1:
+            return epoch_batches(self.images, size, seed, epoch)
+        first = self._order[self._starts]
+        keys = (self._text_of_pair[first], self._group_of_pair[first], self._label_of_pair[first])
+        classes = classes_of(torch.from_numpy(np.stack([np.arange(self.images), *keys])))
+        return class_batches(classes.numpy(), size, together, seed, epoch)
+
+    def captions(self, seed: int, epoch: int) -> Drawn:
+        """What is drawn for this epoch."""
+        places = self._starts + epoch_captions(self._counts, seed, epoch)
+        return Drawn(pairs=self._order[places], places=epoch_negatives(self.images, seed, epoch))
 
     def prefetch(self, images: NDArray[np.int64]) -> None:
         """Begins to decode the images of the next batch, on threads."""
@@ -96,20 +135,74 @@ class TrainingSet:
             scores=torch.ones(rows),
         )
 
-    def batch(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Batch:
-        """Images by number, with the captions that `captions` drew."""
-        drawn = captions[images]
-        texts = self._text_of_pair[drawn]
-        keys = (images, texts, self._group_of_pair[drawn], self._label_of_pair[drawn])
-        both = torch.from_numpy(np.stack(keys))
+    def batch(self, images: NDArray[np.int64], drawn: Drawn) -> Batch:
+        """Images by number, with the captions and negatives that were drawn."""
+        pairs = drawn.pairs[images]
+        texts = self._text_of_pair[pairs]
+        keys = np.stack([images, texts, self._group_of_pair[pairs], self._label_of_pair[pairs]])
+        places = drawn.places[images]
+        more_images = self._wrong(self._wrong_images, pairs, places, images)
+        more_texts = self._wrong(self._wrong_texts, pairs, places, texts)
+        all_texts = np.concatenate([texts, more_texts])
         return Batch(
             pairs=len(images),
-            images=self._store.batch(images.tolist()),
-            tokens=self._tokens[torch.from_numpy(texts)],
-            image_keys=both,
-            text_keys=both,
-            scores=torch.from_numpy(self._score_of_pair[drawn]),
+            images=self._store.batch([*images.tolist(), *more_images.tolist()]),
+            tokens=self._tokens[torch.from_numpy(all_texts)],
+            image_keys=torch.from_numpy(np.hstack([keys, self._image_keys(more_images)])),
+            text_keys=torch.from_numpy(np.hstack([keys, _alone(more_texts, TEXT)])),
+            scores=torch.from_numpy(self._score_of_pair[pairs]),
         )
+
+    def _wrong(
+        self,
+        lists: Sequence[NDArray[np.int64]],
+        pairs: NDArray[np.int64],
+        places: NDArray[np.float64],
+        known: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Numbers of the negatives of some pairs, without those that are in the batch anyway."""
+        if not lists:
+            return np.zeros(0, dtype=np.int64)
+        found = [
+            np.roll(lists[pair], -int(place * len(lists[pair])))[: self._negatives]
+            for pair, place in zip(pairs, places, strict=True)
+        ]
+        return np.setdiff1d(np.concatenate(found), known)
+
+    def _image_keys(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[4, n]: of images that are pairs of this set also group and label of the first one."""
+        keys = _alone(images, IMAGE)
+        paired = images < self.images
+        first = self._order[self._starts[images[paired]]]
+        keys[GROUP, paired] = self._group_of_pair[first]
+        keys[LABEL, paired] = self._label_of_pair[first]
+        return keys
+
+
+class Numbering:
+    """Numbers of distinct strings in the order in which they were first asked for."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        self._place = {value: number for number, value in enumerate(dict.fromkeys(values))}
+
+    @property
+    def values(self) -> list[str]:
+        """The strings by number."""
+        return list(self._place)
+
+    def of(self, values: Iterable[str]) -> NDArray[np.int64]:
+        """Their numbers."""
+        place = self._place
+        numbers = [place.setdefault(value, len(place)) for value in values]
+        return np.array(numbers, dtype=np.int64)
+
+
+def classes_of(keys: Tensor) -> Tensor:
+    """[n] int64: the number of the class of each row: by label, else by group, else by text."""
+    kinds = torch.where(keys[LABEL] >= 0, LABEL, torch.where(keys[GROUP] >= 0, GROUP, TEXT))
+    numbers = keys.gather(0, kinds[None]).squeeze(0)
+    _, classes = torch.unique(torch.stack([kinds, numbers]), dim=1, return_inverse=True)
+    return classes
 
 
 def require_texts(pairs: Sequence[Pair]) -> None:
@@ -125,9 +218,11 @@ def tokenize(clip: Clip, texts: Sequence[str], chunk: int = 4096) -> Tensor:
     return torch.cat(parts)
 
 
-def _numbers(distinct: Sequence[str], values: Sequence[str]) -> NDArray[np.int64]:
-    place = {value: number for number, value in enumerate(distinct)}
-    return np.array([place[value] for value in values], dtype=np.int64)
+def _alone(numbers: NDArray[np.int64], key: int) -> NDArray[np.int64]:
+    """[4, n]: keys of items that have one of them alone."""
+    keys = np.full((KEYS, len(numbers)), -1, dtype=np.int64)
+    keys[key] = numbers
+    return keys
 
 
 def _optional(values: Sequence[str | None]) -> NDArray[np.int64]:

@@ -13,27 +13,60 @@ from torch import Tensor, nn
 from hotclip_server.training.clip import ClipModule
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.dataset import Batch
-from hotclip_server.training.losses import info_nce, positive_mask
+from hotclip_server.training.losses import (
+    feature_distance,
+    info_nce,
+    sigmoid_loss,
+    targets_of,
+)
+from hotclip_server.training.metric_losses import MetricLoss
 
 
 class Objective:
-    """Calculates in fp32, or in fp64 if the features are; scale and bias are the model's own."""
+    """Calculates in fp32, or in fp64 if the features are; scale and bias are the model's own.
+
+    Args:
+        config: Without "auto"; see `TrainConfig.resolved`.
+    """
 
     def __init__(self, model: ClipModule, config: TrainConfig) -> None:
         self._model = model
         self._config = config
+        self._metric = MetricLoss(config.metric_loss) if config.metric_loss else None
 
     def __call__(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
         """The loss, a scalar with its graph.
 
         `image` is [p, width] and `text` [q, width], as `Towers` gives them for all images and all
-        texts of `batch`, not normalised, in the order of the batch.
+        texts of `batch`, not normalised, in the order of the batch. A miner draws from torch's
+        global stream of random numbers.
         """
-        image, text = _unit(image), _unit(text)
-        positives = positive_mask(
-            batch.image_keys.to(image.device), batch.text_keys.to(text.device)
+        if self._config.preserve <= 0:
+            return self._loss(_unit(image), _unit(text), batch)
+        image, image_base = (_unit(part) for part in image.chunk(2, dim=1))
+        text, text_base = (_unit(part) for part in text.chunk(2, dim=1))
+        distance = feature_distance(image, image_base) + feature_distance(text, text_base)
+        return self._loss(image, text, batch) + self._config.preserve * distance
+
+    def _loss(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
+        device, pairs = image.device, batch.pairs
+        if self._metric is not None:
+            return self._metric(image[:pairs], text[:pairs], batch.text_keys.to(device)[:, :pairs])
+        targets = targets_of(
+            batch.image_keys.to(device),
+            batch.text_keys.to(device),
+            batch.scores.to(device, image.dtype),
+            self._config.positives,
         )
-        return info_nce(image, text, self._model.logit_scale.to(image.dtype), positives)
+        scale = self._model.logit_scale.to(image.dtype)
+        if self._config.loss == "siglip":
+            return sigmoid_loss(image, text, scale, self._bias().to(image.dtype), targets)
+        return info_nce(image, text, scale, targets)
+
+    def _bias(self) -> Tensor:
+        if self._model.logit_bias is None:
+            raise RuntimeError("the sigmoid loss without a bias. This is a bug.")
+        return self._model.logit_bias
 
 
 def _unit(features: Tensor) -> Tensor:

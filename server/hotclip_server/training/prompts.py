@@ -16,6 +16,11 @@ PLACE = "{label}"
 DEFAULT_PROMPT = "a photo of {label}"
 
 
+def count_pairs(pairs: Sequence[Pair]) -> int:
+    """How many there are, those that differ in the prompt alone counted once."""
+    return len({(pair.image_key, pair.label or pair.text) for pair in pairs})
+
+
 @dataclass(frozen=True)
 class Prompted:
     """Another set in which a labelled image without a text has one for each template.

@@ -25,7 +25,7 @@ from hotclip_server.training.average import WeightAverage
 from hotclip_server.training.chunking import PROBED, chunk_rows, kept_bytes, out_of_memory
 from hotclip_server.training.clip import Clip
 from hotclip_server.training.config import TrainConfig
-from hotclip_server.training.dataset import Batch, TrainingSet
+from hotclip_server.training.dataset import Batch, Drawn, TrainingSet
 from hotclip_server.training.dropout import draws_in_training
 from hotclip_server.training.errors import TrainingDiverged
 from hotclip_server.training.events import (
@@ -45,9 +45,9 @@ from hotclip_server.training.objective import Objective
 from hotclip_server.training.optim import learning_rate, make_optimizer, set_learning_rate
 from hotclip_server.training.pairs import PairSet
 from hotclip_server.training.progress import Progress, Snapshot
+from hotclip_server.training.prompts import count_pairs
 from hotclip_server.training.sampler import (
     batches_per_epoch,
-    epoch_batches,
     sample_draws,
     step_seed,
 )
@@ -106,11 +106,13 @@ class Trainer:
         self._clip = clip
         self._last_good = last_good
         self._free_bytes = free_bytes or free_bytes_of(str(clip.device))
-        self._set = TrainingSet(clip, data, budget_bytes=image_budget_bytes)
         config = config.resolved(
-            pairs=self._set.pairs,
-            logit_bias=getattr(clip.model, "logit_bias", None) is not None,
+            pairs=count_pairs(data.pairs),
+            logit_bias=clip.model.logit_bias is not None,
             device=clip.device.type,
+        )
+        self._set = TrainingSet(
+            clip, data, negatives=config.negatives, budget_bytes=image_budget_bytes
         )
         self._config = config
         self._an_epoch = batches_per_epoch(self._set.images, config.batch_size)
@@ -130,7 +132,7 @@ class Trainer:
         self._progress = Progress(chunk_size=config.chunk_size)
         self._epoch = -1
         self._batches: list[NDArray[np.int64]] = []
-        self._captions: NDArray[np.int64] = NOTHING
+        self._captions: Drawn | None = None
 
     @property
     def progress(self) -> Progress:
@@ -278,10 +280,9 @@ class Trainer:
     def _next_batch(self) -> tuple[NDArray[np.int64], Batch]:
         """The batch of the step that comes; the one after it is decoded meanwhile."""
         epoch, place = divmod(self._progress.step, self._an_epoch)
-        if epoch != self._epoch:
-            seed, size = self._config.seed, self._config.batch_size
-            self._batches = epoch_batches(self._set.images, size, seed, epoch)
-            self._captions = self._set.captions(seed, epoch)
+        if epoch != self._epoch or self._captions is None:
+            self._batches = self._set.batches(self._config, epoch)
+            self._captions = self._set.captions(self._config.seed, epoch)
             self._epoch = epoch
         numbers = self._batches[place]
         batch = self._set.batch(numbers, self._captions)

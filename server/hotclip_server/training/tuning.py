@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from hotclip_server.training.adapters import Adapters
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.selection import trained_names
 
@@ -40,10 +41,14 @@ class Direct:
     """The model's own parameters are moved: nothing to gather and nothing to apply."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
-        self._model = model
         named = dict(model.named_parameters())
         names = trained_names({name: value.shape for name, value in named.items()}, config)
         self.parameters = {name: value for name, value in named.items() if name in names}
+        self._statistics = (
+            {name: value for name, value in model.named_buffers() if value.is_floating_point()}
+            if config.train_batch_norm
+            else {}
+        )
 
     @property
     def moved(self) -> dict[str, nn.Parameter]:
@@ -56,14 +61,14 @@ class Direct:
         pass
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and statistics of BatchNorm; not counters."""
-        return {
-            name: tensor
-            for name, tensor in self._model.state_dict(keep_vars=True).items()
-            if tensor.is_floating_point()
-        }
+        """Parameters, and statistics of BatchNorm if they are learnt; not counters."""
+        return {**self.parameters, **self._statistics}
 
 
 def tuning_of(model: nn.Module, config: TrainConfig) -> Tuning:
-    """How this run changes `model`, which holds the base's weights."""
-    return Direct(model, config)
+    """How this run changes `model`, which holds the base's weights.
+
+    Args:
+        config: Without "auto"; see `TrainConfig.resolved`.
+    """
+    return Adapters(model, config) if config.method == "lora" else Direct(model, config)

@@ -103,10 +103,10 @@ def test_each_image_draws_from_its_own_captions():
     for epoch in range(30):
         drawn = training_set.captions(0, epoch)
         batch = training_set.batch(np.array([1, 0]), drawn)
-        assert [pairs[i].image_key for i in drawn] == ["a", "b"]
-        seen |= {pairs[i] for i in drawn}
+        assert [pairs[i].image_key for i in drawn.pairs] == ["a", "b"]
+        seen |= {pairs[i] for i in drawn.pairs}
         assert batch.image_keys[0].tolist() == [1, 0]
-        same_text = pairs[drawn[0]].text == pairs[drawn[1]].text
+        same_text = pairs[drawn.pairs[0]].text == pairs[drawn.pairs[1]].text
         assert (batch.text_keys[1][0] == batch.text_keys[1][1]) == same_text
     assert seen == set(pairs)
 
