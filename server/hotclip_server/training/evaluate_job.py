@@ -19,6 +19,7 @@ from hotclip_server.training.jobs import (
     own_stream,
     training_errors,
 )
+from hotclip_server.training.prompts import with_texts
 from hotclip_server.training.wise_ft import sweep
 
 
@@ -49,7 +50,8 @@ class EvaluateHandler:
                 raise RuntimeError("an evaluation without data. This is a bug.")
             clip = load_clip(self._versions, spec.version, self._device)
             job.running()
-            evaluator = evaluator_of(clip, data, extra, k=spec.k, compat=spec.compat)
+            queries, index = with_texts(data, spec.prompts), with_texts(extra, spec.prompts)
+            evaluator = evaluator_of(clip, queries, index, k=spec.k, compat=spec.compat)
             found = measure(job, evaluator, clip)
             self._sweep(job, spec, evaluator, clip, found)
             job.metric("AFTER", metrics_of(found), step=len(data.pairs), progress=1.0)

@@ -43,6 +43,7 @@ from hotclip_server.training.jobs import (
     training_errors,
 )
 from hotclip_server.training.pairs import PairSet
+from hotclip_server.training.prompts import with_texts
 from hotclip_server.training.split import split_pairs
 from hotclip_server.training.trainer import train
 from hotclip_server.training.wise_ft import ALPHAS, interpolate, sweep
@@ -103,10 +104,14 @@ class FineTuneHandler:
             if train_set is None:
                 raise RuntimeError("a fine-tune without data. This is a bug.")
             training, held_out = _divide(job, spec, train_set, eval_set)
+            # Prompts come after the split: they would tie all images of a label together.
+            training = with_texts(training, spec.prompts)
+            held_out = with_texts(held_out, spec.prompts)
+            extra = with_texts(index_set, spec.prompts)
             self._require_memory(spec.base_version)
             clip = load_clip(self._versions, spec.base_version, self._device)
             job.running()
-            run = _Run(job, spec, clip, held_out, index_set)
+            run = _Run(job, spec, clip, held_out, extra)
             run.train(training, self._drawing)
             if spec.wise_ft is not None:
                 base = load_clip(self._versions, spec.base_version, "cpu")

@@ -38,8 +38,7 @@ class Objective:
         """The loss, a scalar with its graph.
 
         `image` is [p, width] and `text` [q, width], as `Towers` gives them for all images and all
-        texts of `batch`, not normalised, in the order of the batch. A miner draws from torch's
-        global stream of random numbers.
+        texts of `batch`, not normalised, in the order of the batch. Nothing is drawn by chance.
         """
         if self._config.preserve <= 0:
             return self._loss(_unit(image), _unit(text), batch)

@@ -9,11 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 from hotclip_server.training.pairs import Pair, PairSet
 
 PLACE = "{label}"
 DEFAULT_PROMPT = "a photo of {label}"
+
+Some = TypeVar("Some", PairSet, PairSet | None)
+
+
+def with_texts(data: Some, prompts: Sequence[str]) -> Some:
+    """A set in which every image has a text; None is no set."""
+    if data is None or all(pair.text for pair in data.pairs):
+        return data
+    return Prompted(data, prompts)
 
 
 def count_pairs(pairs: Sequence[Pair]) -> int:
