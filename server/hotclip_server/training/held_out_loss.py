@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hotclip_server.training.losses import info_nce
+from hotclip_server.training.losses import equal_targets, info_nce
 
 Array = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ def held_out_loss(
             torch.from_numpy(images[rows]),
             torch.from_numpy(texts[rows]),
             scale,
-            torch.from_numpy(positives),
+            equal_targets(torch.from_numpy(positives)),
         )
         total += float(loss) * len(rows)
     return total / len(order)

@@ -59,6 +59,15 @@ def targets_of(images: Tensor, texts: Tensor, scores: Tensor, positives: Positiv
             return Targets(positives=own, ignored=nothing, scores=scores)
 
 
+def equal_targets(positives: Tensor) -> Targets:
+    """Every row is a pair that counts fully; `positives` is [n, n] bool with a true diagonal."""
+    return Targets(
+        positives=positives,
+        ignored=torch.zeros_like(positives),
+        scores=torch.ones(len(positives), device=positives.device),
+    )
+
+
 def info_nce(image: Tensor, text: Tensor, log_scale: Tensor, targets: Targets) -> Tensor:
     """Mean of the image-to-text and text-to-image cross entropies of the pairs, a scalar.
 
