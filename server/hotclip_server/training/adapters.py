@@ -43,7 +43,8 @@ class Adapter:
         changed = torch.addmm(self.base, self.up, self.down, alpha=self.scale)
         if self.lengths is None:
             return changed
-        return (self.lengths / changed.detach().norm(dim=1))[:, None] * changed
+        factors: Tensor = self.lengths / changed.detach().norm(dim=1)
+        return factors[:, None] * changed
 
     def factors(self) -> dict[str, nn.Parameter]:
         """What is learnt."""

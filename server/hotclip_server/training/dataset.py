@@ -201,6 +201,7 @@ def classes_of(keys: Tensor) -> Tensor:
     """[n] int64: the number of the class of each row: by label, else by group, else by text."""
     kinds = torch.where(keys[LABEL] >= 0, LABEL, torch.where(keys[GROUP] >= 0, GROUP, TEXT))
     numbers = keys.gather(0, kinds[None]).squeeze(0)
+    classes: Tensor
     _, classes = torch.unique(torch.stack([kinds, numbers]), dim=1, return_inverse=True)
     return classes
 
