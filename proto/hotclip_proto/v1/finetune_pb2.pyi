@@ -386,7 +386,7 @@ class EarlyStopping(message.Message):
     class _ModeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[EarlyStopping._Mode.ValueType], builtins.type):
         DESCRIPTOR: descriptor.EnumDescriptor
         MODE_UNSPECIFIED: EarlyStopping._Mode.ValueType  # 0
-        """MIN for "epoch_loss" and ranks, else MAX."""
+        """MIN for losses and ranks, else MAX."""
         MODE_MIN: EarlyStopping._Mode.ValueType  # 1
         """Lower."""
         MODE_MAX: EarlyStopping._Mode.ValueType  # 2
@@ -396,7 +396,7 @@ class EarlyStopping(message.Message):
         """Which way is better."""
 
     MODE_UNSPECIFIED: EarlyStopping.Mode.ValueType  # 0
-    """MIN for "epoch_loss" and ranks, else MAX."""
+    """MIN for losses and ranks, else MAX."""
     MODE_MIN: EarlyStopping.Mode.ValueType  # 1
     """Lower."""
     MODE_MAX: EarlyStopping.Mode.ValueType  # 2
@@ -407,8 +407,9 @@ class EarlyStopping(message.Message):
     MIN_DELTA_FIELD_NUMBER: builtins.int
     MODE_FIELD_NUMBER: builtins.int
     monitor: builtins.str
-    """What to look at: "monitor", "epoch_loss" or a retrieval metric, such as
-    "clip-text-to-clip-vision_reciprocal_rank"; empty: "monitor".
+    """What to look at: "monitor", "validation_loss", "epoch_loss" or a retrieval metric, such
+    as "clip-text-to-clip-vision_reciprocal_rank"; empty: "monitor". "epoch_loss" alone needs
+    no held-out data.
     """
     patience: builtins.int
     """Epochs without an improvement, 1 to 1,000; default 2."""

@@ -7,6 +7,7 @@ import numpy as np
 from hotclip_server.training.metrics import retrieval_metrics
 
 DIRECTIONS = ("clip-text-to-clip-vision", "clip-vision-to-clip-text")
+_LOSSES = ("epoch_loss", "validation_loss")
 _RANKS = ("mean_rank", "median_rank")
 _RETRIEVAL = retrieval_metrics([(np.ones(1), np.ones(1, dtype=np.bool_))]).keys() - {"queries"}
 
@@ -14,9 +15,9 @@ _RETRIEVAL = retrieval_metrics([(np.ones(1), np.ones(1, dtype=np.bool_))]).keys(
 def is_monitor(name: str) -> bool:
     """Whether events of the stage EPOCH have a metric of this name."""
     direction, _, metric = name.partition("_")
-    return name in ("monitor", "epoch_loss") or (direction in DIRECTIONS and metric in _RETRIEVAL)
+    return name in ("monitor", *_LOSSES) or (direction in DIRECTIONS and metric in _RETRIEVAL)
 
 
 def higher_is_better(name: str) -> bool:
     """Whether more of a metric is better."""
-    return name != "epoch_loss" and not name.endswith(_RANKS)
+    return name not in _LOSSES and not name.endswith(_RANKS)
