@@ -10,7 +10,7 @@ from benchmarks.targets import Target, target_of
 
 COLUMNS = (
     *("figure", "value", "unit", "target", "", "baseline", "min cosine"),
-    *("gen", "server", "engine"),
+    *("gen", "server", "engine", "95 %"),
 )
 
 
@@ -35,6 +35,8 @@ class Figure:
     """Cores that the server kept busy."""
     engine: str | None = None
     """What ran the tower, e.g. "torch/bf16"."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of a mean over repetitions."""
 
 
 def judged(figure: Figure, device: str) -> Figure:
@@ -60,7 +62,7 @@ def table(figures: Iterable[Figure], device: str) -> str:
     """Rows for a terminal, aligned; no line ends in spaces."""
     rows = [COLUMNS, *(_cells(figure, target_of(figure.name, device)) for figure in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    left = {0, 2, 4, 9}
+    left = {0, 2, 4, 9, 10}
     lines = []
     for row in rows:
         cells = [
@@ -83,6 +85,7 @@ def _cells(figure: Figure, target: Target | None) -> tuple[str, ...]:
         "" if figure.generator_cpu is None else f"{figure.generator_cpu:.2f}",
         "" if figure.server_cpu is None else f"{figure.server_cpu:.2f}",
         figure.engine or "",
+        "" if figure.interval is None else " to ".join(map(_number, figure.interval)),
     )
 
 

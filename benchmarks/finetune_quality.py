@@ -1,0 +1,113 @@
+"""How much better builtin:mini gets at what it was tuned for, and what it forgets.
+
+Three tasks, five seeds, each method, and the method "full" without each thing that is on by
+default. Every run is a line in `finetune-quality.runs.jsonl` in the output folder; what is there is
+not done again, so a stopped suite goes on where it was. Figures are means over the seeds with 95 %
+intervals by Student's t; those of an ablation are of differences by seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.figures import Figure
+from benchmarks.quality_runs import ABLATIONS, METHODS, Row, append_row, read_rows, rows_of
+from benchmarks.quality_tasks import TASKS, make_task
+from benchmarks.settings import Settings
+
+SEEDS = 5
+RUNS = "finetune-quality.runs.jsonl"
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""97.5 % point of Student's t for so many values (one degree of freedom less)."""
+_QUICK_CONCEPTS, _QUICK_SEEDS = 60, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """Of some values, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def finetune_quality(settings: Settings) -> Iterator[Figure]:
+    """Runs what has not been run, then gives the figures of all of it."""
+    path = settings.output / RUNS
+    seeds = range(_QUICK_SEEDS if settings.quick else SEEDS)
+    methods = ["base", *METHODS, *ABLATIONS]
+    known = {row.key for row in read_rows(path)}
+    # Seed by seed, so that what is stopped early is a smaller measurement of everything.
+    for seed in seeds:
+        for name in TASKS:
+            missing = [method for method in methods if (name, method, seed) not in known]
+            if not missing:
+                continue
+            task = make_task(name, seed, _QUICK_CONCEPTS if settings.quick else 0)
+            for method in missing:
+                for row in rows_of(task, method, seed, epochs=1 if settings.quick else 0):
+                    append_row(path, row)
+                    print(
+                        f"{name} {method} {seed}: mRR {row.mrr:.3f}, hit@10 {row.hit10:.3f}, "
+                        f"retained {row.retained_hit10:.3f}, {row.seconds:.0f} s",
+                        flush=True,
+                    )
+    yield from figures_of([row for row in read_rows(path) if row.seed in seeds])
+
+
+def figures_of(rows: Sequence[Row]) -> Iterator[Figure]:
+    """Ratios to the base, points lost on what must be retained, and gains over ablations."""
+    table = {row.key: row for row in rows}
+    seeds = sorted({row.seed for row in rows})
+
+    def over_seeds(name: str, unit: str, value: Callable[[int], float]) -> Figure:
+        mean = mean_of([value(seed) for seed in seeds])
+        return Figure(name=name, value=mean.value, unit=unit, interval=(mean.low, mean.high))
+
+    for task in TASKS:
+        for method in (*METHODS, "wise_ft"):
+            yield over_seeds(
+                f"{task}.mrr_ratio.{method}",
+                "x",
+                lambda seed, t=task, m=method: _ratio(table[t, m, seed], table[t, "base", seed]),
+            )
+            yield over_seeds(
+                f"retained.hit10_loss.{task}.{method}",
+                "points",
+                lambda seed, t=task, m=method: _lost(table[t, m, seed], table[t, "base", seed]),
+            )
+        yield over_seeds(
+            f"retained.hit10_loss.{task}.least",
+            "points",
+            lambda seed, t=task: min(
+                _lost(table[t, method, seed], table[t, "base", seed])
+                for method in ("full", "wise_ft")
+            ),
+        )
+        for ablation in ABLATIONS:
+            yield over_seeds(
+                f"{task}.mrr_gain_over.{ablation}",
+                "mRR",
+                lambda seed, t=task, a=ablation: table[t, "full", seed].mrr - table[t, a, seed].mrr,
+            )
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """Mean and 95 % interval by Student's t; of one value no interval but everything."""
+    count = len(values)
+    mean = sum(values) / count
+    if count not in STUDENT:
+        return Mean(value=mean, low=-math.inf, high=math.inf)
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    half = STUDENT[count] * math.sqrt(variance / count)
+    return Mean(value=mean, low=mean - half, high=mean + half)
+
+
+def _ratio(tuned: Row, base: Row) -> float:
+    return tuned.mrr / base.mrr
+
+
+def _lost(tuned: Row, base: Row) -> float:
+    return 100 * (base.retained_hit10 - tuned.retained_hit10)

@@ -1,0 +1,146 @@
+"""Fine-tunes of builtin:mini and what came of them: one row a run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.quality_tasks import Task
+from hotclip_server.encoding import builtin
+from hotclip_server.training.clip import Clip, load_clip
+from hotclip_server.training.config import AugmentConfig, LoraConfig, TrainConfig
+from hotclip_server.training.evaluate import TEXT_TO_IMAGE, Evaluator
+from hotclip_server.training.events import EpochEnd
+from hotclip_server.training.pairs import PairSet
+from hotclip_server.training.split import split_pairs
+from hotclip_server.training.trainer import train
+from hotclip_server.training.wise_ft import interpolate
+
+WISE_FT = 0.5
+EPOCHS: Mapping[str, int] = {"german": 5, "black": 10, "few": 30}
+"""As many as one run of two minutes on two cores has room for."""
+_FULL = TrainConfig(method="full", batch_size=128, learning_rate=1e-3)
+_LORA = LoraConfig(rank=2, targets=("q", "k", "v", "out", "mlp"))
+METHODS: Mapping[str, TrainConfig] = {
+    "full": _FULL,
+    "lora": replace(_FULL, method="lora", learning_rate=1e-2, lora=_LORA),
+    "lit": replace(_FULL, method="lit"),
+}
+ABLATIONS: Mapping[str, TrainConfig] = {
+    "positives_off": replace(_FULL, positives="off"),
+    "positives_mask": replace(_FULL, positives="mask"),
+    "ema_off": replace(_FULL, ema=0.0),
+    "augment_off": replace(_FULL, augment=AugmentConfig(crop=(1.0, 1.0))),
+    "layer_decay_0.8": replace(_FULL, layer_decay=0.8),
+    "preserve_1": replace(_FULL, preserve=1.0),
+}
+"""The method "full" with one thing changed."""
+CONFIGS: Mapping[str, TrainConfig] = {**METHODS, **ABLATIONS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one run reached. Text to image; `retained` on what the model was good at before."""
+
+    task: str
+    method: str
+    """A key of CONFIGS, "base", or "wise_ft": half of "full"."""
+    seed: int
+    mrr: float
+    hit10: float
+    retained_mrr: float
+    retained_hit10: float
+    seconds: float
+    """Of training and choosing; 0 where nothing was trained."""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.task, self.method, self.seed
+
+
+def read_rows(path: Path) -> list[Row]:
+    """What was written so far; a line that was cut off by a stop is dropped."""
+    if not path.exists():
+        return []
+    lines = path.read_text("utf-8").split("\n")
+    return [Row(**json.loads(line)) for line in lines[:-1]]
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Adds a line, and drops what a stop left of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(asdict(known)) for known in [*read_rows(path), row]]
+    whole = path.with_suffix(".part")
+    whole.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    whole.replace(path)
+
+
+class Measured:
+    """The queries of a task and those of what must be retained, ready for one kind of model."""
+
+    def __init__(self, clip: Clip, task: Task) -> None:
+        self._task = task.name
+        self._asked = Evaluator(clip, task.queries, task.index)
+        self._retained = Evaluator(clip, task.retained)
+
+    def row(self, clip: Clip, method: str, seed: int, seconds: float = 0.0) -> Row:
+        """What a model reaches as it is."""
+        asked = self._asked.evaluate(clip).metrics
+        retained = self._retained.evaluate(clip).metrics
+        return Row(
+            task=self._task,
+            method=method,
+            seed=seed,
+            mrr=asked[f"{TEXT_TO_IMAGE}_reciprocal_rank"],
+            hit10=asked[f"{TEXT_TO_IMAGE}_hit_at_10"],
+            retained_mrr=retained[f"{TEXT_TO_IMAGE}_reciprocal_rank"],
+            retained_hit10=retained[f"{TEXT_TO_IMAGE}_hit_at_10"],
+            seconds=round(seconds, 1),
+        )
+
+
+def mini() -> Clip:
+    """builtin:mini as it ships."""
+    return load_clip(Path(builtin.__path__[0]) / "mini")
+
+
+def rows_of(task: Task, method: str, seed: int, epochs: int = 0) -> Iterator[Row]:
+    """Trains and measures; "full" gives the row of WiSE-FT too."""
+    clip = mini()
+    measured = Measured(clip, task)
+    if method == "base":
+        yield measured.row(clip, method, seed)
+        return
+    base = _copy(clip)
+    config = replace(CONFIGS[method], seed=seed, epochs=epochs or EPOCHS[task.name])
+    began = time.monotonic()
+    _train(clip, task.train, config)
+    yield measured.row(clip, method, seed, time.monotonic() - began)
+    if method == "full":
+        interpolate(clip.model, base, _copy(clip), WISE_FT)
+        yield measured.row(clip, "wise_ft", seed)
+
+
+def _train(clip: Clip, data: PairSet, config: TrainConfig) -> None:
+    """As a job does it: a tenth is held out and chooses the epoch whose weights are kept."""
+    training, held_out = split_pairs(data, 0.1, config.seed)
+    chooser = Evaluator(clip, held_out)
+    best, weights = -1.0, _copy(clip)
+    for event in train(clip, training, config):
+        if isinstance(event, EpochEnd):
+            score = chooser.evaluate(clip).score
+            if score > best:
+                best, weights = score, _copy(clip)
+    with torch.no_grad():
+        for name, value in clip.model.state_dict().items():
+            value.copy_(weights[name])
+
+
+def _copy(clip: Clip) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in clip.model.state_dict().items()}
