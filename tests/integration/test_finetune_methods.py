@@ -25,6 +25,14 @@ FEW: dict[str, Any] = {
     "activation": "never",
     "wise_ft": None,
 }
+ATTENTION = (
+    "attn.in_proj_weight",
+    *(f"visual.attnpool.{part}_proj.weight" for part in ("q", "k", "v")),
+)
+OTHERS = (
+    *("attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"),
+    "visual.attnpool.c_proj.weight",
+)
 PAIRS = [(text, image) for image, text in drawn_pairs()]
 
 
@@ -53,17 +61,18 @@ def logged(run: Run) -> str:
     ("changes", "allowed"),
     [
         ({"method": "full", "layer_decay": 0.8}, lambda name: True),
-        ({"method": "lora"}, lambda name: name.endswith("attn.in_proj_weight")),
+        ({"method": "lora"}, lambda name: name.endswith(ATTENTION)),
         (
             {"method": "lora", "lora": {"dora": True, "targets": ["out", "mlp"]}},
-            lambda name: name.endswith(
-                ("attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-            ),
+            lambda name: name.endswith(OTHERS),
         ),
-        ({}, lambda name: name.endswith("attn.in_proj_weight")),  # so few pairs: LoRA
+        ({}, lambda name: name.endswith(ATTENTION)),  # so few pairs: LoRA
         ({"freeze": True}, is_projection),
         ({"method": "lit"}, is_text),
-        ({"freeze": 1, "method": "full"}, lambda name: "resblocks.0." not in name),
+        (
+            {"freeze": 1, "method": "full"},
+            lambda name: not ({"0", "layer1", "conv1"} & set(name.split(".")[:4])),
+        ),
     ],
 )
 def test_a_method_changes_what_it_says(

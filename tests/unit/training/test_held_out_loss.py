@@ -8,7 +8,7 @@ import torch
 
 from hotclip_server.training.evaluate import Evaluator
 from hotclip_server.training.held_out_loss import held_out_loss
-from hotclip_server.training.losses import info_nce
+from hotclip_server.training.losses import equal_targets, info_nce
 from hotclip_server.training.pairs import MemoryPairs, Pair
 from tests.unit.training.tiny import colours, tiny_clip
 
@@ -28,7 +28,7 @@ def test_one_batch_is_the_loss_itself() -> None:
         torch.from_numpy(images),
         torch.from_numpy(texts),
         torch.tensor(2.5, dtype=torch.float64),
-        torch.eye(3, dtype=torch.bool),
+        equal_targets(torch.eye(3, dtype=torch.bool)),
     )
     assert found == pytest.approx(float(expected))
 
