@@ -33,6 +33,10 @@ OTHERS = (
     *("attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"),
     "visual.attnpool.c_proj.weight",
 )
+FROZEN = (
+    *("visual.conv", "visual.bn", "visual.layer1.", "transformer.resblocks.0."),
+    *("token_embedding", "positional_embedding"),
+)
 PAIRS = [(text, image) for image, text in drawn_pairs()]
 
 
@@ -71,7 +75,7 @@ def logged(run: Run) -> str:
         ({"method": "lit"}, is_text),
         (
             {"freeze": 1, "method": "full"},
-            lambda name: not ({"0", "layer1", "conv1"} & set(name.split(".")[:4])),
+            lambda name: not name.startswith(FROZEN),
         ),
     ],
 )
