@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
-import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ TRAINED_SHARE = 0.7
 """Of the concepts that a new style is shown of."""
 FEW = 200
 """Pairs of the task "few"."""
-_COLOURS = re.compile(r'  <g id="(?!line)[\w-]+">.*?\n  </g>\n', re.DOTALL)
+_SVG = "http://www.w3.org/2000/svg"
 _FLAGS = ("1F1E6", "1F1FF")
 
 
@@ -48,8 +48,11 @@ TASKS = ("german", "black", "few")
 
 def line_art(code: str) -> bytes:
     """PNG of an OpenMoji drawing without its colours: its black edition but for some fills."""
-    svg = svg_files("openmoji")[drawing_key(code)].read_text("utf-8")
-    return render_svg(_COLOURS.sub("", svg), SIZE)
+    svg = ElementTree.fromstring(svg_files("openmoji")[drawing_key(code)].read_text("utf-8"))
+    for part in list(svg):
+        if not part.get("id", "line").startswith("line"):
+            svg.remove(part)
+    return render_svg(ElementTree.tostring(svg, "unicode", default_namespace=_SVG), SIZE)
 
 
 def is_flag(concept: Concept) -> bool:

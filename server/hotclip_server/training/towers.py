@@ -69,6 +69,8 @@ class Towers:
     def _text_tower(self, tokens: Tensor) -> TextTower:
         if self._text is None:
             self._text = TextTower(self._clip.model, tokens.shape[1])
+            if self._base is not None:
+                self._base._text_tower(tokens)  # which sees shortened texts alone
         return self._text
 
     def _arithmetic(self) -> torch.autocast:
