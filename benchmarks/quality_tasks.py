@@ -23,7 +23,6 @@ TRAINED_SHARE = 0.7
 """Of the concepts that a new style is shown of."""
 FEW = 200
 """Pairs of the task "few"."""
-_SVG = "http://www.w3.org/2000/svg"
 _FLAGS = ("1F1E6", "1F1FF")
 
 
@@ -52,7 +51,7 @@ def line_art(code: str) -> bytes:
     for part in list(svg):
         if not part.get("id", "line").startswith("line"):
             svg.remove(part)
-    return render_svg(ElementTree.tostring(svg, "unicode", default_namespace=_SVG), SIZE)
+    return render_svg(ElementTree.tostring(svg, "unicode"), SIZE)
 
 
 def is_flag(concept: Concept) -> bool:
