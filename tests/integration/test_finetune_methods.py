@@ -90,6 +90,7 @@ def test_a_method_changes_what_it_says(
     tuned = run.wait(120).result_version
     before, after = weights(server, base), weights(server, tuned)
     different = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "method lora, loss info_nce" in logged(run) or changes
     assert different - {"logit_scale"}
     assert all(map(allowed, different - {"logit_scale"}))
     image = draw("red", "cross")

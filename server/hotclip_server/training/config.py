@@ -201,6 +201,13 @@ class TrainConfig:
             precision=precision if self.precision == "auto" else self.precision,
         )
 
+    @property
+    def summary(self) -> str:
+        """What "auto" came to, for people."""
+        return (
+            f"method {self.method}, loss {self.loss}, learning rate {self.rate:g}, {self.precision}"
+        )
+
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> TrainConfig:
         """What `dataclasses.asdict` and JSON made."""

@@ -43,7 +43,7 @@ from hotclip_server.training.jobs import (
     training_errors,
 )
 from hotclip_server.training.pairs import PairSet
-from hotclip_server.training.prompts import with_texts
+from hotclip_server.training.prompts import count_pairs, with_texts
 from hotclip_server.training.split import split_pairs
 from hotclip_server.training.trainer import train
 from hotclip_server.training.wise_ft import ALPHAS, interpolate, sweep
@@ -222,7 +222,13 @@ class _Run:
             )
             self._before = measure(self.job, self._evaluator, self.clip)
             self.job.metric("BEFORE", metrics_of(self._before), step=0)
-        for event in train(self.clip, data, self.spec.config, drawing=drawing):
+        config = self.spec.config.resolved(
+            pairs=count_pairs(data.pairs),
+            logit_bias=self.clip.model.logit_bias is not None,
+            device=self.clip.device.type,
+        )
+        self.job.log(config.summary)
+        for event in train(self.clip, data, config, drawing=drawing):
             self._handle(event)
             self.job.check_cancelled()
             self.job.yield_to_serving()
