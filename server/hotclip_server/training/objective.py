@@ -7,6 +7,8 @@ the scale is that of one batch however it was cut.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,9 @@ from hotclip_server.training.losses import (
     sigmoid_loss,
     targets_of,
 )
-from hotclip_server.training.metric_losses import MetricLoss
+
+if TYPE_CHECKING:
+    from hotclip_server.training.metric_losses import MetricLoss
 
 
 class Objective:
@@ -32,7 +36,12 @@ class Objective:
     def __init__(self, model: ClipModule, config: TrainConfig) -> None:
         self._model = model
         self._config = config
-        self._metric = MetricLoss(config.metric_loss) if config.metric_loss else None
+        self._metric: MetricLoss | None = None
+        if config.metric_loss is not None:
+            # Its library takes seconds to import and no other loss needs it.
+            from hotclip_server.training.metric_losses import MetricLoss
+
+            self._metric = MetricLoss(config.metric_loss)
 
     def __call__(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
         """The loss, a scalar with its graph.

@@ -45,7 +45,8 @@ def prepared(*, resnet: bool, dropout: bool) -> Clip:
 
 
 def batch_of(clip: Clip) -> Batch:
-    batch = TrainingSet(clip, colours(PAIRS)).batch(np.arange(PAIRS), np.arange(PAIRS))
+    pairs = TrainingSet(clip, colours(PAIRS))
+    batch = pairs.batch(np.arange(PAIRS), pairs.captions(0, 0))
     # Two texts more than images.
     more = batch.text_keys[:, :2]
     return replace(
