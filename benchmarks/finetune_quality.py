@@ -9,8 +9,8 @@ intervals by Student's t; those of an ablation are of differences by seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from benchmarks.figures import Figure
 from benchmarks.quality_runs import ABLATIONS, METHODS, Row, append_row, read_rows, rows_of
@@ -61,37 +61,33 @@ def figures_of(rows: Sequence[Row]) -> Iterator[Figure]:
     """Ratios to the base, points lost on what must be retained, and gains over ablations."""
     table = {row.key: row for row in rows}
     seeds = sorted({row.seed for row in rows})
-
-    def over_seeds(name: str, unit: str, value: Callable[[int], float]) -> Figure:
-        mean = mean_of([value(seed) for seed in seeds])
-        return Figure(name=name, value=mean.value, unit=unit, interval=(mean.low, mean.high))
-
     for task in TASKS:
+        column = {
+            method: [table[task, method, seed] for seed in seeds]
+            for method in ("base", *METHODS, *ABLATIONS, "wise_ft")
+        }
+        base, full = column["base"], column["full"]
+        lost: dict[str, Figure] = {}
         for method in (*METHODS, "wise_ft"):
-            yield over_seeds(
-                f"{task}.mrr_ratio.{method}",
-                "x",
-                lambda seed, t=task, m=method: _ratio(table[t, m, seed], table[t, "base", seed]),
-            )
-            yield over_seeds(
-                f"retained.hit10_loss.{task}.{method}",
-                "points",
-                lambda seed, t=task, m=method: _lost(table[t, m, seed], table[t, "base", seed]),
-            )
-        yield over_seeds(
-            f"retained.hit10_loss.{task}.least",
-            "points",
-            lambda seed, t=task: min(
-                _lost(table[t, method, seed], table[t, "base", seed])
-                for method in ("full", "wise_ft")
-            ),
-        )
+            tuned = column[method]
+            ratios = [one.mrr / was.mrr for one, was in zip(tuned, base, strict=True)]
+            yield _figure(f"{task}.mrr_ratio.{method}", "x", ratios)
+            losses = [
+                100 * (was.retained_hit10 - one.retained_hit10)
+                for one, was in zip(tuned, base, strict=True)
+            ]
+            lost[method] = _figure(f"retained.hit10_loss.{task}.{method}", "points", losses)
+            yield lost[method]
+        least = min(lost["full"], lost["wise_ft"], key=lambda figure: figure.value)
+        yield replace(least, name=f"retained.hit10_loss.{task}.least")
         for ablation in ABLATIONS:
-            yield over_seeds(
-                f"{task}.mrr_gain_over.{ablation}",
-                "mRR",
-                lambda seed, t=task, a=ablation: table[t, "full", seed].mrr - table[t, a, seed].mrr,
-            )
+            gains = [one.mrr - two.mrr for one, two in zip(full, column[ablation], strict=True)]
+            yield _figure(f"{task}.mrr_gain_over.{ablation}", "mRR", gains)
+
+
+def _figure(name: str, unit: str, values: Sequence[float]) -> Figure:
+    mean = mean_of(values)
+    return Figure(name=name, value=mean.value, unit=unit, interval=(mean.low, mean.high))
 
 
 def mean_of(values: Sequence[float]) -> Mean:
@@ -103,11 +99,3 @@ def mean_of(values: Sequence[float]) -> Mean:
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
     half = STUDENT[count] * math.sqrt(variance / count)
     return Mean(value=mean, low=mean - half, high=mean + half)
-
-
-def _ratio(tuned: Row, base: Row) -> float:
-    return tuned.mrr / base.mrr
-
-
-def _lost(tuned: Row, base: Row) -> float:
-    return 100 * (base.retained_hit10 - tuned.retained_hit10)
