@@ -196,7 +196,7 @@ def _options(given: Struct) -> dict[str, Option]:
     found = cast(Mapping[str, Any], dict(given.items()))
     return {
         name: value if isinstance(value, float | bool | str) else str(value)
-        for name, value in found.items()
+        for name, value in sorted(found.items())
     }
 
 
