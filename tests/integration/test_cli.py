@@ -120,7 +120,10 @@ def test_jobs_are_found_shown_and_reported(shell: Shell, tuned: str, tmp_path: P
 
     page = tmp_path / "page.html"
     assert shell.run("jobs", "report", tuned, "-o", str(page))[0] == f"{page}\n"
-    assert "<svg" in page.read_text("utf-8")
+    html = page.read_text("utf-8")
+    assert "<svg" in html
+    assert "1 of 33 were left out" in html
+    assert "nothing.png" in html
 
 
 def test_watching_on_a_terminal_draws_one_line(shell: Shell, tuned: str) -> None:

@@ -83,6 +83,9 @@ def test_a_watch_that_reconnects_sees_it_all_and_a_version_is_staged(
     assert (steps[-1].step, steps[-1].total_steps) == (12, 12)
     names = {metric.name for metric in steps[-1].metrics}
     assert {"loss", "learning_rate", "logit_scale", "grad_norm", "samples_per_second"} <= names
+    assert {"data_wait_s", "yielded_share", "skipped_steps"} <= names
+    held_out = [{m.name for m in metric.metrics} for metric in metrics if metric not in steps]
+    assert all({MONITOR, "validation_loss"} <= measured for measured in held_out)
     keys = {key_of(image) for image, _ in drawn_pairs()}
     examples = [event.example for event in events if event.HasField("example")]
     assert examples

@@ -34,6 +34,7 @@ def run(server: ServerProcess) -> Iterator[hotclip.Run]:
             batch_size=8,
             learning_rate=1e-4,
             activation="never",
+            wise_ft=0.5,
             name="reported",
             trackers=["tensorboard"],
             description=EVIL,
@@ -53,6 +54,8 @@ def test_curves_tables_and_pictures_are_on_it(
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 1
     for text in ("SUCCEEDED", "reciprocal rank", "Searches, before and after", "held out", "Loss"):
         assert text in html
+    assert html.count("0.5 (stored)") == 1
+    assert "Mean reciprocal rank between base and trained weights" in html
     pictures = [base64.b64decode(found) for found in PICTURE.findall(html)]
     assert len(pictures) >= 10
     assert max(Image.open(io.BytesIO(p)).size[0] for p in pictures) <= 96
