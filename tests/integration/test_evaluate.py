@@ -52,4 +52,6 @@ async def test_metrics_are_those_of_the_vectors_that_the_version_gives(
             )
             assert (await again.wait(60)).metrics == measured
             assert await again.metrics() == measured
+            assert await again.examples() == run.examples()
+            assert {example.query for example in run.examples()} <= set(texts)
         client.delete_version(version)

@@ -12,7 +12,7 @@ from hotclip._aio import downloads
 from hotclip._aio.connection import Connection
 from hotclip._artifacts import FormatName, Progress, export_request
 from hotclip._events import EventCursor
-from hotclip._jobs import Job, JobEvent, JobKind, JobState, LogLine, Measurement
+from hotclip._jobs import Example, Job, JobEvent, JobKind, JobState, LogLine, Measurement
 from hotclip._page import write_page
 from hotclip._progress import ProgressBar
 from hotclip.errors import Cancelled, Unavailable
@@ -145,6 +145,11 @@ class AsyncRun:
         stub = connection.stubs().jobs
         reply = await connection.call(stub.GetJobReport, request, connection.deadline(timeout))
         return await connection.run(partial(write_page, Path(path), self.name, reply.html))
+
+    async def examples(self) -> list[Example]:
+        """What some held-out queries found before and after, by the keys of the images: the
+        sha256 of each file, in hex."""
+        return [e.detail async for e in self.events(follow=False) if isinstance(e.detail, Example)]
 
     async def cancel(self) -> Job:
         """Asks the job to end; it passes through CANCELLING. Harmless if it has ended."""

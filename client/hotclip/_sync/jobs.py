@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hotclip import _jobs as parse
 from hotclip._artifacts import FormatName, Progress, export_request
 from hotclip._events import EventCursor
-from hotclip._jobs import Job, JobEvent, JobKind, JobState, LogLine, Measurement
+from hotclip._jobs import Example, Job, JobEvent, JobKind, JobState, LogLine, Measurement
 from hotclip._page import write_page
 from hotclip._progress import ProgressBar
 from hotclip._sync import downloads
@@ -141,6 +141,11 @@ class Run:
         stub = connection.stubs().jobs
         reply = connection.call(stub.GetJobReport, request, connection.deadline(timeout))
         return connection.run(partial(write_page, Path(path), self.name, reply.html))
+
+    def examples(self) -> list[Example]:
+        """What some held-out queries found before and after, by the keys of the images: the
+        sha256 of each file, in hex."""
+        return [e.detail for e in self.events(follow=False) if isinstance(e.detail, Example)]
 
     def cancel(self) -> Job:
         """Asks the job to end; it passes through CANCELLING. Harmless if it has ended."""

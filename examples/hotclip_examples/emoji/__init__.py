@@ -3,6 +3,7 @@
 from hotclip_examples.emoji.concepts import Concept, load_concepts
 from hotclip_examples.emoji.names import clean_name, concept_name
 from hotclip_examples.emoji.render import Style, render, render_svg
+from hotclip_examples.emoji.sheet import draw_sheet
 from hotclip_examples.emoji.task import EmojiPair, EmojiTask, emoji_task, pair_image
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Style",
     "clean_name",
     "concept_name",
+    "draw_sheet",
     "emoji_task",
     "load_concepts",
     "pair_image",

@@ -4,17 +4,20 @@ import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
+from hotclip import Example
 from hotclip_examples.emoji import (
     clean_name,
     concept_name,
+    draw_sheet,
     emoji_task,
     load_concepts,
     pair_image,
     render,
 )
 from hotclip_examples.emoji.concepts import select_concepts
+from hotclip_examples.emoji.sheet import CELL, GAP, OTHER, RIGHT, SHOWN, TEXT_WIDTH
 
 
 def test_the_committed_list_is_what_the_criterion_selects():
@@ -83,3 +86,25 @@ def test_a_small_task_is_a_sample():
         assert image.size == (24, 24)
     with pytest.raises(ValueError, match="between 2 and 1906"):
         emoji_task("de", concepts=1)
+
+
+def test_a_sheet_frames_what_is_right():
+    def plain(colour: str) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), colour).save(file, "PNG")
+        return file.getvalue()
+
+    images = {"r": plain("#ff0000"), "b": plain("#0000ff")}
+    found = Example("a red square", before=("b", "r"), after=("r",), relevant=("r",))
+    sheet = draw_sheet([found, found], images)
+    assert sheet.height == 3 * (CELL + GAP)
+    top, before, after = CELL + GAP, TEXT_WIDTH, TEXT_WIDTH + SHOWN * (CELL + GAP) + 2 * GAP
+
+    def frame_and_middle(left: int) -> tuple[object, object]:
+        return sheet.getpixel((left, top)), sheet.getpixel((left + CELL // 2, top + CELL // 2))
+
+    right, other = (ImageColor.getrgb(colour) for colour in (RIGHT, OTHER))
+    assert frame_and_middle(before) == (other, (0, 0, 255))
+    assert frame_and_middle(before + CELL + GAP) == (right, (255, 0, 0))
+    assert frame_and_middle(after) == (right, (255, 0, 0))
+    assert sheet.getpixel((after + CELL + GAP, top)) == (255, 255, 255)
