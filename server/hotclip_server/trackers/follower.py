@@ -59,10 +59,12 @@ class Followers:
         self._pause_s = pause_s
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._changing = threading.Lock()  # jobs of several kinds may begin at a time
 
     def began(self, job: JobRecord, warn: Warn) -> None:
-        """A job begins to run, perhaps once more; `warn` adds a line to its log. Job thread."""
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        """A job begins to run, perhaps once more; `warn` adds a line to its log. Job threads."""
+        with self._changing:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
         for name in job.spec.get("trackers", ()):
             follower = _Follower(self._database, job, name, warn)
             thread = threading.Thread(
@@ -71,8 +73,9 @@ class Followers:
                 name=f"hotclip-{name}",
                 daemon=True,  # a tracker that hangs must not keep the process alive
             )
-            self._threads.append(thread)
             thread.start()
+            with self._changing:
+                self._threads.append(thread)
 
     def stop(self, grace_s: float = 5.0) -> None:
         """After the last job: waits a while for what is still to be told; blocks."""
