@@ -295,7 +295,7 @@ class EncodePipeline:
                 self._cache.put(encoder, key, row)
 
     async def _run(self, work: _Work, task: Sequence[int]) -> list[Made]:
-        short = self._load.predicted_s(work.contents, task) <= SHORT_S
+        short = work.booking.predicted_s(task) <= SHORT_S
         await self._turns.take(work.priority, short=short)
         try:
             if self._pool is None:
@@ -312,7 +312,7 @@ class EncodePipeline:
         finally:
             self._turns.give_back()
         work.spent_s += seconds
-        self._load.done(work.booking, work.contents, task, seconds)
+        self._load.done(work.booking, work.priority, task, seconds)
         return made
 
     def _contents(self, items: Sequence[EncodeItem], field: str) -> list[Content]:

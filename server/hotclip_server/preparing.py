@@ -11,12 +11,15 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 from hotclip_server.batching.admission import RETRY_S
 from hotclip_server.batching.ticket import Priority
 from hotclip_server.contents import Content
 from hotclip_server.errors import Unavailable
 
+TEXT, IMAGE, TENSOR = "text", "image", "tensor"
+"""Kinds of items; decoding an image goes by bytes."""
 FOLLOW, CLIP = 0.1, math.log(2.0)
 """Weight of one request in the average of actual to predicted seconds, and how far off it counts
 at most."""
@@ -44,36 +47,44 @@ class Learnt:
         self._seconds = KEPT * self._seconds + seconds
         self._units = KEPT * self._units + units
 
-    def of(self, units: int) -> float:
-        """Seconds of so many units; 0.0 as long as nothing is known."""
-        return units * self._seconds / self._units if self._units else 0.0
+    @property
+    def unit_ns(self) -> float:
+        """Nanoseconds of a unit; 0.0 as long as nothing is known."""
+        return 1e9 * self._seconds / self._units if self._units else 0.0
 
 
 class Booking:
     """What is left to prepare of a request.
 
     Args:
-        seconds: Predicted, of each item.
+        kinds: Of each item.
+        units: Of work, of each item.
+        item_ns: Predicted nanoseconds of each; whole ones, so that what is taken off leaves
+            exactly nothing.
         at: When it was taken in.
     """
 
-    __slots__ = ("_item_ns", "_largest_ns", "at", "expected_s", "left_ns", "priority")
+    __slots__ = ("_item_ns", "_largest_ns", "at", "expected_s", "kinds", "left_ns", "units")
 
-    def __init__(self, priority: Priority, seconds: Sequence[float], at: float = 0.0) -> None:
-        self.priority = priority
-        self.at = at
+    def __init__(
+        self, kinds: Sequence[str], units: Sequence[int], item_ns: list[int], at: float
+    ) -> None:
+        self.kinds, self.units, self.at = kinds, units, at
+        self._item_ns = item_ns
+        self.left_ns = sum(item_ns)
+        """Of one thread."""
+        self._largest_ns = max(item_ns, default=0)
         self.expected_s = 0.0
         """Until all of it is prepared, as if the threads had the machine for themselves."""
-        # Whole nanoseconds: what is taken off leaves exactly nothing.
-        self._item_ns = [round(1e9 * one) for one in seconds]
-        self.left_ns = sum(self._item_ns)
-        """Of one thread."""
-        self._largest_ns = max(self._item_ns, default=0)
 
-    def done(self, positions: Sequence[int]) -> int:
+    def predicted_s(self, task: Sequence[int]) -> float:
+        """Seconds of items on a thread."""
+        return 1e-9 * sum([self._item_ns[at] for at in task])
+
+    def done(self, task: Sequence[int]) -> int:
         """Items were prepared; gives the nanoseconds that were predicted of them."""
         done_ns = 0
-        for at in positions:
+        for at in task:
             done_ns += self._item_ns[at]
             self._item_ns[at] = 0
         self.left_ns -= done_ns
@@ -84,7 +95,7 @@ class Booking:
         return 1e-9 * min(self.left_ns, items * self._largest_ns)
 
 
-NOTHING = Booking(Priority.INTERACTIVE, ())
+NOTHING = Booking((), (), [], 0.0)
 """Of a request that was not taken in."""
 
 
@@ -101,8 +112,8 @@ class PrepareLoad:
         self, threads: int, in_line: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._threads, self._in_line, self._clock = threads, in_line, clock
-        self._learnt = {kind: Learnt() for kind in ("text", "image", "tensor")}
-        self._booked: set[Booking] = set()
+        self._learnt = {kind: Learnt() for kind in (TEXT, IMAGE, TENSOR)}
+        self._booked: tuple[set[Booking], ...] = tuple(set() for _ in Priority)
         self._left_ns = [0 for _ in Priority]
         self._log_factor = 0.0
 
@@ -116,30 +127,39 @@ class PrepareLoad:
             Unavailable: it would be late; reason WAIT_TOO_LONG. What would be late on an idle
                 pool is not refused: trying again is no cure.
         """
-        seconds = [self._learnt[kind].of(units) for kind, units in map(_size, contents)]
-        booking = Booking(priority, seconds, self._clock())
+        booking = self._booking(contents)
         if deadline is not None:
-            self._check(booking, len(contents), deadline - booking.at)
-        self._booked.add(booking)
+            self._check(booking, priority, len(contents), deadline - booking.at)
+        booked = self._booked[priority]
+        booked.add(booking)
         self._left_ns[priority] += booking.left_ns
         try:
             yield booking
         finally:
-            self._booked.discard(booking)
+            booked.discard(booking)
             self._left_ns[priority] -= booking.left_ns
             self._learn(booking)
 
-    def predicted_s(self, contents: Sequence[Content], task: Sequence[int]) -> float:
-        """Seconds of a task on a thread."""
-        return sum(self._learnt[kind].of(units) for kind, units in self._sizes(contents, task))
+    def _booking(self, contents: Sequence[Content]) -> Booking:
+        now, count = self._clock(), len(contents)
+        unit_ns = {kind: learnt.unit_ns for kind, learnt in self._learnt.items()}
+        if set(map(type, contents)) == {str}:  # a thousand of them must cost nothing
+            return Booking((TEXT,) * count, (1,) * count, [round(unit_ns[TEXT])] * count, now)
+        kinds = [_kind(content) for content in contents]
+        units = [
+            len(content) if kind is IMAGE else 1
+            for kind, content in zip(kinds, contents, strict=True)
+        ]
+        item_ns = [round(n * unit_ns[kind]) for kind, n in zip(kinds, units, strict=True)]
+        return Booking(kinds, units, item_ns, now)
 
     def done(
-        self, booking: Booking, contents: Sequence[Content], task: Sequence[int], seconds: float
+        self, booking: Booking, priority: Priority, task: Sequence[int], seconds: float
     ) -> None:
         """A task of a request, of items of one kind, took so long."""
-        sizes = self._sizes(contents, task)
-        self._learnt[sizes[0][0]].add(sum(units for _, units in sizes), seconds)
-        self._left_ns[booking.priority] -= booking.done(task)
+        learnt = self._learnt[booking.kinds[task[0]]]
+        learnt.add(sum([booking.units[at] for at in task]), seconds)
+        self._left_ns[priority] -= booking.done(task)
         if not booking.left_ns:
             self._learn(booking)
 
@@ -160,21 +180,17 @@ class PrepareLoad:
         take the processor from the pool."""
         return math.exp(self._log_factor)
 
-    @staticmethod
-    def _sizes(contents: Sequence[Content], task: Sequence[int]) -> list[tuple[str, int]]:
-        return [_size(contents[at]) for at in task]
-
-    def _check(self, booking: Booking, items: int, left_s: float) -> None:
+    def _check(self, booking: Booking, priority: Priority, items: int, left_s: float) -> None:
         factor = self._factor
         own_s = 1e-9 * booking.left_ns / min(self._threads, items)
         room_s = MOST_OF_IT * left_s
         need_s = factor * own_s if factor * own_s <= room_s else 0.0
-        all_s = 1e-9 * sum(self._left_ns[: booking.priority + 1]) / self._threads
+        all_s = 1e-9 * sum(self._left_ns[: priority + 1]) / self._threads
         in_time = factor * all_s + need_s <= room_s
-        if in_time and len(self._booked) > MOST_TO_ADD_UP:
+        if in_time and sum(map(len, self._booked)) > MOST_TO_ADD_UP:
             return
         rounded = -(-items // self._in_line) * self._in_line
-        ahead = [one for one in self._booked if one.priority <= booking.priority]
+        ahead = chain(*self._booked[: priority + 1])
         wait_s = sum(one.before_s(rounded) for one in ahead) / self._threads
         booking.expected_s = wait_s + own_s
         wait_s *= factor
@@ -189,8 +205,7 @@ class PrepareLoad:
         )
 
 
-def _size(content: Content) -> tuple[str, int]:
-    """Its kind, and how many units of work it is: decoding goes by bytes."""
+def _kind(content: Content) -> str:
     if isinstance(content, str):
-        return "text", 1
-    return ("image", len(content)) if isinstance(content, bytes) else ("tensor", 1)
+        return TEXT
+    return IMAGE if isinstance(content, bytes) else TENSOR

@@ -25,7 +25,7 @@ def load() -> PrepareLoad:
     contents: list[Content] = [IMAGE, IMAGE * 3]
     with made.booked(contents, BULK, None) as booking:
         for at, seconds in ((0, 0.01), (1, 0.03)):
-            made.done(booking, contents, [at], seconds)
+            made.done(booking, BULK, [at], seconds)
     return made
 
 
@@ -50,7 +50,7 @@ def test_what_would_be_late_because_of_others_is_refused(load: PrepareLoad) -> N
         assert late.reason == "WAIT_TOO_LONG"
         assert late.retry_after_s == pytest.approx(0.11, abs=1e-3)
         for booking in bookings[:30]:
-            load.done(booking, [IMAGE], [0], 0.01)
+            load.done(booking, QUERY, [0], 0.01)
         assert refusal(load, 1, 0.1) is None
     assert refusal(load, 1, 0.014) is None
 
@@ -87,7 +87,7 @@ def test_what_takes_the_processor_from_the_pool_is_learnt(prepared: int, load: P
     for _ in range(60):  # predicted to take 0.1 s, ends after 0.25 s, or is given up then
         with load.booked(contents, QUERY, NOW[0] + 60) as booking:
             NOW[0] += 0.25
-            load.done(booking, contents, range(prepared), 0.01 * prepared)
+            load.done(booking, QUERY, range(prepared), 0.01 * prepared)
     for _ in range(60):  # of whom goes away early nothing is learnt
         with load.booked(contents, QUERY, NOW[0] + 60):
             NOW[0] += 0.01
