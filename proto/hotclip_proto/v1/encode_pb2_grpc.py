@@ -63,7 +63,7 @@ class EncodeServiceServicer(object):
         Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions, priority or
         truncate), NOT_FOUND (model or version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
         RESOURCE_EXHAUSTED (more items than max_items_per_request), UNAVAILABLE with
-        RetryInfo (queue full, not ready), DEADLINE_EXCEEDED.
+        RetryInfo (queue full, late because of what waits before it, not ready), DEADLINE_EXCEEDED.
         A bad item does not fail the request: it is listed in EncodeResponse.errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

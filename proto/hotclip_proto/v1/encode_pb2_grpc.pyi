@@ -40,7 +40,7 @@ class EncodeServiceStub:
     Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions, priority or
     truncate), NOT_FOUND (model or version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
     RESOURCE_EXHAUSTED (more items than max_items_per_request), UNAVAILABLE with
-    RetryInfo (queue full, not ready), DEADLINE_EXCEEDED.
+    RetryInfo (queue full, late because of what waits before it, not ready), DEADLINE_EXCEEDED.
     A bad item does not fail the request: it is listed in EncodeResponse.errors.
     """
     EncodeStream: _grpc.StreamStreamMultiCallable[_encode_pb2.EncodeStreamRequest, _encode_pb2.EncodeStreamResponse]
@@ -67,7 +67,7 @@ class EncodeServiceAsyncStub(EncodeServiceStub):
     Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions, priority or
     truncate), NOT_FOUND (model or version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
     RESOURCE_EXHAUSTED (more items than max_items_per_request), UNAVAILABLE with
-    RetryInfo (queue full, not ready), DEADLINE_EXCEEDED.
+    RetryInfo (queue full, late because of what waits before it, not ready), DEADLINE_EXCEEDED.
     A bad item does not fail the request: it is listed in EncodeResponse.errors.
     """
     EncodeStream: _aio.StreamStreamMultiCallable[_encode_pb2.EncodeStreamRequest, _encode_pb2.EncodeStreamResponse]  # type: ignore[assignment]
@@ -97,7 +97,7 @@ class EncodeServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT (empty list, empty item, bad pin, dtype, dimensions, priority or
         truncate), NOT_FOUND (model or version), FAILED_PRECONDITION/SPACE_MISMATCH (expected_space_id is not resident),
         RESOURCE_EXHAUSTED (more items than max_items_per_request), UNAVAILABLE with
-        RetryInfo (queue full, not ready), DEADLINE_EXCEEDED.
+        RetryInfo (queue full, late because of what waits before it, not ready), DEADLINE_EXCEEDED.
         A bad item does not fail the request: it is listed in EncodeResponse.errors.
         """
 
