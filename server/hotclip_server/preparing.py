@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
-from hotclip_server.batching.admission import RETRY_S
+from hotclip_server.batching.admission import LATER_TURNS, MOST_OF_IT, RETRY_S
 from hotclip_server.batching.ticket import Priority
 from hotclip_server.contents import Content
 from hotclip_server.errors import Unavailable
@@ -27,9 +27,6 @@ FURTHEST = math.log(8.0)
 """That this average goes."""
 WORTH_LEARNING_S = 0.02
 """Of a shorter wait the loop's own turns are too large a part."""
-MOST_OF_IT = 0.8
-"""Of the time to a deadline that waiting for the pool and preparing may be predicted to take: the
-device comes after it, and who is admitted at the very edge is late as often as not."""
 MOST_TO_ADD_UP = 64
 """Requests that are looked at one by one where that decides nothing."""
 KEPT = 0.98
@@ -186,20 +183,20 @@ class PrepareLoad:
         room_s = MOST_OF_IT * left_s
         need_s = factor * own_s if factor * own_s <= room_s else 0.0
         all_s = 1e-9 * sum(self._left_ns[: priority + 1]) / self._threads
-        in_time = factor * all_s + need_s <= room_s
+        in_time = LATER_TURNS * factor * all_s + need_s <= room_s
         if in_time and sum(map(len, self._booked)) > MOST_TO_ADD_UP:
             return
         rounded = -(-items // self._in_line) * self._in_line
         ahead = chain(*self._booked[: priority + 1])
         wait_s = sum(one.before_s(rounded) for one in ahead) / self._threads
         booking.expected_s = wait_s + own_s
-        wait_s *= factor
+        wait_s *= factor * (LATER_TURNS if items > self._in_line else 1.0)
         if wait_s + need_s <= room_s:
             return
         late_s = wait_s + need_s - room_s
         raise Unavailable(
-            f"decoding would begin in {wait_s:.2f} s and take {own_s:.2f} s; the deadline is in "
-            f"{left_s:.2f} s",
+            f"decoding would begin in {wait_s:.2f} s and take {factor * own_s:.2f} s; the deadline "
+            f"is in {left_s:.2f} s",
             retry_after_s=min(RETRY_S[1], max(RETRY_S[0], late_s)),
             reason="WAIT_TOO_LONG",
         )
