@@ -10,8 +10,9 @@ from hotclip_server.batching.ticket import Priority
 
 LESS_URGENT_EVERY = 8
 """While both classes wait, every so manyth turn goes to the less urgent one."""
-SHORT_S = 0.005
-"""A task that is predicted to take no longer may wait within the pool."""
+SHORT_S = 0.02
+"""A task that is predicted to take no longer may wait within the pool: decoding a photograph of a
+megapixel, but not one of twelve."""
 
 
 class _Waiting(NamedTuple):
