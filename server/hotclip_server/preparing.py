@@ -143,10 +143,7 @@ class PrepareLoad:
         if set(map(type, contents)) == {str}:  # a thousand of them must cost nothing
             return Booking((TEXT,) * count, (1,) * count, [round(unit_ns[TEXT])] * count, now)
         kinds = [_kind(content) for content in contents]
-        units = [
-            len(content) if kind is IMAGE else 1
-            for kind, content in zip(kinds, contents, strict=True)
-        ]
+        units = [len(content) if isinstance(content, bytes) else 1 for content in contents]
         item_ns = [round(n * unit_ns[kind]) for kind, n in zip(kinds, units, strict=True)]
         return Booking(kinds, units, item_ns, now)
 
