@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hotclip_server.errors import FailedPrecondition
+from hotclip_server.models.between import between
 from hotclip_server.models.protocol import VersionManifest
 from hotclip_server.models.store import VersionStore
 
@@ -33,7 +34,7 @@ def merge_versions(store: VersionStore, base: str, tuned: str, alpha: float) -> 
     with torch.no_grad():
         for name, value in state.items():
             if value.is_floating_point():
-                value.lerp_(target[name], alpha)
+                value.copy_(between(value, target[name], alpha))
     return store.save_trained(model, base=tuned, source=f"merge:{base}:{tuned}:{alpha:g}")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from hotclip_server.models.between import between
 from hotclip_server.training.evaluate import Evaluation
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -33,10 +34,9 @@ def interpolate(
     with torch.no_grad():
         for name, target in model.state_dict().items():
             end = tuned[name].to(target.device)
-            if target.is_floating_point() and alpha != 1.0:
-                target.copy_(torch.lerp(base[name].to(target.device), end, alpha))
-            else:
-                target.copy_(end)
+            if target.is_floating_point():
+                end = between(base[name].to(target.device), end, alpha)
+            target.copy_(end)
 
 
 def sweep(

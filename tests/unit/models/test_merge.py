@@ -51,6 +51,29 @@ def test_the_ends_of_the_line_are_the_versions(store: VersionStore, tmp_path: Pa
         assert torch.equal(ends[name], value)
 
 
+def test_a_tower_that_nobody_trained_stays_the_same_encoder(
+    store: VersionStore, tmp_path: Path
+) -> None:
+    base, tuned = (make(store, tmp_path, "clip", seed) for seed in range(2))
+    with torch.no_grad():  # -0.0 among the weights, as half precision makes it
+        encoder = store.load(base, device="cpu")
+        for value in encoder.model.visual.parameters():
+            value[value.abs() < value.abs().median()] = -0.0
+        locked = store.save_trained(encoder.model, base=base, source="locked")
+        for name, value in encoder.model.named_parameters():
+            if not name.startswith("visual."):
+                value.add_(0.01)
+        trained = store.save_trained(encoder.model, base=locked.id, source="trained")
+    vision = locked.spec.vision_encoder_id
+    assert trained.spec.vision_encoder_id == vision
+    assert trained.spec.text_encoder_id != locked.spec.text_encoder_id
+    for alpha in (0.0, 0.3, 1.0):
+        made = merge_versions(store, locked.id, trained.id, alpha)
+        assert made.spec.vision_encoder_id == vision
+    assert average_versions(store, [locked.id, trained.id]).spec.vision_encoder_id == vision
+    assert vision != store.read_manifest(tuned).spec.vision_encoder_id
+
+
 def test_two_architectures_do_not_mix(store: VersionStore, tmp_path: Path) -> None:
     clip, resnet = make(store, tmp_path, "clip", 0), make(store, tmp_path, "resnet", 0)
     for work in (

@@ -50,6 +50,16 @@ def test_the_ends_are_exact_and_the_middle_is_linear() -> None:
             torch.testing.assert_close(value.double(), expected, rtol=0, atol=1e-6)
 
 
+def test_what_is_equal_stays_so_to_the_bit() -> None:
+    base, tuned = weights(tiny_clip()), weights(tiny_clip(seed=1))
+    for state in (base, tuned):
+        state["visual.conv1.weight"].fill_(-0.0)
+    model = tiny_clip(seed=2).model
+    for alpha in (0.0, 0.25, 1.0):
+        interpolate(model, base, tuned, alpha)
+        assert torch.signbit(model.state_dict()["visual.conv1.weight"]).all()
+
+
 def test_a_sweep_measures_what_is_not_known() -> None:
     base, tuned = weights(tiny_clip()), weights(tiny_clip(seed=1))
     model = tiny_clip(seed=2).model
