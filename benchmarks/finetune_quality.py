@@ -1,24 +1,35 @@
 """How much better builtin:mini gets at what it was tuned for, and what it forgets.
 
 Three tasks, five seeds, each method, and the method "full" without each thing that is on by
-default. Every run is a line in `finetune-quality.runs.jsonl` in the output folder; what is there is
-not done again, so a stopped suite goes on where it was. Figures are means over the seeds with 95 %
-intervals by Student's t; those of an ablation are of differences by seed.
+default. Every run is a line in `finetune-quality.runs.jsonl` in the output folder; what is there of
+the same recipe and weights is not done again, so a stopped suite goes on where it was. Figures are
+means over the seeds with 95 % intervals by Student's t; those of an ablation are of differences by
+seed.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from benchmarks.figures import Figure
-from benchmarks.quality_runs import ABLATIONS, METHODS, Row, append_row, read_rows, rows_of
+from benchmarks.quality_runs import (
+    ABLATIONS,
+    METHODS,
+    Row,
+    append_row,
+    read_rows,
+    recipe_of,
+    rows_of,
+)
 from benchmarks.quality_tasks import TASKS, make_task
 from benchmarks.settings import Settings
 
 SEEDS = 5
-RUNS = "finetune-quality.runs.jsonl"
+RUNS, QUICK_RUNS = "finetune-quality.runs.jsonl", "finetune-quality.quick.jsonl"
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % point of Student's t for so many values (one degree of freedom less)."""
 _QUICK_CONCEPTS, _QUICK_SEEDS = 60, 2
@@ -35,10 +46,11 @@ class Mean:
 
 def finetune_quality(settings: Settings) -> Iterator[Figure]:
     """Runs what has not been run, then gives the figures of all of it."""
-    path = settings.output / RUNS
+    path = settings.output / (QUICK_RUNS if settings.quick else RUNS)
+    epochs = 1 if settings.quick else 0
     seeds = range(_QUICK_SEEDS if settings.quick else SEEDS)
     methods = ["base", *METHODS, *ABLATIONS]
-    known = {row.key for row in read_rows(path)}
+    known = {row.key for row in _current(path, epochs)}
     # Seed by seed, so that what is stopped early is a smaller measurement of everything.
     for seed in seeds:
         for name in TASKS:
@@ -47,14 +59,20 @@ def finetune_quality(settings: Settings) -> Iterator[Figure]:
                 continue
             task = make_task(name, seed, _QUICK_CONCEPTS if settings.quick else 0)
             for method in missing:
-                for row in rows_of(task, method, seed, epochs=1 if settings.quick else 0):
+                for row in rows_of(task, method, seed, epochs):
                     append_row(path, row)
                     print(
                         f"{name} {method} {seed}: mRR {row.mrr:.3f}, hit@10 {row.hit10:.3f}, "
                         f"retained {row.retained_hit10:.3f}, {row.seconds:.0f} s",
                         flush=True,
                     )
-    yield from figures_of([row for row in read_rows(path) if row.seed in seeds])
+    yield from figures_of([row for row in _current(path, epochs) if row.seed in seeds])
+
+
+def _current(path: Path, epochs: int) -> list[Row]:
+    """Rows of these weights and recipes; others were made before something changed."""
+    recipes = functools.cache(lambda task, method: recipe_of(task, method, epochs))
+    return [row for row in read_rows(path) if row.recipe == recipes(row.task, row.method)]
 
 
 def figures_of(rows: Sequence[Row]) -> Iterator[Figure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from hotclip_server.training.trainer import train
 from hotclip_server.training.wise_ft import interpolate
 
 WISE_FT = 0.5
+_MINI = Path(builtin.__path__[0]) / "mini"
 EPOCHS: Mapping[str, int] = {"german": 5, "black": 10, "few": 30}
 """As many as one run of two minutes on two cores has room for."""
 _FULL = TrainConfig(method="full", batch_size=128, learning_rate=1e-3)
@@ -58,10 +60,21 @@ class Row:
     retained_hit10: float
     seconds: float
     """Of training and choosing; 0 where nothing was trained."""
+    recipe: str
+    """See `recipe_of`."""
 
     @property
     def key(self) -> tuple[str, str, int]:
         return self.task, self.method, self.seed
+
+
+def recipe_of(task: str, method: str, epochs: int = 0) -> str:
+    """8 hex digits of what a row comes of: the weights to begin with, and how they are trained."""
+    config = CONFIGS.get("full" if method == "wise_ft" else method)
+    told = json.dumps(None if config is None else asdict(config), sort_keys=True)
+    digest = hashlib.sha256(f"{told} {epochs or EPOCHS[task]}".encode())
+    digest.update(_MINI.joinpath("open_clip_model.safetensors").read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -84,8 +97,8 @@ def append_row(path: Path, row: Row) -> None:
 class Measured:
     """The queries of a task and those of what must be retained, ready for one kind of model."""
 
-    def __init__(self, clip: Clip, task: Task) -> None:
-        self._task = task.name
+    def __init__(self, clip: Clip, task: Task, epochs: int) -> None:
+        self._task, self._epochs = task.name, epochs
         self._asked = Evaluator(clip, task.queries, task.index)
         self._retained = Evaluator(clip, task.retained)
 
@@ -102,18 +115,19 @@ class Measured:
             retained_mrr=retained[f"{TEXT_TO_IMAGE}_reciprocal_rank"],
             retained_hit10=retained[f"{TEXT_TO_IMAGE}_hit_at_10"],
             seconds=round(seconds, 1),
+            recipe=recipe_of(self._task, method, self._epochs),
         )
 
 
 def mini() -> Clip:
     """builtin:mini as it ships."""
-    return load_clip(Path(builtin.__path__[0]) / "mini")
+    return load_clip(_MINI)
 
 
 def rows_of(task: Task, method: str, seed: int, epochs: int = 0) -> Iterator[Row]:
     """Trains and measures; "full" gives the row of WiSE-FT too."""
     clip = mini()
-    measured = Measured(clip, task)
+    measured = Measured(clip, task, epochs)
     if method == "base":
         yield measured.row(clip, method, seed)
         return
