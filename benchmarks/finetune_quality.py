@@ -21,6 +21,7 @@ from benchmarks.quality_runs import (
     METHODS,
     Row,
     append_row,
+    methods_of,
     read_rows,
     recipe_of,
     rows_of,
@@ -49,12 +50,11 @@ def finetune_quality(settings: Settings) -> Iterator[Figure]:
     path = settings.output / (QUICK_RUNS if settings.quick else RUNS)
     epochs = 1 if settings.quick else 0
     seeds = range(_QUICK_SEEDS if settings.quick else SEEDS)
-    methods = ["base", *METHODS, *ABLATIONS]
     known = {row.key for row in _current(path, epochs)}
     # Seed by seed, so that what is stopped early is a smaller measurement of everything.
     for seed in seeds:
         for name in TASKS:
-            missing = [method for method in methods if (name, method, seed) not in known]
+            missing = [m for m in methods_of(name) if (name, m, seed) not in known]
             if not missing:
                 continue
             task = make_task(name, seed, _QUICK_CONCEPTS if settings.quick else 0)
@@ -82,7 +82,7 @@ def figures_of(rows: Sequence[Row]) -> Iterator[Figure]:
     for task in TASKS:
         column = {
             method: [table[task, method, seed] for seed in seeds]
-            for method in ("base", *METHODS, *ABLATIONS, "wise_ft")
+            for method in (*methods_of(task), "wise_ft")
         }
         base, full = column["base"], column["full"]
         lost: dict[str, Figure] = {}
@@ -98,7 +98,7 @@ def figures_of(rows: Sequence[Row]) -> Iterator[Figure]:
             yield lost[method]
         least = min(lost["full"], lost["wise_ft"], key=lambda figure: figure.value)
         yield replace(least, name=f"retained.hit10_loss.{task}.least")
-        for ablation in ABLATIONS:
+        for ablation in [method for method in column if method in ABLATIONS]:
             gains = [one.mrr - two.mrr for one, two in zip(full, column[ablation], strict=True)]
             yield _figure(f"{task}.mrr_gain_over.{ablation}", "mRR", gains)
 
