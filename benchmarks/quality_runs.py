@@ -25,9 +25,11 @@ from hotclip_server.training.wise_ft import interpolate
 
 WISE_FT = 0.5
 _MINI = Path(builtin.__path__[0]) / "mini"
-EPOCHS: Mapping[str, int] = {"german": 5, "black": 10, "few": 30}
+EPOCHS: Mapping[str, int] = {"german": 10, "black": 8, "few": 20}
 """As many as one run of two minutes on two cores has room for."""
-_FULL = TrainConfig(method="full", batch_size=128, learning_rate=1e-3)
+RATES: Mapping[str, float] = {"german": 1.0, "black": 0.2, "few": 0.2}
+"""Of the learning rates in CONFIGS: a new language is further away than a new style."""
+_FULL = TrainConfig(method="full", batch_size=64, learning_rate=1e-3)
 _LORA = LoraConfig(rank=2, targets=("q", "k", "v", "out", "mlp"))
 METHODS: Mapping[str, TrainConfig] = {
     "full": _FULL,
@@ -40,7 +42,7 @@ ABLATIONS: Mapping[str, TrainConfig] = {
     "augment_off": replace(_FULL, augment=AugmentConfig(crop=(1.0, 1.0))),
     "layer_decay_0.8": replace(_FULL, layer_decay=0.8),
 }
-"""The method "full" with one thing changed."""
+"""The method "full" with one thing that is on left out, or one that is off put in."""
 CONFIGS: Mapping[str, TrainConfig] = {**METHODS, **ABLATIONS}
 
 
@@ -66,11 +68,18 @@ class Row:
         return self.task, self.method, self.seed
 
 
+def config_of(task: str, method: str, seed: int = 0, epochs: int = 0) -> TrainConfig:
+    """How a method is trained for a task; `epochs` 0: as many as stated."""
+    config = CONFIGS[method]
+    rate = config.rate * RATES[task]
+    return replace(config, learning_rate=rate, seed=seed, epochs=epochs or EPOCHS[task])
+
+
 def recipe_of(task: str, method: str, epochs: int = 0) -> str:
     """8 hex digits of what a row comes of: the weights to begin with, and how they are trained."""
-    config = CONFIGS.get("full" if method == "wise_ft" else method)
-    told = json.dumps(None if config is None else asdict(config), sort_keys=True)
-    digest = hashlib.sha256(f"{told} {epochs or EPOCHS[task]}".encode())
+    trained = {"wise_ft": "full"}.get(method, method)
+    config = None if trained == "base" else asdict(config_of(task, trained, epochs=epochs))
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     digest.update(_MINI.joinpath("open_clip_model.safetensors").read_bytes())
     return digest.hexdigest()[:8]
 
@@ -136,9 +145,8 @@ def rows_of(task: Task, method: str, seed: int, epochs: int = 0) -> Iterator[Row
         yield measured.row(clip, method, seed)
         return
     base = _copy(clip)
-    config = replace(CONFIGS[method], seed=seed, epochs=epochs or EPOCHS[task.name])
     began = time.monotonic()
-    _train(clip, task.train, config)
+    _train(clip, task.train, config_of(task.name, method, seed, epochs))
     yield measured.row(clip, method, seed, time.monotonic() - began)
     if method == "full":
         interpolate(clip.model, base, _copy(clip), WISE_FT)
