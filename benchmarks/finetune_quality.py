@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.figures import Figure
@@ -20,7 +20,7 @@ from benchmarks.quality_runs import (
     ABLATIONS,
     METHODS,
     Row,
-    append_row,
+    append_rows,
     methods_of,
     read_rows,
     recipe_of,
@@ -36,37 +36,39 @@ STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 _QUICK_CONCEPTS, _QUICK_SEEDS = 60, 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mean:
-    """Of some values, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def finetune_quality(settings: Settings) -> Iterator[Figure]:
-    """Runs what has not been run, then gives the figures of all of it."""
+    """Runs what has not been run, then gives the figures of all of it.
+
+    Ctrl-C ends the running and gives those of the seeds that are complete.
+    """
     path = settings.output / (QUICK_RUNS if settings.quick else RUNS)
     epochs = 1 if settings.quick else 0
     seeds = range(_QUICK_SEEDS if settings.quick else SEEDS)
-    known = {row.key for row in _current(path, epochs)}
-    # Seed by seed, so that what is stopped early is a smaller measurement of everything.
-    for seed in seeds:
-        for name in TASKS:
-            missing = [m for m in methods_of(name) if (name, m, seed) not in known]
-            if not missing:
-                continue
-            task = make_task(name, seed, _QUICK_CONCEPTS if settings.quick else 0)
-            for method in missing:
-                for row in rows_of(task, method, seed, epochs):
-                    append_row(path, row)
-                    print(
-                        f"{name} {method} {seed}: mRR {row.mrr:.3f}, hit@10 {row.hit10:.3f}, "
-                        f"retained {row.retained_hit10:.3f}, {row.seconds:.0f} s",
-                        flush=True,
-                    )
+    try:
+        # Seed by seed, so that what is stopped early is a smaller measurement of everything.
+        for seed in seeds:
+            _run_seed(path, seed, epochs, _QUICK_CONCEPTS if settings.quick else 0)
+    except KeyboardInterrupt:
+        print("stopped; run it again to go on", flush=True)
     yield from figures_of([row for row in _current(path, epochs) if row.seed in seeds])
+
+
+def _run_seed(path: Path, seed: int, epochs: int, concepts: int) -> None:
+    known = {row.key for row in _current(path, epochs)}
+    for name in TASKS:
+        missing = [method for method in methods_of(name) if (name, method, seed) not in known]
+        if not missing:
+            continue
+        task = make_task(name, seed, concepts)
+        for method in missing:
+            rows = list(rows_of(task, method, seed, epochs))
+            append_rows(path, rows)
+            for row in rows:
+                print(
+                    f"{name} {row.method} {seed}: mRR {row.mrr:.3f}, hit@10 {row.hit10:.3f}, "
+                    f"retained {row.retained_hit10:.3f}, {row.seconds:.0f} s",
+                    flush=True,
+                )
 
 
 def _current(path: Path, epochs: int) -> list[Row]:
@@ -78,12 +80,16 @@ def _current(path: Path, epochs: int) -> list[Row]:
 def figures_of(rows: Sequence[Row]) -> Iterator[Figure]:
     """Ratios to the base, points lost on what must be retained, and gains over ablations."""
     table = {row.key: row for row in rows}
-    seeds = sorted({row.seed for row in rows})
     for task in TASKS:
-        column = {
-            method: [table[task, method, seed] for seed in seeds]
-            for method in (*methods_of(task), "wise_ft")
-        }
+        methods = (*methods_of(task), "wise_ft")
+        seeds = [
+            seed
+            for seed in sorted({row.seed for row in rows})
+            if all((task, method, seed) in table for method in methods)
+        ]
+        if not seeds:
+            continue
+        column = {method: [table[task, method, seed] for seed in seeds] for method in methods}
         base, full = column["base"], column["full"]
         lost: dict[str, Figure] = {}
         for method in (*METHODS, "wise_ft"):
@@ -104,16 +110,16 @@ def figures_of(rows: Sequence[Row]) -> Iterator[Figure]:
 
 
 def _figure(name: str, unit: str, values: Sequence[float]) -> Figure:
-    mean = mean_of(values)
-    return Figure(name=name, value=mean.value, unit=unit, interval=(mean.low, mean.high))
+    mean, interval = mean_of(values)
+    return Figure(name=name, value=mean, unit=unit, interval=interval)
 
 
-def mean_of(values: Sequence[float]) -> Mean:
-    """Mean and 95 % interval by Student's t; of one value no interval but everything."""
+def mean_of(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """Mean and its 95 % interval by Student's t; of one value there is none."""
     count = len(values)
     mean = sum(values) / count
     if count not in STUDENT:
-        return Mean(value=mean, low=-math.inf, high=math.inf)
+        return mean, None
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
     half = STUDENT[count] * math.sqrt(variance / count)
-    return Mean(value=mean, low=mean - half, high=mean + half)
+    return mean, (mean - half, mean + half)

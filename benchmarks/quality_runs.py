@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from hotclip_server.training.wise_ft import interpolate
 
 WISE_FT = 0.5
 _MINI = Path(builtin.__path__[0]) / "mini"
-EPOCHS: Mapping[str, int] = {"german": 10, "black": 8, "few": 20}
+EPOCHS: Mapping[str, int] = {"german": 8, "black": 8, "few": 20}
 """As many as one run of two minutes on two cores has room for."""
 RATES: Mapping[str, float] = {"german": 1.0, "black": 0.2, "few": 0.2}
 """Of the learning rates in CONFIGS: a new language is further away than a new style."""
@@ -98,10 +98,10 @@ def read_rows(path: Path) -> list[Row]:
     return [Row(**json.loads(line)) for line in lines[:-1]]
 
 
-def append_row(path: Path, row: Row) -> None:
-    """Adds a line, and drops what a stop left of one."""
+def append_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Adds a line each, all of them or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(asdict(known)) for known in [*read_rows(path), row]]
+    lines = [json.dumps(asdict(known)) for known in [*read_rows(path), *rows]]
     whole = path.with_suffix(".part")
     whole.write_text("".join(f"{line}\n" for line in lines), "utf-8")
     whole.replace(path)

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import quality_runs
 from benchmarks.figures import Figure, judged
 from benchmarks.finetune_quality import QUICK_RUNS, figures_of, finetune_quality, mean_of
-from benchmarks.quality_runs import Row, append_row, methods_of, read_rows, recipe_of
+from benchmarks.quality_runs import Row, append_rows, methods_of, read_rows, recipe_of
 from benchmarks.quality_tasks import TASKS, line_art, make_task
 from benchmarks.settings import Settings
 
@@ -57,21 +57,22 @@ def test_line_art_has_no_colour() -> None:
 
 def test_rows_survive_a_stop(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    append_row(path, row("german", "full", 0))
+    append_rows(path, [row("german", "full", 0)])
     with path.open("a") as file:
         file.write('{"task": "ger')  # the process ended here
     assert read_rows(path) == [row("german", "full", 0)]
-    append_row(path, row("german", "lora", 0))
+    append_rows(path, [row("german", "lora", 0)])
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         asdict(row("german", method, 0)) for method in ("full", "lora")
     ]
 
 
 def test_means_have_students_interval() -> None:
-    mean = mean_of([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert mean.value == 3
-    assert mean.high - mean.value == pytest.approx(2.776 * (2.5 / 5) ** 0.5)
-    assert mean.low == pytest.approx(6 - mean.high)
+    mean, interval = mean_of([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3
+    half = 2.776 * (2.5 / 5) ** 0.5
+    assert interval == pytest.approx((3 - half, 3 + half))
+    assert mean_of([4.0]) == (4.0, None)
 
 
 def test_figures_are_of_every_seed() -> None:
@@ -94,6 +95,13 @@ def test_figures_are_of_every_seed() -> None:
     assert figures["black.mrr_gain_over.ema_off"].value == 0
     assert "german.mrr_gain_over.positives_off" in figures
     assert "few.mrr_gain_over.positives_off" not in figures
+    # A seed that is not complete does not count.
+    part = [known for known in rows if known.key != ("german", "lit", 4)]
+    fewer = {figure.name: figure for figure in figures_of(part)}
+    assert fewer["german.mrr_ratio.full"].value > german.value
+    assert fewer["black.mrr_ratio.full"] == replace(
+        figures["black.mrr_ratio.full"], target=None, passed=None
+    )
     assert isinstance(german, Figure)
 
 
@@ -106,7 +114,7 @@ def test_a_stopped_suite_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 done = row(task, method, seed)
                 if (task, method, seed) in [("few", "full", 1), ("few", "wise_ft", 1)]:
                     done = replace(done, recipe="another")  # of other weights
-                append_row(path, done)
+                append_rows(path, [done])
     settings = Settings(quick=True, output=tmp_path)
     names = [figure.name for figure in finetune_quality(settings)]
     assert len(set(names)) == len(names)
