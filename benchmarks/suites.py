@@ -5,12 +5,17 @@ from pathlib import Path
 
 from benchmarks.encode import encode
 from benchmarks.figures import Figure, judged, table, write_figures
+from benchmarks.finetune import finetune
 from benchmarks.finetune_quality import finetune_quality
 from benchmarks.machine import describe_machine, device_name, slug
 from benchmarks.settings import Settings
 
 Suite = Callable[[Settings], Iterator[Figure]]
-SUITES: dict[str, Suite] = {"encode": encode, "finetune-quality": finetune_quality}
+SUITES: dict[str, Suite] = {
+    "encode": encode,
+    "finetune": finetune,
+    "finetune-quality": finetune_quality,
+}
 
 
 def run_suite(suite: str, settings: Settings) -> Path:

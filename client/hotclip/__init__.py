@@ -29,6 +29,7 @@ from hotclip._jobs import (
     JobState,
     LogLine,
     Measurement,
+    Resumed,
     StateChange,
 )
 from hotclip._local import LocalModel, get_model
@@ -87,6 +88,7 @@ __all__ = [
     "PointId",
     "RankScore",
     "Ranking",
+    "Resumed",
     "Run",
     "ServerInfo",
     "StateChange",

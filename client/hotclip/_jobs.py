@@ -144,7 +144,18 @@ class Heartbeat:
     """Nothing happened for a while, the job lives."""
 
 
-EventDetail: TypeAlias = StateChange | LogLine | Measurement | Checkpoint | Example | Heartbeat
+@dataclass(frozen=True)
+class Resumed:
+    """The job goes on from a checkpoint; steps after from_step come again, the same as before."""
+
+    from_step: int
+    attempt: int
+    """From 1; this is the attempt that begins here."""
+
+
+EventDetail: TypeAlias = (
+    StateChange | LogLine | Measurement | Checkpoint | Example | Heartbeat | Resumed
+)
 
 
 @dataclass(frozen=True)
@@ -216,6 +227,8 @@ def job_event(message: job_pb2.JobEvent) -> JobEvent:
         case "checkpoint":
             saved = message.checkpoint
             detail = Checkpoint(saved.step, saved.bytes, saved.best)
+        case "resumed":
+            detail = Resumed(message.resumed.from_step, message.resumed.attempt)
         case "example":
             shown = message.example
             detail = Example(

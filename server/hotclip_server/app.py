@@ -29,6 +29,7 @@ from hotclip_server.errors import Unimplemented
 from hotclip_server.frontends.supervisor import Frontends
 from hotclip_server.health import Health
 from hotclip_server.jobs.context import JobContext, JobHandler
+from hotclip_server.jobs.folders import JobFolders
 from hotclip_server.jobs.releases import RegistryReleases
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.lifecycle import App, Parts
@@ -145,7 +146,8 @@ def build(
         database,
         handlers,
         began=followers.began,
-        serving_busy=lambda: batcher.ledger.items > 0,
+        pressure_s=batcher.pressure_s,
+        folders=JobFolders(folder / "checkpoints"),
         resume=config.resume_jobs == "auto",
     )
     drain = Drain(self_ending=[STREAM_METHOD])
@@ -288,17 +290,20 @@ def make_trainers(
     """The jobs that train and measure. Imports torch."""
     from hotclip_server.training.evaluate_job import EvaluateHandler
     from hotclip_server.training.finetune_job import FineTuneHandler
+    from hotclip_server.training.finetune_work import Roots, Workplace
 
+    place = Workplace(
+        versions=store,
+        datasets=datasets,
+        folders=config.data_dir / "checkpoints",
+        device=device,
+        threads=config.threads,
+        min_free_disk_bytes=config.min_free_disk_bytes,
+        drawing=cuda.gate.drawing if cuda else nullcontext,
+        roots=Roots(versions=config.data_dir / "versions", datasets=config.data_dir / "datasets"),
+    )
     return [
-        FineTuneHandler(
-            store,
-            datasets,
-            releases,
-            device=device,
-            threads=config.threads,
-            drawing=cuda.gate.drawing if cuda else nullcontext,
-            export_onnx=export_onnx,
-        ),
+        FineTuneHandler(place, releases, export_onnx=export_onnx),
         EvaluateHandler(store, datasets, device=device),
     ]
 

@@ -6,8 +6,8 @@ NAMES = """
     Architecture Artifact ArtifactFormat AsyncClient AsyncRun Backbone BadRow Between Checkpoint
     Client Collection Dataset DatasetFile DatasetReport Embeddings Encoded EngineInfo Example Filter
     Heartbeat Hit Hits HotclipError Image ImagePreprocessing ItemError Job JobEvent JobKind JobState
-    Limits LocalModel LogLine Match Measurement Model Pair Point PointId RankScore Ranking Run
-    ServerInfo StateChange Text Timings UploadProgress Upserted Vector Version VersionInfo
+    Limits LocalModel LogLine Match Measurement Model Pair Point PointId RankScore Ranking Resumed
+    Run ServerInfo StateChange Text Timings UploadProgress Upserted Vector Version VersionInfo
     VersionState errors get_model
 """
 

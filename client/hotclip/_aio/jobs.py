@@ -159,7 +159,7 @@ class AsyncRun:
         return parse.job(await connection.call(stub.CancelJob, request, connection.deadline(None)))
 
     async def resume(self) -> Job:
-        """Puts an INTERRUPTED or FAILED job back into the queue.
+        """Puts an INTERRUPTED, CANCELLED or FAILED job back into the queue.
 
         Raises FailedPrecondition (reason JOB_NOT_RESUMABLE).
         """

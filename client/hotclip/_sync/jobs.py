@@ -155,7 +155,7 @@ class Run:
         return parse.job(connection.call(stub.CancelJob, request, connection.deadline(None)))
 
     def resume(self) -> Job:
-        """Puts an INTERRUPTED or FAILED job back into the queue.
+        """Puts an INTERRUPTED, CANCELLED or FAILED job back into the queue.
 
         Raises FailedPrecondition (reason JOB_NOT_RESUMABLE).
         """

@@ -26,17 +26,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from hotclip_proto.v1 import types_pb2 as hotclip__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahotclip_proto/v1/job.proto\x12\nhotclip.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1chotclip_proto/v1/types.proto\"9\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xc6\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.hotclip.v1.JobKind\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.hotclip.v1.JobState\x12\r\n\x05model\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08progress\x18\n \x01(\x01\x12\x10\n\x08last_seq\x18\x0b \x01(\x04\x12#\n\x05\x65rror\x18\x0c \x01(\x0b\x32\x14.hotclip.v1.JobError\x12\x16\n\x0eresult_version\x18\r \x01(\t\x12\x11\n\tactivated\x18\x0e \x01(\x08\x12#\n\x07metrics\x18\x0f \x03(\x0b\x32\x12.hotclip.v1.Metric\x12\x11\n\tartifacts\x18\x10 \x03(\t\"B\n\nStateEvent\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.hotclip.v1.JobState\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x9a\x01\n\x08LogEvent\x12)\n\x05level\x18\x01 \x01(\x0e\x32\x1a.hotclip.v1.LogEvent.Level\x12\x0f\n\x07message\x18\x02 \x01(\t\"R\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0e\n\nLEVEL_INFO\x10\x01\x12\x11\n\rLEVEL_WARNING\x10\x02\x12\x0f\n\x0bLEVEL_ERROR\x10\x03\"\x87\x02\n\x0bMetricEvent\x12,\n\x05stage\x18\x01 \x01(\x0e\x32\x1d.hotclip.v1.MetricEvent.Stage\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12#\n\x07metrics\x18\x05 \x03(\x0b\x32\x12.hotclip.v1.Metric\"s\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTAGE_STEP\x10\x01\x12\x10\n\x0cSTAGE_BEFORE\x10\x02\x12\x0f\n\x0bSTAGE_EPOCH\x10\x03\x12\x0f\n\x0bSTAGE_AFTER\x10\x04\x12\x0f\n\x0bSTAGE_ALPHA\x10\x05\"<\n\x0f\x43heckpointEvent\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0c\n\x04\x62\x65st\x18\x03 \x01(\x08\"N\n\x0c\x45xampleEvent\x12\r\n\x05query\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x03(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x03(\t\x12\x10\n\x08relevant\x18\x04 \x03(\t\"\x10\n\x0eHeartbeatEvent\"\xd4\x02\n\x08JobEvent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05state\x18\x03 \x01(\x0b\x32\x16.hotclip.v1.StateEventH\x00\x12#\n\x03log\x18\x04 \x01(\x0b\x32\x14.hotclip.v1.LogEventH\x00\x12)\n\x06metric\x18\x05 \x01(\x0b\x32\x17.hotclip.v1.MetricEventH\x00\x12\x31\n\ncheckpoint\x18\x06 \x01(\x0b\x32\x1b.hotclip.v1.CheckpointEventH\x00\x12+\n\x07\x65xample\x18\x07 \x01(\x0b\x32\x18.hotclip.v1.ExampleEventH\x00\x12/\n\theartbeat\x18\x08 \x01(\x0b\x32\x1a.hotclip.v1.HeartbeatEventH\x00\x42\x07\n\x05\x65vent\"\x1c\n\rGetJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"[\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.hotclip.v1.JobKind\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.hotclip.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x0fWatchJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\"\"\n\x13GetJobReportRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"$\n\x14GetJobReportResponse\x12\x0c\n\x04html\x18\x01 \x01(\t\"\x1f\n\x10\x43\x61ncelJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x1f\n\x10ResumeJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x1f\n\x10\x44\x65leteJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse*\x92\x01\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12JOB_KIND_FINE_TUNE\x10\x01\x12\x15\n\x11JOB_KIND_EVALUATE\x10\x02\x12\x14\n\x10JOB_KIND_REINDEX\x10\x03\x12\x13\n\x0fJOB_KIND_EXPORT\x10\x04\x12\x13\n\x0fJOB_KIND_IMPORT\x10\x05*\xe8\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x17\n\x13JOB_STATE_PREPARING\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x04\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x05\x12\x14\n\x10JOB_STATE_FAILED\x10\x06\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x07\x12\x19\n\x15JOB_STATE_INTERRUPTED\x10\x08\x32\xdf\x03\n\nJobService\x12\x34\n\x06GetJob\x12\x19.hotclip.v1.GetJobRequest\x1a\x0f.hotclip.v1.Job\x12\x45\n\x08ListJobs\x12\x1b.hotclip.v1.ListJobsRequest\x1a\x1c.hotclip.v1.ListJobsResponse\x12?\n\x08WatchJob\x12\x1b.hotclip.v1.WatchJobRequest\x1a\x14.hotclip.v1.JobEvent0\x01\x12Q\n\x0cGetJobReport\x12\x1f.hotclip.v1.GetJobReportRequest\x1a .hotclip.v1.GetJobReportResponse\x12:\n\tCancelJob\x12\x1c.hotclip.v1.CancelJobRequest\x1a\x0f.hotclip.v1.Job\x12:\n\tResumeJob\x12\x1c.hotclip.v1.ResumeJobRequest\x1a\x0f.hotclip.v1.Job\x12H\n\tDeleteJob\x12\x1c.hotclip.v1.DeleteJobRequest\x1a\x1d.hotclip.v1.DeleteJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahotclip_proto/v1/job.proto\x12\nhotclip.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1chotclip_proto/v1/types.proto\"9\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xc6\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.hotclip.v1.JobKind\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.hotclip.v1.JobState\x12\r\n\x05model\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08progress\x18\n \x01(\x01\x12\x10\n\x08last_seq\x18\x0b \x01(\x04\x12#\n\x05\x65rror\x18\x0c \x01(\x0b\x32\x14.hotclip.v1.JobError\x12\x16\n\x0eresult_version\x18\r \x01(\t\x12\x11\n\tactivated\x18\x0e \x01(\x08\x12#\n\x07metrics\x18\x0f \x03(\x0b\x32\x12.hotclip.v1.Metric\x12\x11\n\tartifacts\x18\x10 \x03(\t\"B\n\nStateEvent\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.hotclip.v1.JobState\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x9a\x01\n\x08LogEvent\x12)\n\x05level\x18\x01 \x01(\x0e\x32\x1a.hotclip.v1.LogEvent.Level\x12\x0f\n\x07message\x18\x02 \x01(\t\"R\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0e\n\nLEVEL_INFO\x10\x01\x12\x11\n\rLEVEL_WARNING\x10\x02\x12\x0f\n\x0bLEVEL_ERROR\x10\x03\"\x87\x02\n\x0bMetricEvent\x12,\n\x05stage\x18\x01 \x01(\x0e\x32\x1d.hotclip.v1.MetricEvent.Stage\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12#\n\x07metrics\x18\x05 \x03(\x0b\x32\x12.hotclip.v1.Metric\"s\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTAGE_STEP\x10\x01\x12\x10\n\x0cSTAGE_BEFORE\x10\x02\x12\x0f\n\x0bSTAGE_EPOCH\x10\x03\x12\x0f\n\x0bSTAGE_AFTER\x10\x04\x12\x0f\n\x0bSTAGE_ALPHA\x10\x05\"<\n\x0f\x43heckpointEvent\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0c\n\x04\x62\x65st\x18\x03 \x01(\x08\"2\n\x0cResumedEvent\x12\x11\n\tfrom_step\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"N\n\x0c\x45xampleEvent\x12\r\n\x05query\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x03(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x03(\t\x12\x10\n\x08relevant\x18\x04 \x03(\t\"\x10\n\x0eHeartbeatEvent\"\x81\x03\n\x08JobEvent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05state\x18\x03 \x01(\x0b\x32\x16.hotclip.v1.StateEventH\x00\x12#\n\x03log\x18\x04 \x01(\x0b\x32\x14.hotclip.v1.LogEventH\x00\x12)\n\x06metric\x18\x05 \x01(\x0b\x32\x17.hotclip.v1.MetricEventH\x00\x12\x31\n\ncheckpoint\x18\x06 \x01(\x0b\x32\x1b.hotclip.v1.CheckpointEventH\x00\x12+\n\x07\x65xample\x18\x07 \x01(\x0b\x32\x18.hotclip.v1.ExampleEventH\x00\x12/\n\theartbeat\x18\x08 \x01(\x0b\x32\x1a.hotclip.v1.HeartbeatEventH\x00\x12+\n\x07resumed\x18\t \x01(\x0b\x32\x18.hotclip.v1.ResumedEventH\x00\x42\x07\n\x05\x65vent\"\x1c\n\rGetJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"[\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.hotclip.v1.JobKind\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.hotclip.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x0fWatchJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\"\"\n\x13GetJobReportRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"$\n\x14GetJobReportResponse\x12\x0c\n\x04html\x18\x01 \x01(\t\"\x1f\n\x10\x43\x61ncelJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x1f\n\x10ResumeJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x1f\n\x10\x44\x65leteJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse*\x92\x01\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12JOB_KIND_FINE_TUNE\x10\x01\x12\x15\n\x11JOB_KIND_EVALUATE\x10\x02\x12\x14\n\x10JOB_KIND_REINDEX\x10\x03\x12\x13\n\x0fJOB_KIND_EXPORT\x10\x04\x12\x13\n\x0fJOB_KIND_IMPORT\x10\x05*\xe8\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x17\n\x13JOB_STATE_PREPARING\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x04\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x05\x12\x14\n\x10JOB_STATE_FAILED\x10\x06\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x07\x12\x19\n\x15JOB_STATE_INTERRUPTED\x10\x08\x32\xdf\x03\n\nJobService\x12\x34\n\x06GetJob\x12\x19.hotclip.v1.GetJobRequest\x1a\x0f.hotclip.v1.Job\x12\x45\n\x08ListJobs\x12\x1b.hotclip.v1.ListJobsRequest\x1a\x1c.hotclip.v1.ListJobsResponse\x12?\n\x08WatchJob\x12\x1b.hotclip.v1.WatchJobRequest\x1a\x14.hotclip.v1.JobEvent0\x01\x12Q\n\x0cGetJobReport\x12\x1f.hotclip.v1.GetJobReportRequest\x1a .hotclip.v1.GetJobReportResponse\x12:\n\tCancelJob\x12\x1c.hotclip.v1.CancelJobRequest\x1a\x0f.hotclip.v1.Job\x12:\n\tResumeJob\x12\x1c.hotclip.v1.ResumeJobRequest\x1a\x0f.hotclip.v1.Job\x12H\n\tDeleteJob\x12\x1c.hotclip.v1.DeleteJobRequest\x1a\x1d.hotclip.v1.DeleteJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hotclip_proto.v1.job_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBKIND']._serialized_start=2060
-  _globals['_JOBKIND']._serialized_end=2206
-  _globals['_JOBSTATE']._serialized_start=2209
-  _globals['_JOBSTATE']._serialized_end=2441
+  _globals['_JOBKIND']._serialized_start=2157
+  _globals['_JOBKIND']._serialized_end=2303
+  _globals['_JOBSTATE']._serialized_start=2306
+  _globals['_JOBSTATE']._serialized_end=2538
   _globals['_JOBERROR']._serialized_start=105
   _globals['_JOBERROR']._serialized_end=162
   _globals['_JOB']._serialized_start=165
@@ -53,32 +53,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METRICEVENT_STAGE']._serialized_end=1110
   _globals['_CHECKPOINTEVENT']._serialized_start=1112
   _globals['_CHECKPOINTEVENT']._serialized_end=1172
-  _globals['_EXAMPLEEVENT']._serialized_start=1174
-  _globals['_EXAMPLEEVENT']._serialized_end=1252
-  _globals['_HEARTBEATEVENT']._serialized_start=1254
-  _globals['_HEARTBEATEVENT']._serialized_end=1270
-  _globals['_JOBEVENT']._serialized_start=1273
-  _globals['_JOBEVENT']._serialized_end=1613
-  _globals['_GETJOBREQUEST']._serialized_start=1615
-  _globals['_GETJOBREQUEST']._serialized_end=1643
-  _globals['_LISTJOBSREQUEST']._serialized_start=1645
-  _globals['_LISTJOBSREQUEST']._serialized_end=1736
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1738
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1812
-  _globals['_WATCHJOBREQUEST']._serialized_start=1814
-  _globals['_WATCHJOBREQUEST']._serialized_end=1863
-  _globals['_GETJOBREPORTREQUEST']._serialized_start=1865
-  _globals['_GETJOBREPORTREQUEST']._serialized_end=1899
-  _globals['_GETJOBREPORTRESPONSE']._serialized_start=1901
-  _globals['_GETJOBREPORTRESPONSE']._serialized_end=1937
-  _globals['_CANCELJOBREQUEST']._serialized_start=1939
-  _globals['_CANCELJOBREQUEST']._serialized_end=1970
-  _globals['_RESUMEJOBREQUEST']._serialized_start=1972
-  _globals['_RESUMEJOBREQUEST']._serialized_end=2003
-  _globals['_DELETEJOBREQUEST']._serialized_start=2005
-  _globals['_DELETEJOBREQUEST']._serialized_end=2036
-  _globals['_DELETEJOBRESPONSE']._serialized_start=2038
-  _globals['_DELETEJOBRESPONSE']._serialized_end=2057
-  _globals['_JOBSERVICE']._serialized_start=2444
-  _globals['_JOBSERVICE']._serialized_end=2923
+  _globals['_RESUMEDEVENT']._serialized_start=1174
+  _globals['_RESUMEDEVENT']._serialized_end=1224
+  _globals['_EXAMPLEEVENT']._serialized_start=1226
+  _globals['_EXAMPLEEVENT']._serialized_end=1304
+  _globals['_HEARTBEATEVENT']._serialized_start=1306
+  _globals['_HEARTBEATEVENT']._serialized_end=1322
+  _globals['_JOBEVENT']._serialized_start=1325
+  _globals['_JOBEVENT']._serialized_end=1710
+  _globals['_GETJOBREQUEST']._serialized_start=1712
+  _globals['_GETJOBREQUEST']._serialized_end=1740
+  _globals['_LISTJOBSREQUEST']._serialized_start=1742
+  _globals['_LISTJOBSREQUEST']._serialized_end=1833
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1835
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1909
+  _globals['_WATCHJOBREQUEST']._serialized_start=1911
+  _globals['_WATCHJOBREQUEST']._serialized_end=1960
+  _globals['_GETJOBREPORTREQUEST']._serialized_start=1962
+  _globals['_GETJOBREPORTREQUEST']._serialized_end=1996
+  _globals['_GETJOBREPORTRESPONSE']._serialized_start=1998
+  _globals['_GETJOBREPORTRESPONSE']._serialized_end=2034
+  _globals['_CANCELJOBREQUEST']._serialized_start=2036
+  _globals['_CANCELJOBREQUEST']._serialized_end=2067
+  _globals['_RESUMEJOBREQUEST']._serialized_start=2069
+  _globals['_RESUMEJOBREQUEST']._serialized_end=2100
+  _globals['_DELETEJOBREQUEST']._serialized_start=2102
+  _globals['_DELETEJOBREQUEST']._serialized_end=2133
+  _globals['_DELETEJOBRESPONSE']._serialized_start=2135
+  _globals['_DELETEJOBRESPONSE']._serialized_end=2154
+  _globals['_JOBSERVICE']._serialized_start=2541
+  _globals['_JOBSERVICE']._serialized_end=3020
 # @@protoc_insertion_point(module_scope)

@@ -390,6 +390,32 @@ class CheckpointEvent(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class ResumedEvent(message.Message):
+    """A job that had been interrupted goes on from a checkpoint. Steps after from_step
+    that were told before come again, with the same numbers.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    FROM_STEP_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    from_step: builtins.int
+    """Steps done at the checkpoint."""
+    attempt: builtins.int
+    """From 1; this is the attempt that begins here."""
+    def __init__(
+        self,
+        *,
+        from_step: builtins.int = ...,
+        attempt: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "from_step", b"from_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class ExampleEvent(message.Message):
     """One query and what it found."""
 
@@ -456,6 +482,7 @@ class JobEvent(message.Message):
     CHECKPOINT_FIELD_NUMBER: builtins.int
     EXAMPLE_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
+    RESUMED_FIELD_NUMBER: builtins.int
     seq: builtins.int
     """From 1, gapless within a job."""
     @builtins.property
@@ -474,6 +501,8 @@ class JobEvent(message.Message):
     def example(self) -> ExampleEvent: ...
     @builtins.property
     def heartbeat(self) -> HeartbeatEvent: ...
+    @builtins.property
+    def resumed(self) -> ResumedEvent: ...
     def __init__(
         self,
         *,
@@ -485,12 +514,13 @@ class JobEvent(message.Message):
         checkpoint: CheckpointEvent | None = ...,
         example: ExampleEvent | None = ...,
         heartbeat: HeartbeatEvent | None = ...,
+        resumed: ResumedEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "event", b"event", "example", b"example", "heartbeat", b"heartbeat", "log", b"log", "metric", b"metric", "state", b"state", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "event", b"event", "example", b"example", "heartbeat", b"heartbeat", "log", b"log", "metric", b"metric", "resumed", b"resumed", "state", b"state", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "event", b"event", "example", b"example", "heartbeat", b"heartbeat", "log", b"log", "metric", b"metric", "seq", b"seq", "state", b"state", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "event", b"event", "example", b"example", "heartbeat", b"heartbeat", "log", b"log", "metric", b"metric", "resumed", b"resumed", "seq", b"seq", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["state", "log", "metric", "checkpoint", "example", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["state", "log", "metric", "checkpoint", "example", "heartbeat", "resumed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -119,7 +119,9 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ResumeJob(self, request, context):
-        """Puts an INTERRUPTED or FAILED job back into the queue. Errors: NOT_FOUND,
+        """Puts an INTERRUPTED, CANCELLED or FAILED job back into the queue. A fine-tune
+        goes on from its last checkpoint, to the same weights as if nothing had
+        happened; other jobs begin anew. Errors: NOT_FOUND,
         FAILED_PRECONDITION/JOB_NOT_RESUMABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -127,7 +129,7 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Forgets an ended job and its events; versions it made stay. Errors: NOT_FOUND,
+        """Forgets an ended job, its events and its checkpoints; versions it made stay. Errors: NOT_FOUND,
         FAILED_PRECONDITION/JOB_ACTIVE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -54,11 +54,13 @@ class JobServiceStub:
     Cancelling an ended job changes nothing. Errors: NOT_FOUND.
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.ResumeJobRequest, _job_pb2.Job]
-    """Puts an INTERRUPTED or FAILED job back into the queue. Errors: NOT_FOUND,
+    """Puts an INTERRUPTED, CANCELLED or FAILED job back into the queue. A fine-tune
+    goes on from its last checkpoint, to the same weights as if nothing had
+    happened; other jobs begin anew. Errors: NOT_FOUND,
     FAILED_PRECONDITION/JOB_NOT_RESUMABLE.
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]
-    """Forgets an ended job and its events; versions it made stay. Errors: NOT_FOUND,
+    """Forgets an ended job, its events and its checkpoints; versions it made stay. Errors: NOT_FOUND,
     FAILED_PRECONDITION/JOB_ACTIVE.
     """
 
@@ -88,11 +90,13 @@ class JobServiceAsyncStub(JobServiceStub):
     Cancelling an ended job changes nothing. Errors: NOT_FOUND.
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_job_pb2.ResumeJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Puts an INTERRUPTED or FAILED job back into the queue. Errors: NOT_FOUND,
+    """Puts an INTERRUPTED, CANCELLED or FAILED job back into the queue. A fine-tune
+    goes on from its last checkpoint, to the same weights as if nothing had
+    happened; other jobs begin anew. Errors: NOT_FOUND,
     FAILED_PRECONDITION/JOB_NOT_RESUMABLE.
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]  # type: ignore[assignment]
-    """Forgets an ended job and its events; versions it made stay. Errors: NOT_FOUND,
+    """Forgets an ended job, its events and its checkpoints; versions it made stay. Errors: NOT_FOUND,
     FAILED_PRECONDITION/JOB_ACTIVE.
     """
 
@@ -155,7 +159,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.ResumeJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Puts an INTERRUPTED or FAILED job back into the queue. Errors: NOT_FOUND,
+        """Puts an INTERRUPTED, CANCELLED or FAILED job back into the queue. A fine-tune
+        goes on from its last checkpoint, to the same weights as if nothing had
+        happened; other jobs begin anew. Errors: NOT_FOUND,
         FAILED_PRECONDITION/JOB_NOT_RESUMABLE.
         """
 
@@ -165,7 +171,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.DeleteJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.DeleteJobResponse, _abc.Awaitable[_job_pb2.DeleteJobResponse]]:
-        """Forgets an ended job and its events; versions it made stay. Errors: NOT_FOUND,
+        """Forgets an ended job, its events and its checkpoints; versions it made stay. Errors: NOT_FOUND,
         FAILED_PRECONDITION/JOB_ACTIVE.
         """
 

@@ -174,6 +174,12 @@ class Batcher:
         """About how long what waits takes, within [0.05, 5] seconds."""
         return self._admission.retry_after_s()
 
+    def pressure_s(self) -> float:
+        """Predicted seconds of what waits; above 0 while anything is not answered. Any thread."""
+        if not self.ledger.items:
+            return 0.0
+        return max(0.001, self._admission.backlog.total_s(Priority.BULK))
+
     def settle(self, ticket: Ticket, index: int, row: Row) -> None:
         """Answers an item that needs no device, e.g. an image that can't be read."""
         self._progress = self._clock()

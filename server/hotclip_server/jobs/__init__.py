@@ -1,4 +1,4 @@
-"""Durable long-running operations: a queue, one worker thread and a gapless event log.
+"""Durable long-running operations: queues with a thread each and a gapless event log.
 
 Knows the database; does not know what the jobs do, gRPC or torch.
 """

@@ -23,6 +23,10 @@ Stage = Literal["STEP", "BEFORE", "EPOCH", "AFTER", "ALPHA"]
 STEP_EVENT_INTERVAL_S = 0.2
 """Least time between two events of single steps: each one is a write that waits for the disk."""
 YIELD_CHECK_S = 0.002
+HEADROOM_S = 0.1
+"""Predicted work that may wait before requests are felt to be late."""
+PATIENCE, STRAINED_PATIENCE = 1.0, 4.0
+"""Longest pauses as multiples of the piece of work before them."""
 
 
 class Cancelled(Exception):
@@ -69,7 +73,7 @@ class JobContext:
         cancel: Set when the job was asked to end.
         stop: Set when the server stops.
         changed: Called after events are durable.
-        serving_busy: Whether requests wait for the device; any thread.
+        pressure_s: Predicted seconds of work that waits for the device; any thread.
     """
 
     def __init__(
@@ -81,18 +85,20 @@ class JobContext:
         cancel: threading.Event,
         stop: threading.Event,
         changed: Callable[[str], None],
-        serving_busy: Callable[[], bool],
+        pressure_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = job_id
         self.spec = spec
         self.yielded_s = 0.0
         """Seconds spent waiting for serving so far."""
+        self.restarts = 0
+        """How often the work was begun again within this attempt of the job."""
         self._database = database
         self._cancel = cancel
         self._stop = stop
         self._changed = changed
-        self._serving_busy = serving_busy
+        self._pressure_s = pressure_s
         self._clock = clock
         self._held_back: tuple[job_pb2.JobEvent, float | None] | None = None
         self._last_step_event = -float("inf")
@@ -123,6 +129,11 @@ class JobContext:
             raise Cancelled
         if self._stop.is_set():
             raise Interrupted
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was asked to end."""
+        return self._cancel.is_set()
 
     @property
     def stopping(self) -> bool:
@@ -171,6 +182,13 @@ class JobContext:
         event = job_pb2.CheckpointEvent(step=step, bytes=size_bytes, best=best)
         self._append(job_pb2.JobEvent(checkpoint=event))
 
+    def resumed(self, from_step: int) -> None:
+        """The job goes on from a state; steps after it that were told before come again."""
+        with self._database.transaction() as connection:
+            attempt = store.attempts(connection, self.id) + self.restarts
+        event = job_pb2.ResumedEvent(from_step=from_step, attempt=attempt)
+        self._append(job_pb2.JobEvent(resumed=event))
+
     def example(
         self, query: str, *, before: Sequence[str], after: Sequence[str], relevant: Sequence[str]
     ) -> None:
@@ -184,15 +202,22 @@ class JobContext:
             store.append(connection, self.id, [], progress=share)
 
     def yield_to_serving(self) -> None:
-        """Waits while requests wait for the device, at most as long as the last piece of work.
+        """Waits while requests wait for the device, but not for ever.
 
-        A piece is what happened since the last call: the job keeps half of the time at least.
+        A piece is what happened since the last call. While little waits, the pause is at most
+        PATIENCE times as long as the piece; when more waits than the head-room, so that a
+        queue grows, it is at most STRAINED_PATIENCE times as long. So the job keeps the floor of
+        1 / (1 + STRAINED_PATIENCE) of the time whatever is asked of the server.
         """
         began = self._clock()
-        budget = began - self._last_yield
-        if budget < YIELD_CHECK_S:
+        piece = began - self._last_yield
+        if piece < YIELD_CHECK_S:
             return  # a sleep would be longer than the work: small pieces add up first
-        while self._serving_busy() and (left := budget - (self._clock() - began)) > 0:
+        while (pressure := self._pressure_s()) > 0:
+            patience = STRAINED_PATIENCE if pressure > HEADROOM_S else PATIENCE
+            left = patience * piece - (self._clock() - began)
+            if left <= 0:
+                break
             self.check_cancelled()
             time.sleep(min(YIELD_CHECK_S, left))
         self._last_yield = self._clock()

@@ -1,11 +1,11 @@
-"""Runs jobs one after the other on a thread of its own, and lets callers follow them."""
+"""Runs jobs, those of a lane one after the other on its thread, and lets callers follow them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections import deque
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import datetime
 from functools import partial
@@ -30,10 +30,12 @@ from hotclip_server.jobs.context import (
     JobResult,
 )
 from hotclip_server.jobs.failures import job_error
+from hotclip_server.jobs.folders import JobFolders
+from hotclip_server.jobs.lanes import LaneQueue, lane_of
 from hotclip_server.jobs.records import JobError, JobKind, JobRecord, NewJob
 from hotclip_server.jobs.signals import Signals
-from hotclip_server.jobs.states import JobState
-from hotclip_server.storage.database import Database, now
+from hotclip_server.jobs.states import ACTIVE, RESUMABLE, JobState
+from hotclip_server.storage.database import Database
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +54,18 @@ def nobody(job: JobRecord, warn: Warn) -> None:
     """Follows no job."""
 
 
-def never_busy() -> bool:
+def no_pressure() -> float:
     """For a server where nothing else wants the device."""
-    return False
+    return 0.0
 
 
 class JobRunner:
-    """The queue, the job thread and the watchers; methods are for the event loop.
+    """The queues, their threads and the watchers; methods are for the event loop.
 
     Args:
         handlers: One for each kind of job.
-        serving_busy: Whether requests wait for the device; called on the job thread.
+        pressure_s: Seconds of work that waits for the device; called on the job threads.
+        folders: What jobs keep on the disk to go on with, if they do.
         resume: Whether jobs that a stop of the server interrupted go on by themselves.
         heartbeat_s: Longest silence of a working job.
         began: Told of each job that begins to run, also once more; on the job thread.
@@ -73,24 +76,25 @@ class JobRunner:
         database: Database,
         handlers: Iterable[JobHandler],
         *,
-        serving_busy: Callable[[], bool] = never_busy,
+        pressure_s: Callable[[], float] = no_pressure,
+        folders: JobFolders | None = None,
         resume: bool = False,
         heartbeat_s: float = HEARTBEAT_S,
         began: Callable[[JobRecord, Warn], None] = nobody,
     ) -> None:
         self._database = database
         self._handlers = {handler.kind: handler for handler in handlers}
-        self._serving_busy = serving_busy
+        self._pressure_s = pressure_s
         self._resume = resume
         self._heartbeat_s = heartbeat_s
         self._began = began
         self._signals = Signals()
-        self._queue: deque[str] = deque()
-        self._queued = threading.Condition()
+        self._folders = folders
         self._stop = threading.Event()
+        self._queues = {lane_of(kind): LaneQueue(self._stop) for kind in JobKind}
         self._cancels: dict[str, threading.Event] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._heart: asyncio.Task[None] | None = None
         self._recovered = False
 
@@ -99,29 +103,36 @@ class JobRunner:
         is about to go on; `start` does it otherwise."""
         if not self._recovered:
             queued = await self._database.run(partial(store.recover, resume=self._resume))
-            self._queue.extend(record.id for record in queued)
+            for record in queued:
+                self._queues[lane_of(record.kind)].put(record.id)
+            await self._database.run(self._remove_leftovers)
             self._recovered = True
 
     async def start(self) -> None:
-        """Recovers, then goes on with the queue."""
+        """Recovers, then goes on with the queues."""
         self._loop = asyncio.get_running_loop()
         await self.recover()
-        # A daemon: a job that never comes to a check must not keep the process alive.
-        self._thread = threading.Thread(target=self._work, name="hotclip-jobs", daemon=True)
-        self._thread.start()
+        for lane in sorted({lane_of(kind) for kind in self._handlers}):
+            # A daemon: a job that never comes to a check must not keep the process alive.
+            thread = threading.Thread(
+                target=self._work, args=[self._queues[lane]], name=f"hotclip-{lane}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
         self._heart = asyncio.create_task(self._beat())
 
     async def stop(self, grace_s: float = 10.0) -> None:
-        """Ends the watchers, and interrupts the running job at its next check."""
+        """Ends the watchers, and interrupts the running jobs at their next check."""
         self._stop.set()
-        with self._queued:
-            self._queued.notify()
+        for queue in self._queues.values():
+            queue.wake()
         self._signals.close()
         if self._heart is not None:
             self._heart.cancel()
             await asyncio.gather(self._heart, return_exceptions=True)
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, grace_s)
+        ends = time.monotonic() + grace_s
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join, max(0.0, ends - time.monotonic()))
 
     async def requested(self, kind: JobKind, request_id: str, fingerprint: str) -> JobRecord | None:
         """The job that `request_id` made before, if any; errors as `submit`."""
@@ -141,7 +152,7 @@ class JobRunner:
             raise Unimplemented(f"this server runs no {new.kind} jobs")
         record, is_new = await self._database.run(lambda c: store.create(c, new))
         if is_new:
-            self._enqueue(record.id)
+            self._enqueue(record)
         return record
 
     async def get(self, job: str) -> JobRecord:
@@ -179,24 +190,26 @@ class JobRunner:
         return record
 
     async def resume(self, job: str) -> JobRecord:
-        """Queues a job that failed or was interrupted again; it starts from the beginning.
+        """Queues a job that ended otherwise than well again; it goes on from what it kept.
 
         Raises:
             NotFound: no such job.
             FailedPrecondition: it is in another state.
         """
         record = await self._database.run(lambda c: store.requeue(c, job))
-        self._enqueue(record.id)
+        self._enqueue(record)
         return record
 
     async def delete(self, job: str) -> None:
-        """Forgets an ended job.
+        """Forgets an ended job, and what it kept.
 
         Raises:
             NotFound: no such job.
             FailedPrecondition: it has not ended.
         """
-        await self._database.run(lambda c: store.delete(c, job))
+        deleted = await self._database.run(lambda c: store.delete(c, job))
+        if self._folders is not None:
+            await asyncio.to_thread(self._folders.forget, deleted)
 
     async def watch(self, job: str, after_seq: int = 0) -> AsyncIterator[job_pb2.JobEvent]:
         """Every event after `after_seq`, those to come too; ends when the job has ended.
@@ -226,11 +239,15 @@ class JobRunner:
                 if not events:
                     await signal.wait()
 
-    def _enqueue(self, job_id: str) -> None:
-        with self._queued:
-            self._queue.append(job_id)
-            self._queued.notify()
-        self._signals.notify(job_id)
+    def _enqueue(self, record: JobRecord) -> None:
+        self._queues[lane_of(record.kind)].put(record.id)
+        self._signals.notify(record.id)
+
+    def _remove_leftovers(self, connection: Connection) -> None:
+        """What a crash left of jobs that can't go on."""
+        if self._folders is not None:
+            going_on = store.in_states(connection, ACTIVE | RESUMABLE)
+            self._folders.keep_only({record.id for record in going_on})
 
     async def _beat(self) -> None:
         """Writes a heartbeat when a working job has been silent."""
@@ -238,24 +255,14 @@ class JobRunner:
             await asyncio.sleep(self._heartbeat_s / 2)
             for job_id in list(self._cancels):
                 try:
-                    beat = await self._database.run(partial(self._heartbeat, job_id=job_id))
+                    beat = await self._database.run(
+                        partial(store.beat, job_id=job_id, silent_s=self._heartbeat_s)
+                    )
                 except OperationalError:
                     logger.exception("no heartbeat of job %s could be written", job_id)
                     continue
                 if beat:
                     self._signals.notify(job_id)
-
-    def _heartbeat(self, connection: Connection, job_id: str) -> bool:
-        try:
-            state = store.get(connection, job_id).state
-        except NotFound:
-            return False
-        silent = (now() - store.last_event_time(connection, job_id)).total_seconds()
-        if state.ended or state is JobState.QUEUED or silent < self._heartbeat_s:
-            return False
-        beat = job_pb2.JobEvent(heartbeat=job_pb2.HeartbeatEvent())
-        store.append(connection, job_id, [beat])
-        return True
 
     def warn(self, job_id: str, message: str) -> None:
         """Adds a warning to the log of a job that has not ended. Any thread. Raises NotFound."""
@@ -265,15 +272,10 @@ class JobRunner:
             store.append(connection, job_id, [store.log_event(message, "WARNING")])
         self._changed(job_id)
 
-    # Below: the job thread.
+    # Below: the job threads.
 
-    def _work(self) -> None:
-        while True:
-            with self._queued:
-                self._queued.wait_for(lambda: self._queue or self._stop.is_set())
-                if self._stop.is_set():
-                    return
-                job_id = self._queue.popleft()
+    def _work(self, queue: LaneQueue) -> None:
+        while (job_id := queue.take()) is not None:
             self._cancels[job_id] = threading.Event()
             try:
                 self._run_one(job_id)
@@ -323,10 +325,12 @@ class JobRunner:
             cancel=self._cancels[job_id],
             stop=self._stop,
             changed=self._changed,
-            serving_busy=self._serving_busy,
+            pressure_s=self._pressure_s,
         )
         state, message, result, error = self._handle(record, context)
         self._end(job_id, state, message, result, error)
+        if self._folders is not None and state not in RESUMABLE:
+            self._folders.forget(job_id)
 
     def _handle(
         self, record: JobRecord, context: JobContext

@@ -28,7 +28,7 @@ class JobState(StrEnum):
 
 
 _ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED})
-RESUMABLE = frozenset({JobState.FAILED, JobState.INTERRUPTED})
+RESUMABLE = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED})
 ACTIVE = frozenset(JobState) - _ENDED
 WORKING = ACTIVE - {JobState.QUEUED}
 
@@ -52,6 +52,6 @@ _NEXT: dict[JobState, frozenset[JobState]] = {
     ),
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset({JobState.QUEUED}),
-    JobState.CANCELLED: frozenset(),
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),
     JobState.INTERRUPTED: frozenset({JobState.QUEUED}),
 }

@@ -8,7 +8,7 @@ the same transaction raises: numbers have no gaps, whoever writes and whenever i
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -247,16 +247,31 @@ def recover(connection: Connection, *, resume: bool) -> list[JobRecord]:
 
 
 def _interruptions(connection: Connection, job_id: str) -> int:
+    """How often it was interrupted since it got further: since its last checkpoint at a new
+    step."""
+    count, furthest = 0, 0
+    for event in _events(connection, job_id):
+        if event.state.state == job_pb2.JOB_STATE_INTERRUPTED:
+            count += 1
+        elif event.checkpoint.step > furthest:
+            count, furthest = 0, event.checkpoint.step
+    return count
+
+
+def attempts(connection: Connection, job_id: str) -> int:
+    """How often the job was begun."""
+    preparing = job_pb2.JOB_STATE_PREPARING
+    return sum(event.state.state == preparing for event in _events(connection, job_id))
+
+
+def _events(connection: Connection, job_id: str) -> Iterator[job_pb2.JobEvent]:
     query = sa.select(job_events.c.event).where(job_events.c.job_id == job_id)
-    interrupted = job_pb2.JOB_STATE_INTERRUPTED
-    return sum(
-        job_pb2.JobEvent.FromString(event).state.state == interrupted
-        for event in connection.execute(query).scalars()
-    )
+    for event in connection.execute(query.order_by(job_events.c.seq)).scalars():
+        yield job_pb2.JobEvent.FromString(event)
 
 
 def requeue(connection: Connection, job: str) -> JobRecord:
-    """Puts a job that failed or was interrupted back into the queue.
+    """Puts a job that failed, was cancelled or interrupted back into the queue.
 
     Raises:
         FailedPrecondition: it is in another state; reason JOB_NOT_RESUMABLE.
@@ -265,14 +280,17 @@ def requeue(connection: Connection, job: str) -> JobRecord:
     record = get(connection, job)
     if record.state not in RESUMABLE:
         raise FailedPrecondition(
-            f"job {record.name!r} is {record.state}; only INTERRUPTED and FAILED jobs resume",
+            f"job {record.name!r} is {record.state}; one that ended well does not resume",
             reason="JOB_NOT_RESUMABLE",
         )
-    return set_state(connection, record.id, JobState.QUEUED, "resumed: starts from the beginning")
+    return set_state(connection, record.id, JobState.QUEUED, "resumed")
 
 
-def delete(connection: Connection, job: str) -> None:
+def delete(connection: Connection, job: str) -> str:
     """Forgets an ended job and its events.
+
+    Returns:
+        Its id.
 
     Raises:
         FailedPrecondition: it has not ended; reason JOB_ACTIVE.
@@ -285,6 +303,7 @@ def delete(connection: Connection, job: str) -> None:
         )
     connection.execute(sa.delete(job_events).where(job_events.c.job_id == record.id))
     connection.execute(sa.delete(jobs).where(jobs.c.id == record.id))
+    return record.id
 
 
 def events_after(
@@ -304,6 +323,19 @@ def last_event_time(connection: Connection, job_id: str) -> datetime:
     """When the newest event was written."""
     query = sa.select(sa.func.max(job_events.c.time)).where(job_events.c.job_id == job_id)
     return aware(connection.execute(query).scalar_one())
+
+
+def beat(connection: Connection, job_id: str, silent_s: float) -> bool:
+    """Writes a heartbeat if a working job was silent for so long; whether it did."""
+    try:
+        state = get(connection, job_id).state
+    except NotFound:
+        return False
+    silent = (now() - last_event_time(connection, job_id)).total_seconds()
+    if state.ended or state is JobState.QUEUED or silent < silent_s:
+        return False
+    append(connection, job_id, [job_pb2.JobEvent(heartbeat=job_pb2.HeartbeatEvent())])
+    return True
 
 
 def state_event(state: JobState, message: str = "") -> job_pb2.JobEvent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
@@ -15,12 +16,15 @@ from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
 from hotclip_server.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from hotclip_server.jobs.context import JobContext
 from hotclip_server.models.protocol import VersionManifest
+from hotclip_server.training.background import Background, Ticker, workers_begun
 from hotclip_server.training.clip import Clip, clip_of
 from hotclip_server.training.errors import InvalidPairs, InvalidTrainConfig, TrainingDiverged
 from hotclip_server.training.evaluate import Evaluation, Evaluator
 from hotclip_server.training.metrics import Compat
 from hotclip_server.training.pairs import PairSet
 
+_OWN = threading.local()
+"""Ids of the workers of each thread that computes."""
 EXAMPLES = 10
 """Queries whose results are shown."""
 MONITOR = "monitor"
@@ -121,6 +125,27 @@ def own_stream(device: str) -> Iterator[None]:
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types
     with torch.cuda.device(device), torch.cuda.stream(stream):
         yield
+
+
+@contextmanager
+def openmp_in_background(device: str) -> Iterator[None]:
+    """On a CPU the workers of this thread compute when serving does not; this thread itself
+    runs Python and keeps its priority. A product ends with its slowest worker, so that a step
+    that is under way lets a batch go first."""
+    if device != "cpu":
+        yield
+        return
+    if not hasattr(_OWN, "workers"):
+        _OWN.workers = workers_begun(use_every_worker)
+    workers: list[int] = _OWN.workers
+    with Ticker(Background(lambda: workers)):
+        yield
+
+
+def use_every_worker() -> None:
+    """OpenMP keeps those that it begins here for this thread."""
+    torch.ones(1 << 20).exp_()
+    torch.ones(512, 512) @ torch.ones(512, 512)
 
 
 @contextmanager

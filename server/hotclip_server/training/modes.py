@@ -1,12 +1,19 @@
-"""Which parts of a model are in training mode."""
+"""Which parts of a model are in training mode, and how its memory is laid out."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hotclip_server.training.clip import ClipModule
 from hotclip_server.training.config import TrainConfig
+
+
+def lay_out(model: nn.Module) -> None:
+    """Convolutions are faster with channels last, where there are many of them."""
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        model.to(memory_format=torch.channels_last)
 
 
 def set_modes(model: ClipModule, parameters: dict[str, nn.Parameter], config: TrainConfig) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hotclip_server.models.memory import free_bytes_of
 from hotclip_server.training.augment import DRAWS, augment
 from hotclip_server.training.average import WeightAverage
+from hotclip_server.training.breathing import breathing
 from hotclip_server.training.chunking import PROBED, chunk_rows, kept_bytes, out_of_memory
 from hotclip_server.training.clip import Clip
 from hotclip_server.training.config import TrainConfig
@@ -40,7 +41,7 @@ from hotclip_server.training.events import (
 )
 from hotclip_server.training.gradients import IMAGE, TEXT, Drawing, GradientCache, Gradients
 from hotclip_server.training.losses import clamp_log_scale
-from hotclip_server.training.modes import set_modes
+from hotclip_server.training.modes import lay_out, set_modes
 from hotclip_server.training.objective import Objective
 from hotclip_server.training.optim import learning_rate, make_optimizer, set_learning_rate
 from hotclip_server.training.pairs import PairSet
@@ -67,16 +68,10 @@ def train(
     *,
     image_budget_bytes: int = 2 << 30,
     drawing: Drawing = nullcontext,
-) -> Iterator[TrainEvent]:
+) -> Generator[TrainEvent, None, None]:
     """`Trainer.run` of a new run."""
-    trainer = Trainer(
-        clip,
-        data,
-        config,
-        image_budget_bytes=image_budget_bytes,
-        drawing=drawing,
-    )
-    return trainer.run()
+    budget = image_budget_bytes
+    return Trainer(clip, data, config, image_budget_bytes=budget, drawing=drawing).run()
 
 
 class Trainer:
@@ -87,6 +82,7 @@ class Trainer:
         image_budget_bytes: Of decoded images that are kept.
         drawing: Entered around operations that may draw random numbers on the device.
         last_good: The state to go back to when three steps in a row were not finite, if any.
+        pause: Called between the layers of a pass; see `breathing`.
         free_bytes: Free memory of the device, None if unknown; default: asks the device.
 
     Raises InvalidPairs if fewer than two images are there.
@@ -101,10 +97,12 @@ class Trainer:
         image_budget_bytes: int = 2 << 30,
         drawing: Drawing = nullcontext,
         last_good: Callable[[], Snapshot | None] = lambda: None,
+        pause: Callable[[], object] | None = None,
         free_bytes: Callable[[], int | None] | None = None,
     ) -> None:
         self._clip = clip
         self._last_good = last_good
+        self._pause = pause
         self._free_bytes = free_bytes or free_bytes_of(str(clip.device))
         config = config.resolved(
             pairs=count_pairs(data.pairs),
@@ -118,6 +116,7 @@ class Trainer:
         self._an_epoch = batches_per_epoch(self._set.images, config.batch_size)
         self.steps = config.max_steps or config.epochs * self._an_epoch
         self.epochs = -(-self.steps // self._an_epoch)
+        lay_out(clip.model)
         self._towers = Towers(clip, config)
         self._tuning = tuning_of(clip.model, config)
         self._optimizer = make_optimizer(self._tuning.parameters, config)
@@ -138,6 +137,14 @@ class Trainer:
     def progress(self) -> Progress:
         """Where it stands; a copy."""
         return replace(self._progress)
+
+    def changed(self) -> dict[str, Tensor]:
+        """The model's own tensors that differ from the base's, live, by their names in its state:
+        what weights to come back to consist of."""
+        state = self._clip.model.state_dict()
+        statistics = self._config.train_batch_norm
+        buffers = dict(self._clip.model.named_buffers()) if statistics else {}
+        return {name: state[name] for name in (*self._tuning.moved, *buffers) if name in state}
 
     def snapshot(self) -> Snapshot:
         """The state after the last whole step; not while an EpochEnd is handled."""
@@ -169,11 +176,15 @@ class Trainer:
         for key, stored in snapshot.optimizer.items():
             name, _, entry = key.rpartition("/")
             parameter = self._tuning.parameters[name]
-            # AdamW's own "step" stays on the host unless the optimizer is fused.
-            device = parameter.device if stored.ndim else stored.device
-            self._optimizer.state[parameter][entry] = stored.to(device, copy=True)
+            if stored.shape == parameter.shape:
+                # Fused optimizers take memory as it lies: it must lie as the parameter's does.
+                value = torch.empty_like(parameter, dtype=stored.dtype)
+            else:  # its own "step", on the host unless it is fused
+                fused = self._optimizer.defaults.get("fused")
+                value = torch.empty_like(stored, device=parameter.device if fused else None)
+            self._optimizer.state[parameter][entry] = value.copy_(stored)
 
-    def run(self) -> Iterator[TrainEvent]:
+    def run(self) -> Generator[TrainEvent, None, None]:
         """Trains, yielding what happened.
 
         After the last event the model holds the weights to keep (the moving average, if
@@ -196,13 +207,9 @@ class Trainer:
             chunk_size=progress.chunk_size,
         )
         try:
-            while True:
-                if self._epoch_is_over():
-                    yield from self._end_epoch()
-                elif self._progress.step < self.steps:
-                    yield from self._step()
-                else:
-                    break
+            with breathing(self._clip.model, self._pause):
+                while self._epoch_is_over() or self._progress.step < self.steps:
+                    yield from self._end_epoch() if self._epoch_is_over() else self._step()
             if self._average is not None:
                 self._average.swap_in()
         finally:
@@ -216,18 +223,19 @@ class Trainer:
 
     def _end_epoch(self) -> Iterator[TrainEvent]:
         progress = self._progress
-        progress.epochs_ended += 1
         end = EpochEnd(
-            epoch=progress.epochs_ended,
+            epoch=progress.epochs_ended + 1,
             epochs=self.epochs,
             step=progress.step,
             steps=self.steps,
             mean_loss=progress.loss_sum / progress.losses if progress.losses else math.nan,
         )
-        progress.loss_sum, progress.losses = 0.0, 0
         self._clip.model.eval()
         with self._average.swapped_in() if self._average is not None else nullcontext():
             yield end
+        # Only now: a run that ends while this is handled tells it again when it goes on.
+        progress.epochs_ended += 1
+        progress.loss_sum, progress.losses = 0.0, 0
 
     def _step(self) -> Iterator[TrainEvent]:
         """One optimizer step; the same one again, in smaller chunks, if memory was full."""
@@ -370,7 +378,7 @@ class Trainer:
         return tuple(self._set.name(int(number)) for number in numbers[:NAMED])
 
     def _fitting_chunk(self) -> int:
-        """Rows that fit into memory, by what two rows keep."""
+        """By what two rows keep."""
         size = min(self._config.batch_size, self._set.images)
         if self._config.train_batch_norm:
             return size

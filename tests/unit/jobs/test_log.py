@@ -98,7 +98,9 @@ def test_only_allowed_transitions(database: Database) -> None:
     allowed = {
         state: {other for other in JobState if state.may_become(other)} for state in JobState
     }
-    assert all(not allowed[s] for s in (JobState.SUCCEEDED, JobState.CANCELLED))
+    assert not allowed[JobState.SUCCEEDED]
+    ended = (JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED)
+    assert all(allowed[state] == {JobState.QUEUED} for state in ended)
     assert all(JobState.INTERRUPTED in allowed[s] for s in JobState if s.name.endswith("ING"))
     with database.transaction() as connection:
         job, _ = store.create(connection, new_job())

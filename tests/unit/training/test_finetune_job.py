@@ -24,6 +24,7 @@ from hotclip_server.storage.database import Database
 from hotclip_server.training.clip import Clip
 from hotclip_server.training.config import AugmentConfig, TrainConfig
 from hotclip_server.training.finetune_job import FineTuneHandler
+from hotclip_server.training.finetune_work import Workplace
 from hotclip_server.training.trainer import train
 from tests.unit.training.tiny import colours, tiny_clip
 
@@ -100,6 +101,12 @@ class Sets:
         return SimpleNamespace(pairs=data.pairs, image_bytes=data.image_bytes, close=lambda: None)
 
 
+def place(shelf: Shelf, database: Database) -> Workplace:
+    """States go beside the database, as often as may be."""
+    folder = Path(database._url.removeprefix("sqlite:///")).parent
+    return Workplace(versions=shelf, datasets=Sets(), folders=folder / "checkpoints", every_s=0.0)
+
+
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     database = Database(f"sqlite:///{tmp_path / 'hotclip.db'}")
@@ -125,7 +132,7 @@ async def fine_tune(
     database: Database, shelf: Shelf, desk: Desk, asked: FineTuneSpec
 ) -> tuple[JobRecord, str]:
     """The job at its end, and what its log says."""
-    runner = JobRunner(database, [FineTuneHandler(shelf, Sets(), desk)])
+    runner = JobRunner(database, [FineTuneHandler(place(shelf, database), desk)])
     await runner.start()
     job = await runner.submit(NewJob(kind=JobKind.FINE_TUNE, spec=asked.to_json()))
     record = await ended(runner, job.id)
@@ -195,7 +202,7 @@ async def test_stays_staged_when_the_rival_is_better(database: Database) -> None
 
 async def test_no_memory_to_train_in_is_said_before_loading(database: Database) -> None:
     shelf = Shelf({"base": tiny_clip()})
-    handler = FineTuneHandler(shelf, Sets(), Desk(), free_bytes=lambda: 5000)
+    handler = FineTuneHandler(place(shelf, database), Desk(), free_bytes=lambda: 5000)
     runner = JobRunner(database, [handler])
     await runner.start()
     job = await runner.submit(NewJob(kind=JobKind.FINE_TUNE, spec=spec().to_json()))

@@ -352,3 +352,26 @@ def test_says_when_it_may_draw():
     steps = [e for e in train(clip, colours(), FAST, drawing=drawing) if isinstance(e, Step)]
     assert forward == [True] * (1 + len(steps))
     assert not inside
+
+
+def test_it_breathes_between_layers_and_may_be_broken_off_there():
+    class Enough(Exception):
+        pass
+
+    clip, breaths = tiny_clip(), 0
+    before = weights(clip)
+
+    def pause() -> None:
+        nonlocal breaths
+        breaths += 1
+        if breaths == 8:
+            raise Enough
+
+    run = Trainer(clip, colours(6), FAST, pause=pause).run()
+    next(run)
+    with pytest.raises(Enough):
+        next(run)
+    # A layer of both towers has an attention and two products; the vision tower has a convolution.
+    assert breaths == 8
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(clip).items())
+    assert not any(module._forward_hooks for module in clip.model.modules())

@@ -23,7 +23,7 @@ from hotclip_server.training.evaluate import Evaluation
 from hotclip_server.training.evaluate_job import EvaluateHandler
 from hotclip_server.training.finetune_job import FineTuneHandler
 from hotclip_server.training.wise_ft import ALPHAS, interpolate, sweep
-from tests.unit.training.test_finetune_job import Desk, Sets, Shelf, spec
+from tests.unit.training.test_finetune_job import Desk, Sets, Shelf, place, spec
 from tests.unit.training.tiny import tiny_clip, weights
 
 
@@ -107,7 +107,7 @@ async def test_a_run_ends_between_base_and_trained(database: Database, alpha: fl
 
 async def run(database: Database, shelf: Shelf, alpha: float | None) -> list[job_pb2.JobEvent]:
     asked = replace(spec(), wise_ft=alpha)
-    runner = JobRunner(database, [FineTuneHandler(shelf, Sets(), Desk())])
+    runner = JobRunner(database, [FineTuneHandler(place(shelf, database), Desk())])
     await runner.start()
     job = await runner.submit(NewJob(kind=JobKind.FINE_TUNE, spec=asked.to_json()))
     record = await ended(runner, job.id)
@@ -128,7 +128,9 @@ async def test_a_run_ends_with_files(database: Database) -> None:
         return "art-1"
 
     shelf = Shelf({"base": tiny_clip()})
-    runner = JobRunner(database, [FineTuneHandler(shelf, Sets(), Desk(), export_onnx=export)])
+    runner = JobRunner(
+        database, [FineTuneHandler(place(shelf, database), Desk(), export_onnx=export)]
+    )
     await runner.start()
     asked = replace(spec(), export_onnx=True)
     for artifacts in (("art-1",), ()):

@@ -1,0 +1,117 @@
+"""`python -m hotclip_server.training.child`: the process of one fine-tune with isolation PROCESS.
+
+Runs the same `LocalWork` as a thread of the server would, for a job that is at the other end of an
+inherited socket. Ends when the server does. On a CPU the server gives it what is left over: its
+threads take the class of the one that begins them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import signal
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hotclip_server.datasets.stored import StoredDataset
+from hotclip_server.jobs.context import Cancelled, Interrupted
+from hotclip_server.jobs.failures import job_error
+from hotclip_server.jobs.specs import FineTuneSpec
+from hotclip_server.models.store import VersionStore
+from hotclip_server.training.finetune_work import Workplace, local_work
+from hotclip_server.training.frames import Connection
+
+
+class RemoteJob:
+    """The job as the training code sees it; see `JobContext`. Its methods run in the server."""
+
+    def __init__(self, connection: Connection, job_id: str) -> None:
+        self.id = job_id
+        self.yielded_s = 0.0
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> None:
+            self._connection.send({"call": name, "args": args, "kwargs": kwargs})
+            answer = self._connection.receive()
+            self.yielded_s = answer["yielded_s"]
+            if answer["stop"] == "cancelled":
+                raise Cancelled
+            if answer["stop"] == "interrupted":
+                raise Interrupted
+
+        return call
+
+
+class DatasetFolders:
+    """Implements `Datasets` on the files alone."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def load(self, dataset_id: str) -> StoredDataset:
+        """See `Datasets`."""
+        return StoredDataset(self._root / dataset_id)
+
+
+def serve(connection: Connection) -> None:
+    """Does what it is told until nobody is there. Raises ConnectionError then."""
+    told = connection.receive()
+    folders = Path(told["folders"])
+    place = Workplace(
+        versions=VersionStore(Path(told["versions"])),
+        datasets=DatasetFolders(Path(told["datasets"])),
+        folders=folders,
+        device=told["device"],
+        threads=told["threads"],
+        min_free_disk_bytes=told["min_free_disk_bytes"],
+        every_s=told["every_s"],
+        cooperates=False,  # its parent sees to that
+    )
+    job = RemoteJob(connection, told["job"])
+    folder = folders / job.id
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        # The process of a server that was killed may still be at work.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _work(connection, place, job, FineTuneSpec.from_json(told["spec"]))
+
+
+def _work(connection: Connection, place: Workplace, job: RemoteJob, spec: FineTuneSpec) -> None:
+    order = connection.receive()  # first: what prepares the work may speak to the job already
+    try:
+        with local_work(place, job, spec) as work:  # type: ignore[arg-type]  # see RemoteJob
+            while True:
+                if order["do"] == "make":
+                    answer: Mapping[str, Any] = asdict(work.make())
+                else:
+                    answer = {"score": work.score_of(order["version"])}
+                connection.send({"done": answer})
+                order = connection.receive()
+    except Cancelled:
+        connection.send({"stopped": "cancelled"})
+    except Interrupted:
+        connection.send({"stopped": "interrupted"})
+    except ConnectionError:
+        raise
+    except Exception as error:  # the server raises it
+        connection.send({"error": asdict(job_error(error))})
+        raise
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    arguments = parser.parse_args()
+    # An interrupt from the terminal is for the server, which ends this process in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(ConnectionError):  # the server has no more work for it, or has gone
+        serve(Connection(socket.socket(fileno=arguments.fd)))
+
+
+if __name__ == "__main__":
+    main()

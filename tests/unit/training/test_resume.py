@@ -1,0 +1,272 @@
+"""A run that was broken off ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.jobs import all_events, ended, kinds
+
+from hotclip_proto.v1 import job_pb2
+from hotclip_server.errors import ResourceExhausted
+from hotclip_server.jobs.folders import JobFolders
+from hotclip_server.jobs.records import JobKind, NewJob
+from hotclip_server.jobs.runner import JobRunner
+from hotclip_server.jobs.specs import EarlyStopping, FineTuneSpec
+from hotclip_server.jobs.states import JobState
+from hotclip_server.storage.database import Database
+from hotclip_server.training.checkpoints import Checkpoints
+from hotclip_server.training.events import Step
+from hotclip_server.training.finetune_job import FineTuneHandler
+from hotclip_server.training.progress import Snapshot
+from hotclip_server.training.trainer import Trainer
+from tests.unit.training.test_finetune_job import CONFIG, Desk, Shelf, place, spec
+from tests.unit.training.tiny import colours, tiny_clip, weights
+
+ROOT = Path(__file__).parents[3]
+KILLS = 20
+SLOW = replace(CONFIG, max_steps=None, epochs=40, chunk_size=2)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'hotclip.db'}")
+    database.open()
+    yield database
+    database.close()
+
+
+def runner_of(database: Database, shelf: Shelf, folder: Path) -> JobRunner:
+    handler = FineTuneHandler(place(shelf, database), Desk())
+    return JobRunner(database, [handler], folders=JobFolders(folder / "checkpoints"))
+
+
+async def submitted(runner: JobRunner, asked: FineTuneSpec) -> str:
+    job = await runner.submit(NewJob(kind=JobKind.FINE_TUNE, spec=asked.to_json()))
+    return job.id
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    output = subprocess.run(
+        [sys.executable, "-m", "support.killed", str(tmp_path), "7", str(KILLS)],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT), *sys.path]),
+            "OMP_NUM_THREADS": "1",
+        },
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout
+    found = json.loads(output.splitlines()[-1])
+    plain, killed = found["plain"], found["killed"]
+    assert found["kills"] >= KILLS, "the run ended before it was killed often enough"
+    assert plain["state"] == killed["state"] == "SUCCEEDED"
+    assert killed["digest"] == plain["digest"]
+    assert plain["seqs"]
+    assert killed["seqs"], "an event is lost or doubled"
+    assert killed["from_steps"] == sorted(killed["from_steps"])
+    assert killed["from_steps"][-1] > 0
+    assert killed["attempts"] == sorted(set(killed["attempts"]))
+    assert plain["left"] == killed["left"] == []
+
+
+async def test_a_cancelled_run_keeps_its_state_and_may_go_on(
+    database: Database, tmp_path: Path
+) -> None:
+    asked = replace(spec(), config=SLOW)
+    plain, broken = Shelf({"base": tiny_clip()}), Shelf({"base": tiny_clip()})
+    runner = runner_of(database, plain, tmp_path)
+    await runner.start()
+    whole = await ended(runner, await submitted(runner, asked))
+    assert whole.state is JobState.SUCCEEDED, whole.error
+    await runner.stop()
+
+    runner = runner_of(database, broken, tmp_path)
+    await runner.start()
+    job = await submitted(runner, asked)
+    async for event in runner.watch(job):
+        if event.metric.stage == job_pb2.MetricEvent.STAGE_EPOCH:
+            break
+    began = time.monotonic()
+    await runner.cancel(job)
+    assert (await ended(runner, job)).state is JobState.CANCELLED
+    assert time.monotonic() - began < 2
+    events = await all_events(runner, job)
+    assert kinds(events)[-3:] in (
+        ["CANCELLING", "checkpoint", "CANCELLED"],
+        ["metric", "checkpoint", "CANCELLED"],
+    )
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert folder.name == job
+    assert len(list(folder.glob("state-*"))) == asked.keep_checkpoints
+    stopped_at = next(e.checkpoint.step for e in reversed(events) if e.HasField("checkpoint"))
+
+    await runner.resume(job)
+    record = await ended(runner, job)
+    assert record.state is JobState.SUCCEEDED, record.error
+    later = await all_events(runner, job, after=len(events))
+    (resumed,) = [event.resumed for event in later if event.HasField("resumed")]
+    assert (resumed.from_step, resumed.attempt) == (stopped_at, 2)
+    steps = [e.metric.step for e in later if e.metric.stage == job_pb2.MetricEvent.STAGE_STEP]
+    assert steps[0] > stopped_at
+    first, second = plain.saved[0].model.state_dict(), broken.saved[0].model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    await runner.stop()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+async def test_it_stops_early_and_keeps_the_best_epoch(database: Database, tmp_path: Path) -> None:
+    # The loss on the wrong side: what grows is called worse, so no epoch after the first counts.
+    rule = EarlyStopping(monitor="epoch_loss", patience=3, min_delta=0.0, higher=True)
+    asked = replace(spec(), config=replace(SLOW, learning_rate=1e-3), early_stopping=rule)
+    shelf = Shelf({"base": tiny_clip()})
+    runner = runner_of(database, shelf, tmp_path)
+    await runner.start()
+    job = await submitted(runner, asked)
+    record = await ended(runner, job)
+    events = await all_events(runner, job)
+    await runner.stop()
+    assert record.state is JobState.SUCCEEDED, record.error
+    epochs = [
+        {metric.name: metric.value for metric in event.metric.metrics}
+        for event in events
+        if event.metric.stage == job_pb2.MetricEvent.STAGE_EPOCH
+    ]
+    assert 4 <= len(epochs) < 40
+    assert any("stopped early: epoch_loss" in event.log.message for event in events)
+    assert record.metrics["monitor"] == max(epoch["monitor"] for epoch in epochs)
+
+
+async def test_a_soup_is_no_worse_than_its_best_member(database: Database, tmp_path: Path) -> None:
+    shelf = Shelf({"base": tiny_clip()})
+    runner = runner_of(database, shelf, tmp_path)
+    await runner.start()
+    job = await submitted(runner, replace(spec(), config=replace(SLOW, epochs=8), soup=3))
+    record = await ended(runner, job)
+    events = await all_events(runner, job)
+    await runner.stop()
+    assert record.state is JobState.SUCCEEDED, record.error
+    monitors = [
+        metric.value
+        for event in events
+        if event.metric.stage == job_pb2.MetricEvent.STAGE_EPOCH
+        for metric in event.metric.metrics
+        if metric.name == "monitor"
+    ]
+    assert record.metrics["monitor"] >= max(monitors)
+    assert any("averaged the weights" in event.log.message for event in events)
+
+
+async def test_a_full_disk_is_known_before_the_first_step(
+    database: Database, tmp_path: Path
+) -> None:
+    shelf = Shelf({"base": tiny_clip()})
+    full = replace(place(shelf, database), min_free_disk_bytes=1 << 60)
+    runner = JobRunner(database, [FineTuneHandler(full, Desk())])
+    await runner.start()
+    record = await ended(runner, await submitted(runner, spec()))
+    await runner.stop()
+    assert record.error is not None
+    assert record.error.reason == "DISK_FULL"
+    assert shelf.saved == []
+
+
+def snapshots(count: int) -> Iterator[Snapshot]:
+    trainer = Trainer(tiny_clip(), colours(12), CONFIG)
+    for event in trainer.run():
+        if isinstance(event, Step) and event.step <= count:
+            yield trainer.snapshot()
+
+
+def test_the_newest_whole_state_counts(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.load() is None
+    names = []
+    for number, snapshot in enumerate(snapshots(4), 1):
+        names.append(checkpoints.save_weights(dict(snapshot.weights)))
+        checkpoints.save(snapshot, {"number": number}, {names[-1]})
+    assert sorted(p.name for p in tmp_path.glob("state-*")) == ["state-000003", "state-000004"]
+    # Weights that a kept state names are kept with it.
+    assert sorted(p.name for p in tmp_path.glob("weights-*")) == names[2:]
+    stored = checkpoints.load()
+    assert stored is not None
+    assert (stored.snapshot.progress.step, stored.notes["number"]) == (4, 4)
+    assert stored.threads == torch.get_num_threads()
+    damaged = tmp_path / "state-000004" / "state.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    older = checkpoints.load()
+    assert older is not None
+    assert older.snapshot.progress.step == 3
+
+
+def test_a_full_disk_leaves_the_states_that_were_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    first, second = (copied for copied in snapshots(2))
+    checkpoints.save(first, {}, ())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hotclip_server.training.checkpoints.save_file", full)
+    with pytest.raises(ResourceExhausted):
+        checkpoints.save(second, {}, ())
+    assert [path.name for path in tmp_path.iterdir()] == ["state-000001"]
+
+
+@pytest.mark.parametrize("resnet", [False, True])
+def test_a_restored_run_takes_the_same_steps(resnet: bool) -> None:
+    config = replace(CONFIG, ema=0.5)
+    whole = tiny_clip(resnet=resnet)
+    list(Trainer(whole, colours(12), config).run())
+    first = Trainer(tiny_clip(resnet=resnet), colours(12), config)
+    run = first.run()
+    for event in run:
+        if isinstance(event, Step) and event.step == 5:
+            break
+    second_clip = tiny_clip(resnet=resnet)
+    second = Trainer(second_clip, colours(12), config)
+    kept = first.snapshot()
+    second.restore(
+        replace(
+            kept,
+            # As they come from a file.
+            optimizer={name: tensor.contiguous() for name, tensor in kept.optimizer.items()},
+        )
+    )
+    run.close()
+    events = list(second.run())
+    assert [e.step for e in events if isinstance(e, Step)] == list(range(6, 13))
+    expected = weights(whole)
+    assert all(torch.equal(expected[n], tensor) for n, tensor in weights(second_clip).items())
+
+
+async def test_what_a_crash_left_of_other_jobs_is_removed(
+    database: Database, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    (folder / "job-gone").mkdir(parents=True)
+    runner = runner_of(database, Shelf({"base": tiny_clip()}), tmp_path)
+    job = await submitted(runner, spec())
+    (folder / job).mkdir()
+    await runner.recover()
+    assert [path.name for path in folder.iterdir()] == [job]
+    await runner.cancel(job)
+    await runner.delete(job)
+    assert list(folder.iterdir()) == []
+    await asyncio.sleep(0)
