@@ -75,7 +75,7 @@ def test_german_names_find_more_after_a_fine_tune_under_load(
                     eval_dataset="queries",
                     index_dataset="index",
                     method=finetune_pb2.METHOD_FULL,
-                    epochs=8,
+                    epochs=12,
                     batch_size=64,
                     learning_rate=1e-3,
                 )
