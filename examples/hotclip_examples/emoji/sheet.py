@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-
-from PIL import Image, ImageDraw, ImageFont
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 
 from hotclip import Example
 
 CELL, GAP, SHOWN, TEXT_WIDTH = 56, 8, 5, 220
-RIGHT, OTHER, INK = "#059669", "#e5e7eb", "#111827"
+RIGHT, OTHER = "#059669", "#e5e7eb"
 
 
-def draw_sheet(examples: Sequence[Example], images: Mapping[str, bytes]) -> Image.Image:
-    """A row a query: its text, the first five found before, then the first five found after.
+def draw_sheet(examples: Sequence[Example], images: Mapping[str, bytes]) -> str:
+    """SVG, a row a query: its text, the first five found before, the first five found after.
 
-    `images` are encoded pictures by the key by which examples name them.
+    `images` are PNG files by the key by which examples name them.
     """
-    row = CELL + GAP
-    after = TEXT_WIDTH + SHOWN * row + 2 * GAP
-    sheet = Image.new("RGB", (after + SHOWN * row, (len(examples) + 1) * row), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    for left, title in ((GAP, "query"), (TEXT_WIDTH, "before"), (after, "after")):
-        pen.text((left, row // 2), title, fill=INK, font=font, anchor="lm")
+    step = CELL + GAP
+    after = TEXT_WIDTH + SHOWN * step + 2 * GAP
+    width, height = after + SHOWN * step, (len(examples) + 1) * step
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}"'
+        f' height="{height}" font-family="sans-serif" font-size="15" fill="#111827">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        *(_text(x, step / 2, t) for x, t in ((GAP, "query"), (TEXT_WIDTH, "before"))),
+        _text(after, step / 2, "after"),
+    ]
     for place, example in enumerate(examples, 1):
-        top = place * row
-        pen.text((GAP, top + CELL // 2), example.query[:28], fill=INK, font=font, anchor="lm")
+        top = place * step
+        parts.append(_text(GAP, top + CELL / 2, example.query))
         for left, found in ((TEXT_WIDTH, example.before), (after, example.after)):
-            for rank, key in enumerate(found[:SHOWN]):
-                corner = (left + rank * row, top)
-                with Image.open(io.BytesIO(images[key])) as picture:
-                    sheet.paste(picture.convert("RGB").resize((CELL, CELL)), corner)
-                frame = (*corner, corner[0] + CELL - 1, corner[1] + CELL - 1)
-                right = key in example.relevant
-                pen.rectangle(frame, outline=RIGHT if right else OTHER, width=3 if right else 1)
-    return sheet
+            parts += _cells(left, top, found[:SHOWN], example.relevant, images)
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _text(left: float, middle: float, text: str) -> str:
+    return f'<text x="{left}" y="{middle + 5}">{escape(text)}</text>'
+
+
+def _cells(
+    left: int,
+    top: int,
+    found: Sequence[str],
+    relevant: Sequence[str],
+    images: Mapping[str, bytes],
+) -> Iterator[str]:
+    for rank, key in enumerate(found):
+        place = f'x="{left + rank * (CELL + GAP)}" y="{top}" width="{CELL}" height="{CELL}"'
+        picture = base64.b64encode(images[key]).decode("ascii")
+        yield f'<image {place} href="data:image/png;base64,{picture}"/>'
+        colour, thick = (RIGHT, 4) if key in relevant else (OTHER, 1)
+        yield f'<rect {place} fill="none" stroke="{colour}" stroke-width="{thick}"/>'
