@@ -3,6 +3,7 @@
 import importlib
 import io
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +17,7 @@ import pytest
 
 from benchmarks.server_process import running_server
 from benchmarks.shapes import captioned_shapes
+from hotclip._cli.main import make_parser
 
 from .sources import ROOT
 
@@ -70,6 +72,15 @@ def test_the_commands_are_those_that_tests_run() -> None:
         "hotclip-server",
         "python -m hotclip_server --help",
     }
+
+
+def test_the_command_knows_what_is_shown_of_it() -> None:
+    """Each line is read by the command's own parser; tests/integration/test_cli.py runs them."""
+    shown = [shlex.split(line, comments=True) for line in "".join(blocks("sh")).splitlines()]
+    assert len(shown) > 3
+    for program, *arguments in shown:
+        assert program == "hotclip"
+        assert make_parser().parse_args(arguments)
 
 
 def test_the_first_screen_shows_how_to_begin() -> None:
