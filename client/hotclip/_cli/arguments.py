@@ -18,6 +18,27 @@ _ARGUMENT = re.compile(r"^ {4}(\w+): (.*)$")
 _CONTINUED = re.compile(r"^ {8,}(\S.*)$")
 
 
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[..., int],
+    about: str,
+    *,
+    shared: argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    """Adds a command with the shared options; `run` is called with a client and the options.
+
+    Args:
+        commands: What `ArgumentParser.add_subparsers` gave.
+        about: One sentence without its full stop.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=about, description=f"{about}.", parents=[shared]
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
 def add_options(
     parser: argparse._ActionsContainer, method: Callable[..., Any], *, without: Sequence[str]
 ) -> list[str]:

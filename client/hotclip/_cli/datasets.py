@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hotclip import Client, Dataset, DatasetFile
+from hotclip._cli.arguments import add_command
 from hotclip._cli.output import clean, print_fields, print_json, print_table
 
 
@@ -16,13 +18,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     group = commands.add_parser("datasets", help=about, description=f"{about}.")
     under = group.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, run: Any, about: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = under.add_parser(
-            name, help=about, description=f"{about}.", parents=[shared]
-        )
-        parser.set_defaults(run=run)
-        return parser
-
+    add = partial(add_command, under, shared=shared)
     add("list", _list, "List datasets, newest first")
     upload = add("upload", _upload, "Store a CSV, JSON lines or WebDataset file under a name")
     upload.add_argument("file", type=Path, help="CSV or JSON lines with paths of images, or a tar")

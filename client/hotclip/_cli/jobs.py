@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hotclip import Client, Job, JobKind, JobState, LogLine
+from hotclip._cli.arguments import add_command
 from hotclip._cli.output import clean, note, print_fields, print_json, print_table
 from hotclip._progress import ProgressBar
 from hotclip._sync.jobs import Run
@@ -22,10 +23,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     under = group.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, run: Any, about: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = under.add_parser(
-            name, help=about, description=f"{about}.", parents=[shared]
-        )
-        parser.set_defaults(run=run)
+        parser = add_command(under, name, run, about, shared=shared)
         if name != "list":
             parser.add_argument("job", help="Name or id")
         return parser

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 from hotclip import Client, Model
+from hotclip._cli.arguments import add_command
 from hotclip._cli.output import print_fields, print_json, print_table
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     """Adds them."""
 
-    def add(name: str, run: Any, about: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = commands.add_parser(
-            name, help=about, description=f"{about}.", parents=[shared]
-        )
-        parser.set_defaults(run=run)
-        return parser
-
+    add = partial(add_command, commands, shared=shared)
     add("info", _info, "Show what the server is and serves")
     add("models", _models, "List models with their live versions")
     versions = add("versions", _versions, "List the versions of a model, newest first")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hotclip import Client, Version
+from hotclip._cli.arguments import add_command
 from hotclip._cli.output import note, print_fields, print_json, print_table
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     """Adds them."""
 
-    def add(name: str, run: Any, about: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = commands.add_parser(
-            name, help=about, description=f"{about}.", parents=[shared]
-        )
-        parser.set_defaults(run=run)
-        return parser
-
+    add = partial(add_command, commands, shared=shared)
     add("backbones", _backbones, "List published weights that are a good beginning")
     load = add("load", _load, "Load weights into a new version: warm, verified, not live")
     load.add_argument("source", help="As backbones lists them, hf-hub:ORG/REPO or local:NAME")
