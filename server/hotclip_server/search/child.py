@@ -100,7 +100,9 @@ class VectorProcess:
             case "search":
                 return None, shard.search(wire.vectors_from_bytes(body, shard.dim), header)
             case "retrieve":
-                return shard.retrieve(header["ids"], header["with_vectors"])
+                return shard.retrieve(
+                    header["ids"], header["with_vectors"], header["with_payloads"]
+                )
             case "upsert":
                 await shard.upsert(header["points"], wire.vectors_from_bytes(body, shard.dim))
                 self._written(shard)
@@ -110,7 +112,9 @@ class VectorProcess:
                 self._written(shard)
                 return deleted, b""
             case "scroll":
-                return shard.scroll(header["after"], header["limit"]), b""
+                return shard.scroll(header)
+            case "count":
+                return shard.count(header["filter"]), b""
             case "info":
                 return shard.info(), b""
             case "optimize":

@@ -15,6 +15,7 @@ from hotclip_server.search.blobs import SourceBlobs
 from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.search.encoding import ItemEncoder, Versions
 from hotclip_server.search.protocol import VectorStore
+from hotclip_server.search.reader import Reader
 from hotclip_server.search.reindex import Reindexer
 from hotclip_server.search.searcher import Searcher
 from hotclip_server.search.writer import Writer
@@ -67,6 +68,7 @@ class Collections:
             max_items=max_items,
         )
         self.searcher = Searcher(store, versions, encoder, self.catalogue)
+        self.reader = Reader(database, store, self.catalogue, blobs)
         self.reindexer = Reindexer(database, store, versions, self.catalogue, self.writer)
 
     async def start(self) -> None:
@@ -88,7 +90,7 @@ class Collections:
 
     async def count(self, name: str) -> int:
         """Points of a collection. Raises NotFound."""
-        return (await self._store.info(self.catalogue.get(name).shard)).points
+        return await self.reader.count(name)
 
 
 def _give_up_shadows(connection: Connection) -> None:

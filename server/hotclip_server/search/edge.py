@@ -126,7 +126,7 @@ class EdgeStore:
         payload_filter: PayloadFilter | None = None,
         score_threshold: float | None = None,
         exact: bool = False,
-        exclude: Sequence[str | None] | None = None,
+        exclude: Sequence[Sequence[str]] | None = None,
     ) -> list[list[Match]]:
         """See VectorStore."""
         _, answer = await self._call(
@@ -134,38 +134,62 @@ class EdgeStore:
             body=wire.vectors_to_bytes(vectors),
             shard=shard,
             limit=limit,
-            filter=payload_filter.to_json() if payload_filter else None,
+            filter=_told(payload_filter),
             score_threshold=score_threshold,
             exact=exact,
-            exclude=list(exclude) if exclude is not None else [None] * len(vectors),
+            exclude=[list(ids) for ids in exclude] if exclude else [[]] * len(vectors),
         )
-        # A long answer must not hold up the loop.
-        small = len(answer) < _SMALL_BYTES
-        found = json.loads(answer) if small else await asyncio.to_thread(json.loads, answer)
+        found = await _parsed(answer)
         return [
             [Match(point, min(1.0, max(-1.0, score)), payload) for point, score, payload in hits]
             for hits in found
         ]
 
     async def retrieve(
-        self, shard: str, ids: Sequence[str], *, with_vectors: bool = False
+        self,
+        shard: str,
+        ids: Sequence[str],
+        *,
+        with_vectors: bool = False,
+        with_payloads: bool = False,
     ) -> Stored:
         """See VectorStore."""
-        rows, body = await self._call(
-            "retrieve", shard=shard, ids=list(ids), with_vectors=with_vectors
+        answer, body = await self._call(
+            "retrieve",
+            shard=shard,
+            ids=list(ids),
+            with_vectors=with_vectors,
+            with_payloads=with_payloads,
         )
-        vectors: dict[str, NDArray[np.float32]] = {}
+        rows, size = answer["rows"], answer["vectors"]
+        stored = Stored(dict(rows))
         if with_vectors and rows:
-            matrix = wire.vectors_from_bytes(body, len(body) // 4 // len(rows))
-            vectors = {row[0]: vector for row, vector in zip(rows, matrix, strict=True)}
-        return Stored(dict(rows), vectors)
+            matrix = wire.vectors_from_bytes(body[:size], size // 4 // len(rows))
+            stored.vectors.update((row[0], vector) for row, vector in zip(rows, matrix, strict=True))
+        if with_payloads:
+            payloads = await _parsed(body[size:])
+            stored.payloads.update((row[0], load) for row, load in zip(rows, payloads, strict=True))
+        return stored
 
     async def scroll(
-        self, shard: str, *, after: str = "", limit: int = 1000
+        self,
+        shard: str,
+        *,
+        after: str = "",
+        limit: int = 1000,
+        payload_filter: PayloadFilter | None = None,
     ) -> tuple[list[PointMeta], str]:
         """See VectorStore."""
-        (rows, following), _ = await self._call("scroll", shard=shard, after=after, limit=limit)
+        following, body = await self._call(
+            "scroll", shard=shard, after=after, limit=limit, filter=_told(payload_filter)
+        )
+        rows = await _parsed(body)
         return [PointMeta(row["i"], row["r"], row["p"]) for row in rows], following
+
+    async def count(self, shard: str, payload_filter: PayloadFilter | None = None) -> int:
+        """See VectorStore."""
+        points: int = (await self._call("count", shard=shard, filter=_told(payload_filter)))[0]
+        return points
 
     async def info(self, shard: str) -> ShardInfo:
         """See VectorStore."""
@@ -304,6 +328,16 @@ class EdgeStore:
             answer.set_exception(_to_error(*header["error"]))
         else:
             answer.set_result((header["result"], body))
+
+
+def _told(payload_filter: PayloadFilter | None) -> dict[str, Any] | None:
+    return payload_filter.to_json() if payload_filter else None
+
+
+async def _parsed(body: bytes) -> Any:
+    """JSON; a long one must not hold up the loop."""
+    small = len(body) < _SMALL_BYTES
+    return json.loads(body) if small else await asyncio.to_thread(json.loads, body)
 
 
 def _to_error(kind: str, message: str) -> Exception:

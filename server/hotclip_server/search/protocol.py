@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,10 +41,12 @@ class Stored:
 
     revisions: Revision of each point that exists.
     vectors: float32 (dim,) of each, if asked for.
+    payloads: JSON object of each, if asked for.
     """
 
     revisions: dict[str, int]
-    vectors: dict[str, NDArray[np.float32]]
+    vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    payloads: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,12 @@ class VectorStore(Protocol):
     (reason SHARD_NOT_FOUND) and ResourceExhausted (reason DISK_FULL). All calls are
     idempotent.
     """
+
+    async def start(self) -> None:
+        """Waits until the engine answers. Raises Unavailable."""
+
+    async def close(self) -> None:
+        """Ends what `start` began; harmless if it did not."""
 
     async def create(self, shard: str, dim: int) -> None:
         """Makes an empty shard; does nothing if it is there."""
@@ -94,22 +102,46 @@ class VectorStore(Protocol):
         payload_filter: PayloadFilter | None = None,
         score_threshold: float | None = None,
         exact: bool = False,
-        exclude: Sequence[str | None] | None = None,
+        exclude: Sequence[Sequence[str]] | None = None,
     ) -> list[list[Match]]:
         """Nearest points of each query, best first; vectors float32 (queries, dim).
 
-        `exclude` names a point to leave out, one (or None) a query.
+        `exclude` names the points that each query leaves out.
+
+        Raises:
+            ResourceExhausted: the answer is too large; reason ANSWER_TOO_LARGE.
         """
 
     async def retrieve(
-        self, shard: str, ids: Sequence[str], *, with_vectors: bool = False
+        self,
+        shard: str,
+        ids: Sequence[str],
+        *,
+        with_vectors: bool = False,
+        with_payloads: bool = False,
     ) -> Stored:
-        """Looks points up by id; those that don't exist are left out."""
+        """Looks points up by id; those that don't exist are left out.
+
+        Raises:
+            ResourceExhausted: the answer is too large; reason ANSWER_TOO_LARGE.
+        """
 
     async def scroll(
-        self, shard: str, *, after: str = "", limit: int = 1000
+        self,
+        shard: str,
+        *,
+        after: str = "",
+        limit: int = 1000,
+        payload_filter: PayloadFilter | None = None,
     ) -> tuple[list[PointMeta], str]:
-        """A page of points and the cursor of the next ("" after the last)."""
+        """A page of points and the cursor of the next ("" after the last).
+
+        Every shard lists in the order of ids.cursor_of, so that a cursor of one holds in
+        another. A page may be shorter than `limit`, so as not to be too large.
+        """
+
+    async def count(self, shard: str, payload_filter: PayloadFilter | None = None) -> int:
+        """How many points match; all without a filter."""
 
     async def info(self, shard: str) -> ShardInfo:
         """Figures of a shard."""

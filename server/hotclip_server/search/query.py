@@ -7,6 +7,7 @@ that begins with it gets one more.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -42,15 +43,16 @@ def from_engine_value(value: Any) -> Any:
     return value
 
 
-def to_engine_filter(spec: dict[str, Any] | None, leave_out: UUID | None) -> Any | None:
-    """The engine's filter of a PayloadFilter as JSON, without the point `leave_out`."""
-    if spec is None and leave_out is None:
+def to_engine_filter(spec: dict[str, Any] | None, leave_out: Iterable[UUID]) -> Any | None:
+    """The engine's filter of a PayloadFilter as JSON, without the points of `leave_out`."""
+    excluded = set(leave_out)
+    if spec is None and not excluded:
         return None
     conditions: dict[str, list[Any]] = {"must": [], "should": [], "must_not": []}
     for name, tests in (spec or {}).items():
         conditions[name] = [_condition(test) for test in tests]
-    if leave_out is not None:
-        conditions["must_not"].append(engine.HasIdCondition({leave_out}))
+    if excluded:
+        conditions["must_not"].append(engine.HasIdCondition(excluded))
     return engine.Filter(
         must=conditions["must"] or None,
         should=conditions["should"] or None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -246,6 +246,19 @@ def revisions_of(connection: Connection, collection: str, ids: Sequence[str]) ->
         )
         found.update((row.point_id, row.revision) for row in connection.execute(query))
     return found
+
+
+def sources_of(
+    connection: Connection, collection: str, ids: Sequence[str]
+) -> Iterator[SourceRow]:
+    """Rows of points, without tombstones; in no order."""
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        query = sa.select(sources).where(
+            sources.c.collection == collection,
+            sources.c.point_id.in_(ids[start : start + _IDS_AT_ONCE]),
+            sources.c.kind != DELETED,
+        )
+        yield from map(_source, connection.execute(query))
 
 
 def used_blobs(connection: Connection) -> set[str]:

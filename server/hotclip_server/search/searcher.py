@@ -16,8 +16,10 @@ from hotclip_server.errors import FailedPrecondition, InvalidArgument, NotFound
 from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.search.encoding import ItemEncoder, Versions
 from hotclip_server.search.filters import PayloadFilter
-from hotclip_server.search.points import Space, parse_vector
+from hotclip_server.search.live import on_live_shard
+from hotclip_server.search.points import Space
 from hotclip_server.search.protocol import Match, VectorStore
+from hotclip_server.search.queries import Part, combine, parse_query
 from hotclip_server.search.records import CollectionRecord
 
 MAX_QUERIES = 256
@@ -73,16 +75,9 @@ class Searcher:
             raise InvalidArgument.field("queries", f"must be 1 to {MAX_QUERIES} queries")
         if not 1 <= options.limit <= MAX_LIMIT:
             raise InvalidArgument.field("limit", f"must be 1 to {MAX_LIMIT}")
-        while True:
-            record = self._catalogue.get(name)
-            _check_space(record, options.expected_space_id)
-            try:
-                return await self._search(record, queries, options)
-            except NotFound as error:
-                # A flip put another shard in place of the one that this search had begun on.
-                moved = self._catalogue.get(name).shard != record.shard
-                if error.reason != "SHARD_NOT_FOUND" or not moved:
-                    raise
+        return await on_live_shard(
+            self._catalogue, name, lambda record: self._search(record, queries, options)
+        )
 
     async def _search(
         self,
@@ -90,7 +85,11 @@ class Searcher:
         queries: Sequence[search_pb2.Query],
         options: SearchOptions,
     ) -> Found:
-        vectors = await self._vectors(record, queries, options.deadline)
+        _check_space(record, options.expected_space_id)
+        space = Space(space_id=record.space_id, dim=record.dim)
+        parsed = [parse_query(query, space, f"queries[{at}]") for at, query in enumerate(queries)]
+        parts = [part for query in parsed for part in query.parts]
+        vectors = combine(parsed, await self._vectors(record, parts, options.deadline))
         matches = await self._store.search(
             record.shard,
             vectors,
@@ -98,33 +97,26 @@ class Searcher:
             payload_filter=options.payload_filter,
             score_threshold=options.score_threshold,
             exact=options.exact,
-            exclude=[query.point_id or None for query in queries],
+            exclude=[query.point_ids for query in parsed],
         )
         return Found(matches=matches, version=record.version, space_id=record.space_id)
 
     async def _vectors(
-        self,
-        record: CollectionRecord,
-        queries: Sequence[search_pb2.Query],
-        deadline: float | None,
+        self, record: CollectionRecord, parts: Sequence[Part], deadline: float | None
     ) -> NDArray[np.float32]:
-        """float32 (queries, dim)."""
-        space = Space(space_id=record.space_id, dim=record.dim)
-        vectors = np.zeros((len(queries), record.dim), np.float32)
+        """float32 (parts, dim)."""
+        vectors = np.zeros((len(parts), record.dim), np.float32)
         items: dict[int, EncodeItem] = {}
         ids: dict[int, str] = {}
-        for at, query in enumerate(queries):
-            kind = query.WhichOneof("query")
-            if kind == "vector":
-                vectors[at] = parse_vector(query.vector, space, f"queries[{at}].vector")
-            elif kind == "point_id" and query.point_id:
-                ids[at] = query.point_id
-            elif kind == "item" and query.item.WhichOneof("content"):
-                items[at] = query.item
+        for at, part in enumerate(parts):
+            if part.vector is not None:
+                vectors[at] = part.vector
+            elif part.item is not None:
+                items[at] = part.item
             else:
-                raise InvalidArgument.field(f"queries[{at}]", "must hold a query")
+                ids[at] = part.point_id
         if items:
-            vectors[list(items)] = await self._encode(record, items, deadline)
+            vectors[list(items)] = await self._encode(record, parts, items, deadline)
         if ids:
             stored = await self._store.retrieve(
                 record.shard, list(set(ids.values())), with_vectors=True
@@ -132,14 +124,18 @@ class Searcher:
             for at, point in ids.items():
                 if point not in stored.vectors:
                     raise NotFound(
-                        f"queries[{at}].point_id: no point {point!r} in collection {record.name!r}",
+                        f"{parts[at].field}: no point {point!r} in collection {record.name!r}",
                         reason="POINT_NOT_FOUND",
                     )
                 vectors[at] = stored.vectors[point]
         return vectors
 
     async def _encode(
-        self, record: CollectionRecord, items: dict[int, EncodeItem], deadline: float | None
+        self,
+        record: CollectionRecord,
+        parts: Sequence[Part],
+        items: dict[int, EncodeItem],
+        deadline: float | None,
     ) -> NDArray[np.float32]:
         with self._versions.pin(record.model, record.version) as pin:
             encoded = await self._encoder.encode_items(
@@ -149,7 +145,7 @@ class Searcher:
             at = list(items)[which]
             if isinstance(error, InvalidArgument):
                 raise InvalidArgument.field(
-                    f"queries[{at}].item", error.message, reason=error.reason
+                    parts[at].field, error.message, reason=error.reason
                 ) from error
             raise error
         return encoded.vectors

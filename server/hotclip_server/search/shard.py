@@ -19,23 +19,24 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import numpy as np
 import qdrant_edge as engine
 from numpy.typing import NDArray
 
+from hotclip_server.search.ids import point_uuid
 from hotclip_server.search.query import from_engine_value, to_engine_filter, to_engine_value
 from hotclip_server.storage.atomic import write_atomically
 
-# Points are addressed by UUID; the caller's id is hashed into one (SHA-1, RFC 9562).
-_IDS = UUID("3f1a6dd6-5b0e-5d6f-8b6b-1d7c8f1f6c11")
 INDEXING_THRESHOLD_KB = 10_000
 """Vectors below this size in total are compared one by one: that is as fast as an index."""
 _SEARCH_BREADTH = 256
 """Candidates that a search of the index keeps (ef)."""
 _MAX_ANSWER_BYTES = 64 << 20
-"""JSON of one search: bounds the memory of both processes."""
+"""Of one search or look-up: bounds the memory of both processes."""
+_MAX_PAGE_BYTES = 8 << 20
+"""JSON of a page of a listing, unless it is of one point."""
 _ROWS = 256
 """Points in one engine operation: bounds how long other requests wait."""
 
@@ -45,12 +46,7 @@ class ShardNotFound(Exception):
 
 
 class AnswerTooLarge(Exception):
-    """A search found more than can be sent."""
-
-
-def point_uuid(point_id: str) -> UUID:
-    """The engine's id of a point."""
-    return uuid5(_IDS, point_id)
+    """More was found than can be sent."""
 
 
 class Shard:
@@ -178,7 +174,7 @@ class Shard:
             engine.QueryRequest(
                 limit=options["limit"],
                 query=engine.Query.Nearest(row),
-                filter=to_engine_filter(options["filter"], point_uuid(out) if out else None),
+                filter=to_engine_filter(options["filter"], map(point_uuid, out)),
                 score_threshold=options["score_threshold"],
                 params=params,
                 with_payload=["i", "p"],
@@ -194,24 +190,62 @@ class Shard:
                 raise AnswerTooLarge("the answer is too large; ask for fewer queries or hits")
         return b"[" + b",".join(parts) + b"]"
 
-    def retrieve(self, ids: list[str], with_vectors: bool) -> tuple[list[list[Any]], bytes]:
-        """[[id, revision]] of the points that exist and their vectors in that order."""
+    def retrieve(
+        self, ids: list[str], with_vectors: bool, with_payloads: bool
+    ) -> tuple[dict[str, Any], bytes]:
+        """Points that exist.
+
+        Returns:
+            {rows: [[id, revision]], vectors: bytes} and a body: so many bytes of their vectors,
+            then JSON of their payloads, both in the order of the rows if asked for.
+
+        Raises:
+            AnswerTooLarge: it would be longer than 64 MiB.
+        """
         self._check_open()
         uids = list({point_uuid(i) for i in ids})
-        records = self._edge.retrieve(uids, with_payload=["i", "r"], with_vector=with_vectors)
+        fields = ["i", "r", "p"] if with_payloads else ["i", "r"]
+        records = self._edge.retrieve(uids, with_payload=fields, with_vector=with_vectors)
         rows = [[r.payload["i"], r.payload["r"]] for r in records]
-        if not with_vectors:
-            return rows, b""
-        return rows, np.array([r.vector for r in records], dtype="<f4").tobytes()
+        vectors = payloads = b""
+        if with_vectors:
+            vectors = np.array([r.vector for r in records], dtype="<f4").tobytes()
+        if with_payloads:
+            payloads = _dump([from_engine_value(r.payload["p"]) for r in records])
+        if len(vectors) + len(payloads) > _MAX_ANSWER_BYTES:
+            raise AnswerTooLarge("the answer is too large; ask for fewer points")
+        return {"rows": rows, "vectors": len(vectors)}, vectors + payloads
 
-    def scroll(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str]:
-        """A page of payloads and the next cursor."""
+    def scroll(self, options: dict[str, Any]) -> tuple[str, bytes]:
+        """The cursor of the next page ("" after the last), and JSON [{i, r, p}] of this one.
+
+        A page ends early where it would become longer than 8 MiB.
+        """
+        self._check_open()
         request = engine.ScrollRequest(
-            offset=UUID(after) if after else None, limit=limit, with_payload=True
+            offset=UUID(options["after"]) if options["after"] else None,
+            limit=options["limit"],
+            filter=to_engine_filter(options["filter"], ()),
+            with_payload=True,
         )
         records, following = self._edge.scroll(request)
-        rows = [{**r.payload, "p": from_engine_value(r.payload["p"])} for r in records]
-        return rows, str(following) if following is not None else ""
+        parts: list[bytes] = []
+        size = 0
+        for record in records:
+            part = _dump({**record.payload, "p": from_engine_value(record.payload["p"])})
+            size += len(part)
+            if parts and size > _MAX_PAGE_BYTES:
+                following = record.id
+                break
+            parts.append(part)
+        return str(following or ""), b"[" + b",".join(parts) + b"]"
+
+    def count(self, payload_filter: dict[str, Any] | None) -> int:
+        """Points that match; all without a filter."""
+        self._check_open()
+        request = engine.CountRequest(filter=to_engine_filter(payload_filter, ()))
+        points: int = self._edge.count(request)
+        return points
 
     def flush(self) -> None:
         """Forces everything to the disk."""
@@ -288,7 +322,11 @@ class Shard:
 
 def _to_json(hits: list[Any]) -> bytes:
     rows = [[hit.payload["i"], hit.score, from_engine_value(hit.payload["p"])] for hit in hits]
-    return json.dumps(rows, separators=(",", ":")).encode()
+    return _dump(rows)
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _to_engine(point: dict[str, Any]) -> dict[str, Any]:

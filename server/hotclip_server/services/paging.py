@@ -67,6 +67,10 @@ class PageRequest:
         page = list(rows[: self.size])
         return page, _encode(key(page[-1]), self.listing) if len(rows) > self.size else ""
 
+    def going_on_at(self, key: Key) -> str:
+        """The token of a next page that a store goes on with by a key of its own."""
+        return _encode(key, self.listing)
+
     def select(self, rows: Sequence[T], key: Callable[[T], Key]) -> tuple[list[T], str]:
         """Makes a page of all rows, which are in ascending order of `key`."""
         after = self.after

@@ -17,13 +17,14 @@ from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.search.collections import Collections
 from hotclip_server.search.filters import filter_from_proto
 from hotclip_server.search.payloads import payload_to_struct
-from hotclip_server.search.protocol import Match
+from hotclip_server.search.protocol import Match, ShardInfo
 from hotclip_server.search.records import CollectionRecord
 from hotclip_server.search.searcher import DEFAULT_LIMIT, Found, SearchOptions
 from hotclip_server.services.datasets import name_violations, request_id_violations
 from hotclip_server.services.encode import deadline_of
 from hotclip_server.services.jobs import job_to_proto
 from hotclip_server.services.paging import PageRequest
+from hotclip_server.services.points import fields_from_proto, got_to_proto, listed_to_proto
 from hotclip_server.services.vectors import item_errors
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -54,14 +55,14 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         record = await self._collections.catalogue.create(
             request.name, model=request.model, version=request.version, keep_sources=keep
         )
-        return collection_to_proto(record, points=0)
+        return collection_to_proto(record, await self._collections.reader.info(record.name))
 
     async def GetCollection(  # noqa: N802 - named by the proto
         self, request: search_pb2.GetCollectionRequest, context: Context
     ) -> search_pb2.Collection:
         """One, by name."""
-        points = await self._collections.count(request.name)
-        return collection_to_proto(self._collections.catalogue.get(request.name), points=points)
+        figures = await self._collections.reader.info(request.name)
+        return collection_to_proto(self._collections.catalogue.get(request.name), figures)
 
     async def ListCollections(  # noqa: N802 - named by the proto
         self, request: search_pb2.ListCollectionsRequest, context: Context
@@ -72,7 +73,8 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         found = []
         for row in rows:
             with suppress(NotFound):  # Deleted meanwhile.
-                found.append(collection_to_proto(row, await self._collections.count(row.name)))
+                figures = await self._collections.reader.info(row.name)
+                found.append(collection_to_proto(row, figures))
         return search_pb2.ListCollectionsResponse(collections=found, next_page_token=token)
 
     async def DeleteCollection(  # noqa: N802 - named by the proto
@@ -104,6 +106,41 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         _check_count("ids", len(request.ids), MAX_DELETED_IDS, "TOO_MANY_IDS")
         deleted = await self._collections.writer.delete(request.collection, request.ids)
         return search_pb2.DeleteResponse(deleted=deleted)
+
+    async def GetPoints(  # noqa: N802 - named by the proto
+        self, request: search_pb2.GetPointsRequest, context: Context
+    ) -> search_pb2.GetPointsResponse:
+        """By id."""
+        found = await self._collections.reader.get(
+            request.collection, request.ids, fields_from_proto(request.fields)
+        )
+        return await asyncio.to_thread(got_to_proto, found)
+
+    async def ListPoints(  # noqa: N802 - named by the proto
+        self, request: search_pb2.ListPointsRequest, context: Context
+    ) -> search_pb2.ListPointsResponse:
+        """A page, in the order of the store."""
+        told = request.filter.SerializeToString(deterministic=True).hex()
+        listing = f"points/{request.collection}/{told}"
+        page = PageRequest.parse(request.page_size, request.page_token, listing=listing)
+        found = await self._collections.reader.list(
+            request.collection,
+            after=str(page.after[0]) if page.after else "",
+            limit=page.size,
+            payload_filter=filter_from_proto(request.filter),
+            fields=fields_from_proto(request.fields),
+        )
+        token = page.going_on_at((found.following,)) if found.following else ""
+        return await asyncio.to_thread(listed_to_proto, found, token)
+
+    async def CountPoints(  # noqa: N802 - named by the proto
+        self, request: search_pb2.CountPointsRequest, context: Context
+    ) -> search_pb2.CountPointsResponse:
+        """Those that match."""
+        points = await self._collections.reader.count(
+            request.collection, filter_from_proto(request.filter)
+        )
+        return search_pb2.CountPointsResponse(points=points)
 
     async def Search(  # noqa: N802 - named by the proto
         self, request: search_pb2.SearchRequest, context: Context
@@ -149,7 +186,7 @@ def found_to_proto(found: Found) -> search_pb2.SearchResponse:
     )
 
 
-def collection_to_proto(record: CollectionRecord, points: int) -> search_pb2.Collection:
+def collection_to_proto(record: CollectionRecord, figures: ShardInfo) -> search_pb2.Collection:
     """As the wire has it."""
     message = search_pb2.Collection(
         name=record.name,
@@ -159,10 +196,12 @@ def collection_to_proto(record: CollectionRecord, points: int) -> search_pb2.Col
         text_encoder_id=record.text_encoder_id,
         vision_encoder_id=record.vision_encoder_id,
         dim=record.dim,
-        points=points,
+        points=figures.points,
         keep_sources=record.keep_sources,
         shadow_version=record.shadow_version or "",
         shadow_complete=record.shadow_complete,
+        indexed_points=min(figures.indexed, figures.points),
+        indexing=figures.building,
     )
     message.create_time.FromDatetime(record.create_time)
     return message
