@@ -36,10 +36,11 @@ from hotclip._local import LocalModel, get_model
 from hotclip._models import Architecture, Backbone, Model, Version, VersionState
 from hotclip._pairs import BadRow, Pair
 from hotclip._points import Point, Upserted, Vector
-from hotclip._queries import Hit, Hits, PointId
+from hotclip._queries import Combined, Hit, Hits, PointId
 from hotclip._ranking import Ranking, RankScore
 from hotclip._resize import ImagePreprocessing
 from hotclip._server import EngineInfo, Limits, ServerInfo, VersionInfo
+from hotclip._stored import StoredPoint
 from hotclip._streaming import Encoded
 from hotclip._sync.client import Client
 from hotclip._sync.jobs import Run
@@ -58,6 +59,7 @@ __all__ = [
     "Checkpoint",
     "Client",
     "Collection",
+    "Combined",
     "Dataset",
     "DatasetFile",
     "DatasetReport",
@@ -92,6 +94,7 @@ __all__ = [
     "Run",
     "ServerInfo",
     "StateChange",
+    "StoredPoint",
     "Text",
     "Timings",
     "UploadProgress",

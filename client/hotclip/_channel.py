@@ -31,7 +31,15 @@ RETRIED: Mapping[str, tuple[str, ...]] = {
     f"{PACKAGE}.JobService": ("GetJob", "ListJobs", "GetJobReport"),
     f"{PACKAGE}.DatasetService": ("GetDataset", "ListDatasets"),
     f"{PACKAGE}.FineTuneService": ("FineTune", "Evaluate"),
-    f"{PACKAGE}.SearchService": ("GetCollection", "ListCollections", "Search", "Reindex"),
+    f"{PACKAGE}.SearchService": (
+        "GetCollection",
+        "ListCollections",
+        "GetPoints",
+        "ListPoints",
+        "CountPoints",
+        "Search",
+        "Reindex",
+    ),
     f"{PACKAGE}.ServerService": ("GetServerInfo",),
 }
 MAX_ATTEMPTS = 5

@@ -28,6 +28,10 @@ class Collection:
     shadow_version: str
     """Version that a shadow is built for; empty if none."""
     shadow_complete: bool
+    indexed_points: int
+    """Points that the approximate index covers; the others are compared one by one."""
+    indexing: bool
+    """Whether the index is being built."""
 
 
 def collection(message: search_pb2.Collection) -> Collection:
@@ -45,4 +49,6 @@ def collection(message: search_pb2.Collection) -> Collection:
         keep_sources=message.keep_sources,
         shadow_version=message.shadow_version,
         shadow_complete=message.shadow_complete,
+        indexed_points=message.indexed_points,
+        indexing=message.indexing,
     )

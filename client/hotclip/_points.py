@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from google.protobuf import struct_pb2
 from numpy.typing import ArrayLike
 
 from hotclip._embeddings import Embeddings
 from hotclip._encoding import OnError, too_large
 from hotclip._inputs import Item, item_of
+from hotclip._payloads import payload_in
 from hotclip._server import Limits
 from hotclip._status import item_errors, placed
 from hotclip.errors import InvalidArgument, ItemError, ItemsFailed
@@ -69,7 +69,7 @@ def point_of(value: object, where: str) -> search_pb2.Point:
     else:
         packed.item.CopyFrom(item_of(value.content, f"{where}.content"))
     if value.payload is not None:
-        packed.payload.CopyFrom(_payload_in(value.payload, f"{where}.payload"))
+        packed.payload.CopyFrom(payload_in(value.payload, f"{where}.payload"))
     return packed
 
 
@@ -153,12 +153,3 @@ def vector_of(value: Vector | Embeddings, where: str) -> search_pb2.Vector:
     if not value.space_id:
         raise InvalidArgument.field(where, "no space_id: vectors of unknown space are no use")
     return search_pb2.Vector(data=array.tobytes(), space_id=value.space_id)
-
-
-def _payload_in(payload: Mapping[str, Any], where: str) -> struct_pb2.Struct:
-    packed = struct_pb2.Struct()
-    try:
-        packed.update(payload)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument.field(where, f"not a JSON object: {error}") from error
-    return packed

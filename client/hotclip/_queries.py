@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
-from google.protobuf import json_format, struct_pb2
-
 from hotclip._embeddings import Embeddings
 from hotclip._inputs import Item, is_single, item_of, may_block
+from hotclip._payloads import payload_out
 from hotclip._points import Vector, vector_of
 from hotclip._server import Limits
 from hotclip.errors import Aborted, InvalidArgument
@@ -26,6 +25,18 @@ class PointId:
     """Queries with the stored vector of a point; the point itself is not found."""
 
     id: str
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Several queries at once: hits come in the order of the weighted sum of their cosines.
+
+    Each part is a query or (query, weight), 1 to 16 of them; a weight is 1 by default, and less
+    than 0 means "unlike this". Points that are parts are not found. The score of a hit is its
+    cosine to the weighted sum of the parts.
+    """
+
+    parts: Sequence[QueryPart | tuple[QueryPart, float]]
 
 
 @dataclass(frozen=True)
@@ -59,14 +70,15 @@ class Hits(Sequence[Hit]):
         return f"Hits({list(self._hits)!r}, version={self.version!r})"
 
 
-QueryLike: TypeAlias = "Item | Vector | Embeddings | PointId"
+QueryPart: TypeAlias = "Item | Vector | Embeddings | PointId"
+QueryLike: TypeAlias = "QueryPart | Combined"
 
 
 def is_one_query(query: object) -> bool:
     """Whether this is one query rather than a list of queries."""
     if isinstance(query, Embeddings):
         return query.ndim == 1
-    return isinstance(query, Vector | PointId) or is_single(query)
+    return isinstance(query, Vector | PointId | Combined) or is_single(query)
 
 
 def query_of(value: object, where: str) -> search_pb2.Query:
@@ -75,14 +87,35 @@ def query_of(value: object, where: str) -> search_pb2.Query:
         return search_pb2.Query(point_id=value.id)
     if isinstance(value, Vector | Embeddings):
         return search_pb2.Query(vector=vector_of(value, where))
+    if isinstance(value, Combined):
+        parts = [_weighted(part, f"{where}.parts[{at}]") for at, part in enumerate(value.parts)]
+        return search_pb2.Query(combination=search_pb2.Combination(parts=parts))
     return search_pb2.Query(item=item_of(value, where))
+
+
+def _weighted(told: object, where: str) -> search_pb2.WeightedQuery:
+    query, weight = told if isinstance(told, tuple) and len(told) == 2 else (told, 1.0)
+    if isinstance(query, Combined):
+        raise InvalidArgument.field(where, "a Combined within a Combined")
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise InvalidArgument.field(where, f"the weight {weight!r} is no number")
+    return search_pb2.WeightedQuery(query=query_of(query, where), weight=weight)
+
+
+def _inputs(queries: Iterable[object]) -> Iterator[object]:
+    """What queries are made of, but for what is a vector or stored already."""
+    for query in queries:
+        if isinstance(query, Combined):
+            yield from _inputs(p[0] if isinstance(p, tuple) and p else p for p in query.parts)
+        elif not isinstance(query, Embeddings | Vector | PointId):
+            yield query
 
 
 def hits(reply: search_pb2.SearchResponse) -> list[Hits]:
     """Parses the answer of Search: one Hits a query."""
     return [
         Hits(
-            (Hit(h.id, h.score, _payload_out(h.payload)) for h in result.hits),
+            (Hit(h.id, h.score, payload_out(h.payload)) for h in result.hits),
             reply.version,
             reply.space_id,
         )
@@ -129,7 +162,7 @@ class SearchPlan:
     @property
     def reads(self) -> bool:
         """Whether packing the queries may read files, fetch or compress."""
-        return may_block(q for q in self._queries if not isinstance(q, Embeddings | PointId))
+        return may_block(_inputs(self._queries))
 
     def requests(self, limits: Limits) -> Iterator[search_pb2.SearchRequest]:
         """The requests, cut by number and bytes; reads each image when its turn comes."""
@@ -177,8 +210,3 @@ class SearchPlan:
     def result(self) -> Hits | list[Hits]:
         """Hits for one query, a list of Hits for a list."""
         return self._found[0] if self._single else self._found
-
-
-def _payload_out(payload: struct_pb2.Struct) -> dict[str, Any]:
-    plain: dict[str, Any] = json_format.MessageToDict(payload)
-    return plain

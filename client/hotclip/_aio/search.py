@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, overload
 
 from hotclip import _collections as parse
@@ -14,6 +14,13 @@ from hotclip._encoding import OnError
 from hotclip._filters import FilterLike, filter_of
 from hotclip._points import MAX_IDS, PointLike, Upserted, UpsertTally, point_blocks
 from hotclip._queries import Hits, QueryLike, SearchPlan
+from hotclip._stored import (
+    IDS_AT_ONCE,
+    SOURCES_AT_ONCE,
+    StoredPoint,
+    fields_of,
+    stored_points,
+)
 from hotclip.errors import Aborted
 from hotclip_proto.v1 import search_pb2
 
@@ -135,6 +142,113 @@ async def delete_points(
     return deleted
 
 
+async def get_points(
+    self: AsyncClient,
+    collection: str,
+    ids: Sequence[str],
+    *,
+    vectors: bool = False,
+    sources: bool = False,
+    timeout: float | None = None,
+) -> list[StoredPoint]:
+    """Points by id, in that order; unknown ids are left out.
+
+    Args:
+        collection: Its name.
+        ids: Of any number; long lists are asked for in parts.
+        vectors: Whether their vectors are wanted.
+        sources: Whether the texts and images are wanted that they were made of, if kept.
+        timeout: Seconds for all points; None: the client's default.
+
+    Raises:
+        NotFound: No such collection.
+        ResourceExhausted: The answer is too large (reason ANSWER_TOO_LARGE): ask for fewer.
+    """
+    connection, found = self._connection, list[StoredPoint]()
+    deadline = connection.deadline(timeout)
+    at_once = SOURCES_AT_ONCE if sources else IDS_AT_ONCE
+    for start in range(0, len(ids), at_once):
+        request = search_pb2.GetPointsRequest(
+            collection=collection,
+            ids=ids[start : start + at_once],
+            fields=fields_of(vectors=vectors, sources=sources),
+        )
+        reply = await connection.call(connection.stubs().search.GetPoints, request, deadline)
+        found += stored_points(reply.points)
+    return found
+
+
+async def list_points(
+    self: AsyncClient,
+    collection: str,
+    *,
+    filter: FilterLike | None = None,  # noqa: A002 - the word that searches use
+    vectors: bool = False,
+    sources: bool = False,
+    page_size: int = 0,
+    timeout: float | None = None,
+) -> AsyncIterator[StoredPoint]:
+    """Every point that matches, a page at a time; a point that stays is given once.
+
+    Args:
+        collection: Its name.
+        filter: Only points that match; a mapping means equality of each key.
+        vectors: Whether their vectors are wanted.
+        sources: Whether the texts and images are wanted that they were made of, if kept.
+        page_size: Points of a page, at most 1,000; 0: the server's default.
+        timeout: Seconds for each page; None: the client's default.
+
+    Yields:
+        StoredPoint, in an order that does not change.
+
+    Raises:
+        NotFound: No such collection.
+        InvalidArgument: The filter or the page size.
+    """
+    connection, token = self._connection, ""
+    conditions = filter_of(filter)
+    while True:
+        request = search_pb2.ListPointsRequest(
+            collection=collection,
+            filter=conditions,
+            page_size=page_size,
+            page_token=token,
+            fields=fields_of(vectors=vectors, sources=sources),
+        )
+        stub = connection.stubs().search
+        reply = await connection.call(stub.ListPoints, request, connection.deadline(timeout))
+        for point in stored_points(reply.points):
+            yield point
+        token = reply.next_page_token
+        if not token:
+            return
+
+
+async def count_points(
+    self: AsyncClient,
+    collection: str,
+    *,
+    filter: FilterLike | None = None,  # noqa: A002 - the word that searches use
+    timeout: float | None = None,
+) -> int:
+    """How many points match.
+
+    Args:
+        collection: Its name.
+        filter: Only points that match; None: all.
+        timeout: Seconds; None: the client's default.
+
+    Raises:
+        NotFound: No such collection.
+        InvalidArgument: The filter.
+    """
+    connection = self._connection
+    request = search_pb2.CountPointsRequest(collection=collection, filter=filter_of(filter))
+    stub = connection.stubs().search
+    reply = await connection.call(stub.CountPoints, request, connection.deadline(timeout))
+    return reply.points
+
+
 @overload
 async def search(  # type: ignore[overload-overlap]  # a str is one query, though it is a sequence
     self: AsyncClient,
@@ -177,8 +291,8 @@ async def search(
 
     Args:
         collection: Its name.
-        query: An item of encode (a str is a text), a Vector, one row of Embeddings, or a
-            PointId; or a list of these. Text and image queries are encoded by the version
+        query: an item of encode (a str is a text), a Vector, one row of Embeddings, a PointId,
+            or Combined of several; or a list of these. Text and image queries are encoded by the version
             that the collection is bound to.
         limit: Hits a query, 1 to 1,000.
         filter: Only points that match; a mapping means equality of each key.

@@ -59,6 +59,9 @@ class Client:
     delete_collection = searching.delete_collection
     upsert = searching.upsert
     delete_points = searching.delete_points
+    get_points = searching.get_points
+    list_points = searching.list_points
+    count_points = searching.count_points
     search = searching.search
     reindex = searching.reindex
 

@@ -7,6 +7,7 @@ import hashlib
 import math
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 import grpc
 
@@ -23,7 +24,7 @@ from hotclip_server.search.searcher import DEFAULT_LIMIT, Found, SearchOptions
 from hotclip_server.services.datasets import name_violations, request_id_violations
 from hotclip_server.services.encode import deadline_of
 from hotclip_server.services.jobs import job_to_proto
-from hotclip_server.services.paging import PageRequest
+from hotclip_server.services.paging import PageRequest, invalid_token
 from hotclip_server.services.points import fields_from_proto, got_to_proto, listed_to_proto
 from hotclip_server.services.vectors import item_errors
 
@@ -125,7 +126,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         page = PageRequest.parse(request.page_size, request.page_token, listing=listing)
         found = await self._collections.reader.list(
             request.collection,
-            after=str(page.after[0]) if page.after else "",
+            after=_cursor(page),
             limit=page.size,
             payload_filter=filter_from_proto(request.filter),
             fields=fields_from_proto(request.fields),
@@ -223,6 +224,16 @@ def _options(request: search_pb2.SearchRequest, deadline: float | None) -> Searc
 
 def _hit(match: Match) -> search_pb2.Hit:
     return search_pb2.Hit(id=match.id, score=match.score, payload=payload_to_struct(match.payload))
+
+
+def _cursor(page: PageRequest) -> str:
+    """Where a listing of points goes on; see ids.cursor_of."""
+    if page.after is None:
+        return ""
+    try:
+        return str(UUID(str(page.after[0])))
+    except ValueError:
+        raise invalid_token() from None
 
 
 def _check_reindex(request: search_pb2.ReindexRequest) -> None:
