@@ -19,7 +19,7 @@ from hotclip_server.batching.batcher import Batcher
 from hotclip_server.batching.cache import FeatureCache
 from hotclip_server.batching.device import DeviceThread
 from hotclip_server.batching.watchdog import Watchdog
-from hotclip_server.config import ServerConfig
+from hotclip_server.config import ConfigError, ServerConfig
 from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.drain import Drain
 from hotclip_server.encoding.engines.choices import EngineWish
@@ -47,6 +47,7 @@ from hotclip_server.runtime import describe_machine, describe_runtime, resolve_d
 from hotclip_server.search.blobs import SourceBlobs
 from hotclip_server.search.collections import Collections
 from hotclip_server.search.edge import EdgeStore
+from hotclip_server.search.protocol import VectorStore
 from hotclip_server.services.artifacts import ArtifactService
 from hotclip_server.services.datasets import DatasetService
 from hotclip_server.services.encode import STREAM_METHOD, EncodeService
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
 
 DATASET_THREADS = 2
 """Uploads and downloads are checked, read and written apart from the pool that requests need."""
+VECTORS_TIMEOUT_S = 60.0
+"""Of one call of a Qdrant server."""
 
 
 def build(
@@ -117,7 +120,7 @@ def build(
         engines,
     )
     datasets = DatasetStore(folder / "datasets", database, dataset_pool, dataset_limits(config))
-    vectors = EdgeStore(folder / "vectors")
+    vectors = make_vectors(config)
     collections = Collections(
         database,
         vectors,
@@ -226,6 +229,24 @@ def make_store(config: ServerConfig, artifacts: ArtifactStore | None = None) -> 
             max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels
         ),
     )
+
+
+def make_vectors(config: ServerConfig) -> VectorStore:
+    """What keeps vectors: the engine of this machine, or a Qdrant server.
+
+    Raises:
+        ConfigError: the client of Qdrant is not installed.
+    """
+    folder = config.data_dir / "vectors"
+    if not config.vectors_url:
+        return EdgeStore(folder)
+    try:
+        from hotclip_server.search.qdrant_store import QdrantStore, connect
+    except ModuleNotFoundError as error:
+        problem = f"needs pip install 'hotclip[qdrant]': {error}"
+        raise ConfigError({"vectors_url": problem}) from error
+    client = connect(config.vectors_url, config.vectors_api_key, VECTORS_TIMEOUT_S)
+    return QdrantStore(client, folder / "qdrant-namespace")
 
 
 def make_cuda_engines(device: str) -> CudaEngines | None:

@@ -10,9 +10,10 @@ import math
 import re
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -61,6 +62,12 @@ def _device(value: str) -> str:
     return "" if good else f"must be auto, cpu, cuda or cuda:<n>, is {value!r}"
 
 
+def _vectors_url(value: str) -> str:
+    good = not value or re.fullmatch(r"https?://(\[[0-9a-fA-F:]+\]|[\w.-]+)(:\d+)?(/[^\s?#@]*)?", value)
+    # The value is not shown: it may hold a password.
+    return "" if good else "must be http(s)://host:port without user, password and query"
+
+
 def _port(value: int) -> str:
     return "" if 0 <= value <= 65535 else f"must be within 0 and 65535, is {value}"
 
@@ -85,6 +92,13 @@ class ServerConfig:
     """Folder of models named by local:<name>; default: models below the data directory."""
     database_url: str = ""
     """SQLAlchemy URL of the metadata; default: a SQLite file below the data directory."""
+    vectors_url: Annotated[str, _vectors_url] = ""
+    """Qdrant server that keeps the vectors of collections, e.g. https://vectors.example:6333; needs
+    pip install 'hotclip[qdrant]'. Default: below the data directory. After a change, collections
+    are filled anew from what they were made of."""
+    vectors_api_key: str = field(default="", repr=False)
+    """API key of that server; better set as HOTCLIP_VECTORS_API_KEY than as a flag, which every
+    user of the machine sees."""
     model: Annotated[str, _matching(r"\S+", "a source, e.g. builtin:mini")] = "builtin:mini"
     """What a fresh data directory serves as model "default": builtin:mini,
     <open_clip architecture>::<pretrained tag>, hf-hub:<org>/<repo> or local:<name>. Later the
@@ -176,6 +190,12 @@ class ServerConfig:
             problems["host"] = (
                 f"{self.host} is reached from other machines, and this server neither encrypts "
                 "nor authenticates; listen on 127.0.0.1, or say --insecure if the network is yours"
+            )
+        in_clear = self.vectors_api_key and self.vectors_url.startswith("http://")
+        if in_clear and not self.insecure and urlsplit(self.vectors_url).hostname not in LOOPBACK:
+            problems["vectors_api_key"] = (
+                "would be sent in clear to another machine; use https://, or say --insecure if the "
+                "network is yours"
             )
         if problems:
             raise ConfigError(problems)

@@ -28,7 +28,7 @@ from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.pipeline import EncodePipeline
 from hotclip_server.rpc import listen, make_server
 from hotclip_server.search.collections import Collections
-from hotclip_server.search.edge import EdgeStore
+from hotclip_server.search.protocol import VectorStore
 from hotclip_server.storage.database import Database
 from hotclip_server.storage.folder_lock import FolderLock
 from hotclip_server.trackers.follower import Followers
@@ -58,7 +58,7 @@ class Parts:
     dataset_pool: ThreadPoolExecutor
     datasets: DatasetStore
     artifacts: ArtifactStore
-    vectors: EdgeStore
+    vectors: VectorStore
     collections: Collections
     releases: RegistryReleases
     jobs: JobRunner

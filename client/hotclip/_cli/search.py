@@ -103,7 +103,10 @@ def _points(client: Client, options: argparse.Namespace) -> int:
 
 def _count(client: Client, options: argparse.Namespace) -> int:
     points = client.count_points(options.collection, filter=_filter(options))
-    print_json({"points": points}) if options.json else print(points)
+    if options.json:
+        print_json({"points": points})
+    else:
+        print(points)
     return 0
 
 

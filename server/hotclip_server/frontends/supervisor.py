@@ -331,4 +331,5 @@ class Frontends:
 def portable(config: ServerConfig) -> dict[str, Any]:
     """What a front end needs of the configuration, as JSON."""
     plain = asdict(config)
-    return {name: value for name, value in plain.items() if not isinstance(value, Path | None)}
+    needed = plain.keys() - {"vectors_api_key"}
+    return {n: v for n, v in plain.items() if n in needed and not isinstance(v, Path | None)}
