@@ -8,6 +8,7 @@ from benchmarks.figures import Figure, judged, table, write_figures
 from benchmarks.finetune import finetune
 from benchmarks.finetune_quality import finetune_quality
 from benchmarks.machine import describe_machine, device_name, slug
+from benchmarks.search import search
 from benchmarks.settings import Settings
 
 Suite = Callable[[Settings], Iterator[Figure]]
@@ -15,6 +16,7 @@ SUITES: dict[str, Suite] = {
     "encode": encode,
     "finetune": finetune,
     "finetune-quality": finetune_quality,
+    "search": search,
 }
 
 

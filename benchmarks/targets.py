@@ -25,6 +25,9 @@ ANYWHERE = {
     "training.shares_sum*": Target(0.9),
     "training.over_open_clip.decoded.mini": Target(1.4),
     "training.over_open_clip.jpeg.mini": Target(2.0),
+    "search.recall_at_10": Target(0.98),
+    "search.over_engine.batch64": Target(1.5, at_most=True),
+    "search.added_ms.single": Target(1.5, at_most=True),
 }
 CPU = {
     "training.over_open_clip.*.ViT-B-32.*_chunks": Target(1.05),
