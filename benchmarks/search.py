@@ -202,12 +202,12 @@ class _Bench:
             building = _longest_gap_ms(load, began, began + seconds)
         if not self._client.get_collection(OTHER).indexed_points:
             raise WorkerFailed("no index was built beside Encode")
-        with Load(self._server.address) as load:
+        with Load(self._server.address) as control:
             began = time.monotonic()
             time.sleep(seconds)
-            idle = _longest_gap_ms(load, began, began + seconds)
-        if load.failures:
-            raise WorkerFailed(f"Encode failed: {load.failures[0]}")
+            idle = _longest_gap_ms(control, began, began + seconds)
+        if failures := load.failures + control.failures:
+            raise WorkerFailed(f"Encode failed: {failures[0]}")
         self._client.delete_collection(OTHER)
         note(f"longest gap {building:.1f} ms beside a build of {seconds:.0f} s, idle {idle:.1f} ms")
         yield Figure(

@@ -63,8 +63,9 @@ def _device(value: str) -> str:
 
 
 def _vectors_url(value: str) -> str:
-    good = not value or re.fullmatch(r"https?://(\[[0-9a-fA-F:]+\]|[\w.-]+)(:\d+)?(/[^\s?#@]*)?", value)
+    form = r"https?://(\[[0-9a-fA-F:]+\]|[\w.-]+)(:\d+)?(/[^\s?#@]*)?"
     # The value is not shown: it may hold a password.
+    good = not value or re.fullmatch(form, value)
     return "" if good else "must be http(s)://host:port without user, password and query"
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from hotclip_server.pipeline import EncodePipeline, ItemLimits
 from hotclip_server.search.blobs import SourceBlobs
 from hotclip_server.search.collections import Collections
 from hotclip_server.search.edge import EdgeStore
+from hotclip_server.search.protocol import VectorStore
 from hotclip_server.storage.database import Database
 from hotclip_server.testing import FakeEncoder, FakeLoader
 
@@ -34,7 +36,8 @@ class World:
     loader: FakeLoader
     registry: ModelRegistry
     pipeline: EncodePipeline
-    store: EdgeStore
+    store: Any
+    """An EdgeStore, or what the test gave."""
     collections: Collections
     jobs: JobRunner
 
@@ -61,9 +64,13 @@ class World:
 
 @asynccontextmanager
 async def search_world(
-    folder: Path, loader: FakeLoader | None = None, *, max_items: int = 1024
+    folder: Path,
+    loader: FakeLoader | None = None,
+    *,
+    max_items: int = 1024,
+    store: VectorStore | None = None,
 ) -> AsyncIterator[World]:
-    """Starts the stack on a data folder; stops it at the end."""
+    """Starts the stack on a data folder; stops it at the end. By default vectors lie there too."""
     loader = loader or FakeLoader()
     database = Database(f"sqlite:///{folder / 'hotclip.db'}")
     device = DeviceThread()
@@ -72,7 +79,7 @@ async def search_world(
     )
     pipeline = EncodePipeline(batcher, ItemLimits(max_items=max_items), 2)
     registry = ModelRegistry(database, loader, device.run)
-    store = EdgeStore(folder / "vectors", timeout_s=30)
+    store = store or EdgeStore(folder / "vectors", timeout_s=30)
     blobs = SourceBlobs(folder / "sources")
     collections = Collections(database, store, registry, pipeline, blobs, max_items=max_items)
     registry.add_flip_participant(collections.catalogue)

@@ -165,7 +165,7 @@ class EdgeStore:
         stored = Stored(dict(rows))
         if with_vectors and rows:
             matrix = wire.vectors_from_bytes(body[:size], size // 4 // len(rows))
-            stored.vectors.update((row[0], vector) for row, vector in zip(rows, matrix, strict=True))
+            stored.vectors.update((row[0], vec) for row, vec in zip(rows, matrix, strict=True))
         if with_payloads:
             payloads = await _parsed(body[size:])
             stored.payloads.update((row[0], load) for row, load in zip(rows, payloads, strict=True))

@@ -10,7 +10,9 @@ import asyncio
 import json
 import logging
 import secrets
+import warnings
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,12 +50,15 @@ def connect(url: str, api_key: str, timeout_s: float) -> AsyncQdrantClient:
     """
     # Its log would have a line for every call.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    return AsyncQdrantClient(
-        url=url,
-        api_key=api_key or None,
-        timeout=max(1, round(timeout_s)),
-        check_compatibility=False,  # asks the server, blocking, before anything is started
-    )
+    with warnings.catch_warnings():
+        # ServerConfig refuses a key in clear, but for this machine.
+        warnings.filterwarnings("ignore", message="Api key is used with an insecure connection")
+        return AsyncQdrantClient(
+            url=url,
+            api_key=api_key or None,
+            timeout=max(1, round(timeout_s)),
+            check_compatibility=False,  # asks the server, blocking, before anything is started
+        )
 
 
 class QdrantStore:
@@ -99,7 +104,7 @@ class QdrantStore:
 
     async def drop(self, shard: str) -> None:
         """See VectorStore."""
-        await self._ask(lambda: self._client.delete_collection(self._name(shard)))
+        await self._ask(partial(self._client.delete_collection, self._name(shard)))
 
     async def shards(self) -> list[str]:
         """See VectorStore."""
@@ -121,9 +126,7 @@ class QdrantStore:
                 )
                 for point, row in zip(points[rows], vectors[rows].tolist(), strict=True)
             ]
-            await self._ask(
-                lambda batch=batch: self._client.upsert(self._name(shard), batch, wait=True)  # type: ignore[misc]  # mypy can't infer lambdas with defaults
-            )
+            await self._ask(partial(self._client.upsert, self._name(shard), batch, wait=True))
 
     async def delete(self, shard: str, ids: Sequence[str]) -> int:
         """See VectorStore."""
@@ -132,9 +135,7 @@ class QdrantStore:
             uids: list[models.ExtendedPointId] = [str(point_uuid(i)) for i in some]
             there += len((await self.retrieve(shard, some)).revisions)
             selector = models.PointIdsList(points=uids)
-            await self._ask(
-                lambda selector=selector: self._client.delete(name, selector, wait=True)  # type: ignore[misc]  # mypy can't infer lambdas with defaults
-            )
+            await self._ask(partial(self._client.delete, name, selector, wait=True))
         return there
 
     async def search(
@@ -168,7 +169,7 @@ class QdrantStore:
         for start in range(0, len(requests), together):
             part = requests[start : start + together]
             answers = await self._ask(
-                lambda part=part: self._client.query_batch_points(self._name(shard), part)  # type: ignore[misc]  # mypy can't infer lambdas with defaults
+                partial(self._client.query_batch_points, self._name(shard), part)
             )
             matches = [[_match(hit) for hit in answer.points] for answer in answers]
             size += sum(_size(match.payload) for hits in matches for match in hits)
@@ -191,8 +192,12 @@ class QdrantStore:
         for some in _parts(ids):
             uids = [str(point_uuid(i)) for i in some]
             found = await self._ask(
-                lambda uids=uids: self._client.retrieve(  # type: ignore[misc]  # mypy can't infer lambdas with defaults
-                    self._name(shard), uids, with_payload=fields, with_vectors=with_vectors
+                partial(
+                    self._client.retrieve,
+                    self._name(shard),
+                    uids,
+                    with_payload=fields,
+                    with_vectors=with_vectors,
                 )
             )
             for record in found:
@@ -219,7 +224,8 @@ class QdrantStore:
     ) -> tuple[list[PointMeta], str]:
         """See VectorStore."""
         found, following = await self._ask(
-            lambda: self._client.scroll(
+            partial(
+                self._client.scroll,
                 self._name(shard),
                 scroll_filter=to_qdrant_filter(payload_filter, ()),
                 limit=limit,
@@ -240,15 +246,18 @@ class QdrantStore:
     async def count(self, shard: str, payload_filter: PayloadFilter | None = None) -> int:
         """See VectorStore."""
         counted = await self._ask(
-            lambda: self._client.count(
-                self._name(shard), count_filter=to_qdrant_filter(payload_filter, ()), exact=True
+            partial(
+                self._client.count,
+                self._name(shard),
+                count_filter=to_qdrant_filter(payload_filter, ()),
+                exact=True,
             )
         )
         return counted.count
 
     async def info(self, shard: str) -> ShardInfo:
         """See VectorStore."""
-        told = await self._ask(lambda: self._client.get_collection(self._name(shard)))
+        told = await self._ask(partial(self._client.get_collection, self._name(shard)))
         vectors = told.config.params.vectors
         if not isinstance(vectors, models.VectorParams):
             raise FailedPrecondition(
@@ -265,14 +274,16 @@ class QdrantStore:
     async def optimize(self, shard: str) -> None:
         """Waits until Qdrant, which builds its indexes by itself, has done so."""
         while True:
-            told = await self._ask(lambda: self._client.get_collection(self._name(shard)))
+            told = await self._ask(partial(self._client.get_collection, self._name(shard)))
             if told.status == models.CollectionStatus.GREEN:
                 return
             if told.status == models.CollectionStatus.GREY:  # it waits to be asked
                 changed = models.OptimizersConfigDiff()
                 await self._ask(
-                    lambda: self._client.update_collection(
-                        self._name(shard), optimizers_config=changed
+                    partial(
+                        self._client.update_collection,
+                        self._name(shard),
+                        optimizers_config=changed,
                     )
                 )
             await asyncio.sleep(_POLL_S)

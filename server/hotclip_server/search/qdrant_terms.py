@@ -23,7 +23,9 @@ def to_error(error: UnexpectedResponse) -> HotclipError:
     said = (error.content or b"").decode("utf-8", "replace")[:500]
     match error.status_code:
         case 404:
-            return NotFound(f"the vector database has no such shard: {said}", reason="SHARD_NOT_FOUND")
+            return NotFound(
+                f"the vector database has no such shard: {said}", reason="SHARD_NOT_FOUND"
+            )
         case 401 | 403:
             return FailedPrecondition(
                 "the vector database refuses the API key", reason="VECTORS_REFUSED"
@@ -33,9 +35,7 @@ def to_error(error: UnexpectedResponse) -> HotclipError:
         case 507:
             return ResourceExhausted("the vector database is full", reason="DISK_FULL")
         case status if "No space left" in said or "disk space" in said.lower():
-            return ResourceExhausted(
-                f"the vector database is full ({status})", reason="DISK_FULL"
-            )
+            return ResourceExhausted(f"the vector database is full ({status})", reason="DISK_FULL")
         case status if status == 429 or (status or 500) >= 500:
             return Unavailable(f"the vector database fails ({status}): {said}", retry_after_s=1.0)
         case status:

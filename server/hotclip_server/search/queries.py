@@ -56,7 +56,8 @@ def parse_query(query: search_pb2.Query, space: Space, field: str) -> ParsedQuer
     field = f"{field}.combination"
     told = query.combination.parts
     if not 1 <= len(told) <= MAX_PARTS:
-        raise InvalidArgument.field(f"{field}.parts", f"{len(told)} parts; must be 1 to {MAX_PARTS}")
+        problem = f"{len(told)} parts; must be 1 to {MAX_PARTS}"
+        raise InvalidArgument.field(f"{field}.parts", problem)
     parts = []
     for at, weighted in enumerate(told):
         weight = weighted.weight if weighted.HasField("weight") else 1.0

@@ -10,24 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from hotclip_server.errors import NotFound, Unavailable
 from hotclip_server.search.edge import EdgeStore
-from hotclip_server.search.filters import FieldTest, PayloadFilter
 from hotclip_server.search.protocol import PointMeta
 
-
-def clustered(n: int, dim: int, seed: int = 0) -> NDArray[np.float32]:
-    """Unit vectors around 50 centres, as embeddings of real things lie."""
-    centres = np.random.default_rng(7).standard_normal((50, dim))
-    rng = np.random.default_rng(seed)
-    vectors = centres[rng.integers(0, 50, n)] + 0.7 * rng.standard_normal((n, dim))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def points(n: int, revision: int = 1) -> list[PointMeta]:
-    return [PointMeta(f"id {i}", revision, {"n": i, "even": i % 2 == 0}) for i in range(n)]
+from .vectors import clustered, points
 
 
 async def until_building(store: EdgeStore) -> None:
@@ -154,79 +142,6 @@ async def test_an_idle_shard_indexes_itself(store: EdgeStore) -> None:
             await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize(
-    ("payload_filter", "expected"),
-    [
-        (PayloadFilter(must=(FieldTest(key="n", values=(5,)),)), {5}),
-        (PayloadFilter(must=(FieldTest(key="even", values=(True,)),)), {0, 2, 4, 6, 8}),
-        (PayloadFilter(must=(FieldTest(key="o.deep er.tag", values=("t3",)),)), {3}),
-        (PayloadFilter(must=(FieldTest(key="tags", values=("x1", "y1")),)), {1}),
-        (PayloadFilter(must=(FieldTest(key="f", gte=1.0, lt=2.5),)), {2, 3, 4}),
-        (PayloadFilter(must=(FieldTest(key="n", gt=7.5),)), {8, 9}),
-        (PayloadFilter(must=(FieldTest(key="o.deep er.tag", values=()),)), set()),
-        (
-            PayloadFilter(
-                should=(FieldTest(key="n", values=(1,)), FieldTest(key="n", lte=0)),
-                must_not=(FieldTest(key="n", values=(0,)),),
-            ),
-            {1},
-        ),
-    ],
-)
-async def test_filters(store: EdgeStore, payload_filter: PayloadFilter, expected: set[int]) -> None:
-    rows = [
-        PointMeta(
-            str(i),
-            1,
-            {
-                "n": i,
-                "even": i % 2 == 0,
-                "f": i / 2,
-                "o": {"deep er": {"tag": f"t{i}"}},
-                "tags": [f"x{i}", f"y{i}"],
-            },
-        )
-        for i in range(10)
-    ]
-    await store.create("s", 4)
-    await store.upsert("s", rows, clustered(10, 4))
-    (hits,) = await store.search(
-        "s", clustered(1, 4), limit=10, payload_filter=payload_filter, exact=True
-    )
-    assert {int(m.id) for m in hits} == expected
-
-
-async def test_search_leaves_out_and_thresholds(store: EdgeStore) -> None:
-    vectors = clustered(50, 8)
-    await store.create("s", 8)
-    await store.upsert("s", points(50), vectors)
-    one, other = await store.search("s", vectors[:2], limit=50, exclude=["id 0", None])
-    assert "id 0" not in {m.id for m in one}
-    assert other[0].id == "id 1"
-    (near,) = await store.search("s", vectors[:1], limit=50, score_threshold=0.5)
-    assert near
-    assert all(m.score >= 0.5 for m in near)
-    assert len(near) == int((vectors @ vectors[0] >= 0.5).sum())
-
-
-async def test_shards_come_and_go(store: EdgeStore) -> None:
-    await store.create("a", 4)
-    await store.create("a", 4)
-    await store.upsert("a", points(3), clustered(3, 4))
-    page, cursor = await store.scroll("a", limit=2)
-    rest, end = await store.scroll("a", after=cursor, limit=2)
-    assert {p.id for p in page + rest} == {"id 0", "id 1", "id 2"}
-    assert end == ""
-    assert await store.shards() == ["a"]
-    await store.drop("a")
-    await store.drop("a")
-    assert await store.shards() == []
-    with pytest.raises(NotFound):
-        await store.info("a")
-    with pytest.raises(NotFound):
-        await store.info("../etc")
-
-
 async def test_the_process_ends_with_the_store(tmp_path: Path) -> None:
     store = EdgeStore(tmp_path)
     await store.start()
@@ -237,3 +152,8 @@ async def test_the_process_ends_with_the_store(tmp_path: Path) -> None:
         os.kill(pid, 0)
     with pytest.raises(Unavailable):
         await store.shards()
+
+
+async def test_a_name_is_no_path(store: EdgeStore) -> None:
+    with pytest.raises(NotFound):
+        await store.info("../etc")
