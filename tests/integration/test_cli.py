@@ -194,6 +194,16 @@ def test_search(shell: Shell) -> None:
     assert float(cosine) > 0.99
     assert len(shell.json("search", "drawn", "a red square")["hits"]) == 10
     assert shell.run("collections")[0].splitlines()[1].split()[:2] == ["drawn", "32"]
+    wanted = ("--filter", '{"file": "7.png"}')
+    hits = shell.json("search", "drawn", "5.png", "--plus", "a dog", "--minus", "9.png", *wanted)
+    assert [hit["id"] for hit in hits["hits"]] == ["7"]
+    assert shell.json("points", "drawn", *wanted) == [{"id": "7", "payload": {"file": "7.png"}}]
+    out, err = shell.run("points", "drawn", "7", "none")
+    assert (out.splitlines()[1].split()[0], err) == ("7", "no point 'none'\n")
+    assert len(shell.run("points", "drawn", "-n", "5")[0].splitlines()) == 6
+    assert shell.run("count", "drawn")[0] == "32\n"
+    assert shell.json("count", "drawn", *wanted) == {"points": 1}
+    assert "JSON" in shell.run("count", "drawn", "--filter", "[1]", exits=2)[1]
 
 
 def test_evaluate_follows_the_job(shell: Shell, tuned: str) -> None:

@@ -156,7 +156,8 @@ def test_the_key_is_not_shown_and_not_sent_in_clear() -> None:
     with pytest.raises(ConfigError) as clear:
         ServerConfig(vectors_url="http://vectors.example:6333", vectors_api_key=SECRET)
     assert set(clear.value.problems) == {"vectors_api_key"}
-    for url in ("vectors.example", f"https://me:{SECRET}@vectors.example", "http://a?b=c", "ftp://a"):
+    urls = ("vectors.example", f"https://me:{SECRET}@vectors.example", "http://a?b=c", "ftp://a")
+    for url in urls:
         with pytest.raises(ConfigError) as bad:
             ServerConfig(vectors_url=url)
         assert set(bad.value.problems) == {"vectors_url"}
