@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
-from hotclip_server.errors import InvalidArgument, ResourceExhausted
+from hotclip_server.errors import InvalidArgument, NotFound, ResourceExhausted
 from hotclip_server.search import records
 from hotclip_server.search.blobs import SourceBlobs
 from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.search.filters import PayloadFilter
 from hotclip_server.search.ids import cursor_of
-from hotclip_server.search.live import on_live_shard
 from hotclip_server.search.protocol import PointMeta, ShardInfo, VectorStore
 from hotclip_server.search.records import CollectionRecord, SourceRow
 from hotclip_server.storage.database import Database
+
+T = TypeVar("T")
 
 MAX_IDS = 1000
 _PAGE_BYTES = 8 << 20
@@ -71,14 +72,14 @@ class Reader:
 
     async def info(self, name: str) -> ShardInfo:
         """Figures of the live shard. Raises NotFound."""
-        return await on_live_shard(
-            self._catalogue, name, lambda record: self._store.info(record.shard)
+        return await self._on_live_shard(
+            name, lambda record: self._store.info(record.shard)
         )
 
     async def count(self, name: str, payload_filter: PayloadFilter | None = None) -> int:
         """Points that match. Raises NotFound."""
-        return await on_live_shard(
-            self._catalogue, name, lambda record: self._store.count(record.shard, payload_filter)
+        return await self._on_live_shard(
+            name, lambda record: self._store.count(record.shard, payload_filter)
         )
 
     async def get(self, name: str, ids: Sequence[str], fields: Fields) -> ReadPoints:
@@ -103,7 +104,7 @@ class Reader:
                 )
             return ReadPoints(points=points, record=record)
 
-        return await on_live_shard(self._catalogue, name, read)
+        return await self._on_live_shard(name, read)
 
     async def list(
         self,
@@ -133,7 +134,20 @@ class Reader:
                 following = cursor_of(left[0]) if left else following
             return ReadPoints(points=points, record=record, following=following)
 
-        return await on_live_shard(self._catalogue, name, read)
+        return await self._on_live_shard(name, read)
+
+    async def _on_live_shard(
+        self, name: str, read: Callable[[CollectionRecord], Awaitable[T]]
+    ) -> T:
+        """Reads the collection as it is; again if a flip dropped its shard meanwhile."""
+        while True:
+            record = self._catalogue.get(name)
+            try:
+                return await read(record)
+            except NotFound as error:
+                moved = self._catalogue.get(name).shard != record.shard
+                if error.reason != "SHARD_NOT_FOUND" or not moved:
+                    raise
 
     async def _read(
         self, record: CollectionRecord, ids: Sequence[str], fields: Fields, most: int

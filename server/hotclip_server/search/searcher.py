@@ -16,7 +16,6 @@ from hotclip_server.errors import FailedPrecondition, InvalidArgument, NotFound
 from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.search.encoding import ItemEncoder, Versions
 from hotclip_server.search.filters import PayloadFilter
-from hotclip_server.search.live import on_live_shard
 from hotclip_server.search.points import Space
 from hotclip_server.search.protocol import Match, VectorStore
 from hotclip_server.search.queries import Part, combine, parse_query
@@ -75,9 +74,16 @@ class Searcher:
             raise InvalidArgument.field("queries", f"must be 1 to {MAX_QUERIES} queries")
         if not 1 <= options.limit <= MAX_LIMIT:
             raise InvalidArgument.field("limit", f"must be 1 to {MAX_LIMIT}")
-        return await on_live_shard(
-            self._catalogue, name, lambda record: self._search(record, queries, options)
-        )
+        while True:
+            record = self._catalogue.get(name)
+            _check_space(record, options.expected_space_id)
+            try:
+                return await self._search(record, queries, options)
+            except NotFound as error:
+                # A flip put another shard in place of the one that this search had begun on.
+                moved = self._catalogue.get(name).shard != record.shard
+                if error.reason != "SHARD_NOT_FOUND" or not moved:
+                    raise
 
     async def _search(
         self,
@@ -85,7 +91,6 @@ class Searcher:
         queries: Sequence[search_pb2.Query],
         options: SearchOptions,
     ) -> Found:
-        _check_space(record, options.expected_space_id)
         space = Space(space_id=record.space_id, dim=record.dim)
         parsed = [parse_query(query, space, f"queries[{at}]") for at, query in enumerate(queries)]
         parts = [part for query in parsed for part in query.parts]
