@@ -34,12 +34,15 @@ class Vector:
 class Point:
     """Something to store: an item of encode, or a vector of the collection's space.
 
-    `id` is 1 to 512 bytes of UTF-8 and replaces what has it; `payload` is a JSON object.
+    `id` is 1 to 512 bytes of UTF-8 and replaces what has it; `payload` is a JSON object;
+    `reference` says where the caller keeps what a vector was made of, e.g. a URL (at most 2 KiB):
+    it comes back with the sources, and the server fetches nothing.
     """
 
     id: str
     content: Item | Vector | Embeddings
     payload: Mapping[str, Any] | None = None
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def point_of(value: object, where: str) -> search_pb2.Point:
         raise InvalidArgument.field(where, "neither a Point nor (id, content[, payload])")
     if not isinstance(value.id, str) or not value.id:
         raise InvalidArgument.field(f"{where}.id", "not a string of at least one character")
-    packed = search_pb2.Point(id=value.id)
+    packed = search_pb2.Point(id=value.id, reference=value.reference)
     if isinstance(value.content, Vector | Embeddings):
         packed.vector.CopyFrom(vector_of(value.content, f"{where}.content"))
     else:

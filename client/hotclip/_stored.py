@@ -28,6 +28,8 @@ class StoredPoint:
     """If asked for: `values` float32 (dim,) of unit length, with their space."""
     source: str | Image | None = None
     """If asked for and kept: the text or image that it was made of, an item of encode."""
+    reference: str = ""
+    """If sources are asked for: what was given with the point."""
 
     def __repr__(self) -> str:
         told = [f"id={self.id!r}, payload={self.payload!r}"]
@@ -55,6 +57,7 @@ def _point(message: search_pb2.StoredPoint) -> StoredPoint:
         payload=payload_out(message.payload),
         vector=vector,
         source=_source(message.source) if message.HasField("source") else None,
+        reference=message.reference,
     )
 
 

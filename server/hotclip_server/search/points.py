@@ -20,6 +20,7 @@ from hotclip_server.errors import (
 from hotclip_server.search.payloads import payload_from_struct
 
 MAX_ID_BYTES = 512
+MAX_REFERENCE_BYTES = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class NewPoint:
     payload: dict[str, Any]
     item: EncodeItem | None
     vector: NDArray[np.float32] | None
+    reference: str = ""
+    """Where the caller keeps the original."""
 
     @property
     def kind(self) -> str:
@@ -104,6 +107,9 @@ def _parse_point(
     field = f"points[{index}]"
     if not 1 <= len(point.id.encode()) <= MAX_ID_BYTES:
         raise InvalidArgument.field(f"{field}.id", f"must be 1 to {MAX_ID_BYTES} bytes of UTF-8")
+    if len(point.reference.encode()) > MAX_REFERENCE_BYTES:
+        problem = f"must be at most {MAX_REFERENCE_BYTES} bytes of UTF-8"
+        raise InvalidArgument.field(f"{field}.reference", problem)
     try:
         payload = payload_from_struct(point.payload, max_payload_bytes)
     except OverflowError as error:
@@ -118,4 +124,11 @@ def _parse_point(
         raise InvalidArgument.field(field, "must hold an item or a vector")
     else:
         item = point.item
-    return NewPoint(index=index, id=point.id, payload=payload, item=item, vector=vector)
+    return NewPoint(
+        index=index,
+        id=point.id,
+        payload=payload,
+        item=item,
+        vector=vector,
+        reference=point.reference,
+    )

@@ -48,6 +48,8 @@ class ReadPoint:
     payload: dict[str, Any]
     vector: NDArray[np.float32] | None
     source: bytes | None
+    reference: str = ""
+    """Where the caller keeps the original; as a source it may be left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ class Reader:
 
         return await self._on_live_shard(name, read)
 
-    async def list(
+    async def page(
         self,
         name: str,
         *,
@@ -166,7 +168,10 @@ class Reader:
         for at, point_id in enumerate(ids):
             if point_id not in stored.revisions:
                 continue
-            source = await self._source(rows.get(point_id), stored.revisions[point_id])
+            row = rows.get(point_id)
+            if row is not None and row.revision != stored.revisions[point_id]:
+                row = None  # of another write
+            source = await self._source(row)
             size += len(source or b"")
             if points and size > most:
                 return points, ids[at:]
@@ -176,13 +181,13 @@ class Reader:
                     payload=stored.payloads[point_id],
                     vector=stored.vectors.get(point_id),
                     source=source,
+                    reference=row.reference if row else "",
                 )
             )
         return points, ()
 
-    async def _source(self, row: SourceRow | None, revision: int) -> bytes | None:
-        """What the stored vector was made of; None if the row is of another write."""
-        if row is None or row.kind == "vector" or row.revision != revision:
+    async def _source(self, row: SourceRow | None) -> bytes | None:
+        if row is None or row.kind == "vector":
             return None
         if row.blob is None:
             return row.item

@@ -85,6 +85,7 @@ class SourceRow:
 
     kind: "text", "image", "tensor", "vector" or "deleted".
     item: Serialised EncodeItem; of a vector its float32 bytes; None if it lies in a blob.
+    reference: Where the caller keeps the original; may be empty.
     """
 
     point_id: str
@@ -93,6 +94,7 @@ class SourceRow:
     item: bytes | None
     blob: str | None
     payload: dict[str, Any]
+    reference: str = ""
 
 
 def read_all(connection: Connection) -> list[CollectionRecord]:
@@ -172,7 +174,9 @@ def mark_deleted(
                 sources.c.collection == collection,
                 sources.c.point_id.in_(ids[start : start + _IDS_AT_ONCE]),
             )
-            .values(kind=DELETED, revision=revision, item=None, blob=None, payload={})
+            .values(
+                kind=DELETED, revision=revision, item=None, blob=None, payload={}, reference=""
+            )
         )
 
 

@@ -348,6 +348,7 @@ class Writer:
             item=item,
             blob=blob,
             payload=point.payload,
+            reference=point.reference,
         )
 
     def _items(self, rows: Sequence[SourceRow]) -> list[EncodeItem]:

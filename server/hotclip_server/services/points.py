@@ -34,7 +34,9 @@ def listed_to_proto(found: ReadPoints, token: str) -> search_pb2.ListPointsRespo
 
 
 def _stored(point: ReadPoint, space_id: str) -> search_pb2.StoredPoint:
-    message = search_pb2.StoredPoint(id=point.id, payload=payload_to_struct(point.payload))
+    message = search_pb2.StoredPoint(
+        id=point.id, payload=payload_to_struct(point.payload), reference=point.reference
+    )
     if point.vector is not None:
         message.vector.data = wire.vectors_to_bytes(point.vector)
         message.vector.space_id = space_id

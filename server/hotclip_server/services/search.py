@@ -124,7 +124,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         told = request.filter.SerializeToString(deterministic=True).hex()
         listing = f"points/{request.collection}/{told}"
         page = PageRequest.parse(request.page_size, request.page_token, listing=listing)
-        found = await self._collections.reader.list(
+        found = await self._collections.reader.page(
             request.collection,
             after=_cursor(page),
             limit=page.size,

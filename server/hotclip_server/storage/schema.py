@@ -152,6 +152,8 @@ sources = Table(
     Column("item", LargeBinary),
     Column("blob", String(64)),
     Column("payload", JSON, nullable=False),
+    # Where the caller keeps the original; may be empty.
+    Column("reference", String(2048), nullable=False, default=""),
 )
 Index("ix_sources_collection_revision", sources.c.collection, sources.c.revision)
 

@@ -89,7 +89,7 @@ def test_stored_points_are_items_again() -> None:
     messages = [search_pb2.StoredPoint(id=f"{i}", source=s) for i, s in enumerate(sources)]
     row = np.array([0.6, 0.8], "<f4")
     messages[0].vector.CopyFrom(search_pb2.Vector(data=row.tobytes(), space_id="s"))
-    messages.append(search_pb2.StoredPoint(id="plain"))
+    messages.append(search_pb2.StoredPoint(id="plain", reference="s3://a"))
     text, image, pixel, plain = stored_points(messages)
     assert text.source == "a"
     assert text.vector is not None
@@ -98,5 +98,5 @@ def test_stored_points_are_items_again() -> None:
     assert isinstance(image.source, Image)
     assert isinstance(pixel.source, Image)
     assert (image.source.load(), pixel.source.load()) == (sources[1], sources[2])
-    assert plain == StoredPoint(id="plain", payload={})
+    assert plain == StoredPoint(id="plain", payload={}, reference="s3://a")
     assert repr(text) == "StoredPoint(id='0', payload={}, vector, source)"

@@ -82,6 +82,7 @@ async def test_a_bad_point_fails_alone(world: World) -> None:
             search_pb2.Point(id="gif", item=EncodeItem(image=b"GIF89a")),
             big,
             nan,
+            search_pb2.Point(id="far", item=EncodeItem(text="x"), reference="x" * 2049),
             text_point("good too", "y"),
         ],
     )
@@ -94,6 +95,7 @@ async def test_a_bad_point_fails_alone(world: World) -> None:
         4: (InvalidArgument, "IMAGE_UNREADABLE"),
         5: (ResourceExhausted, "PAYLOAD_TOO_LARGE"),
         6: (InvalidArgument, "INVALID_ARGUMENT"),
+        7: (InvalidArgument, "INVALID_ARGUMENT"),
     }
     assert set(await ids(world, "c", text_query("x"))) == {"good", "good too"}
 

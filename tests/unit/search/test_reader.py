@@ -31,7 +31,7 @@ async def listed(world: World, limit: int, payload_filter: PayloadFilter | None 
     found: list[str] = []
     after = ""
     while True:
-        page = await world.collections.reader.list(
+        page = await world.collections.reader.page(
             "c", after=after, limit=limit, payload_filter=payload_filter, fields=Fields()
         )
         found += [point.id for point in page.points]
@@ -48,7 +48,7 @@ async def test_points_come_back_with_what_they_were_made_of(world: World) -> Non
         text_point("t", "text", n=1),
         search_pb2.Point(id="small", item=EncodeItem(image=PNG + b"1")),
         search_pb2.Point(id="large", item=EncodeItem(image=large)),
-        search_pb2.Point(id="given", vector=vector),
+        search_pb2.Point(id="given", vector=vector, reference="https://example.org/1.png"),
     ]
     await world.collections.writer.upsert("c", points)
     get = world.collections.reader.get
@@ -62,13 +62,15 @@ async def test_points_come_back_with_what_they_were_made_of(world: World) -> Non
         None,
         EncodeItem(image=PNG + b"1").SerializeToString(),
     ]
+    references = [point.reference for point in found.points]
+    assert references == ["", "", "https://example.org/1.png", ""]
     text = found.points[1]
     assert text.payload == {"n": 1}
     expected = text_vectors(world.loader.encoders[world.live], ["text"])[0]
     np.testing.assert_allclose(text.vector, expected, atol=1e-6)
     np.testing.assert_allclose(found.points[2].vector, np.full(32, 32**-0.5), atol=1e-6)
-    (plain,) = (await get("c", ["t"], Fields())).points
-    assert (plain.vector, plain.source) == (None, None)
+    (plain,) = (await get("c", ["given"], Fields())).points
+    assert (plain.vector, plain.source, plain.reference) == (None, None, "")
 
     await world.collections.writer.upsert("c", [text_point("t", "other")])
     (replaced,) = (await get("c", ["t"], ALL)).points
@@ -106,12 +108,12 @@ async def test_pages_go_on_across_a_flip(world: World) -> None:
     points = [text_point(f"{i}", f"text {i}") for i in range(40)]
     await world.collections.writer.upsert("c", points)
     reader_ = world.collections.reader
-    first = await reader_.list("c", after="", limit=15, payload_filter=None, fields=ALL)
+    first = await reader_.page("c", after="", limit=15, payload_filter=None, fields=ALL)
     version = await world.load("two")
     async for _ in world.jobs.watch(await world.reindex("c", version)):
         pass
     await world.registry.activate("default", version, collections=["c"])
-    rest = await reader_.list(
+    rest = await reader_.page(
         "c", after=first.following, limit=100, payload_filter=None, fields=ALL
     )
     assert (first.record.version == version, rest.record.version) == (False, version)
@@ -136,7 +138,7 @@ async def test_large_sources_make_short_pages(
     await world.collections.writer.upsert("c", points)
     sizes, ids, after = [], [], ""
     while True:
-        page = await world.collections.reader.list(
+        page = await world.collections.reader.page(
             "c", after=after, limit=100, payload_filter=None, fields=Fields(sources=True)
         )
         sizes.append(len(page.points))

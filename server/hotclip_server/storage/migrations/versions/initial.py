@@ -144,6 +144,7 @@ def upgrade() -> None:
         sa.Column("item", sa.LargeBinary(), nullable=True),
         sa.Column("blob", sa.String(length=64), nullable=True),
         sa.Column("payload", sa.JSON(), nullable=False),
+        sa.Column("reference", sa.String(length=2048), nullable=False),
         sa.ForeignKeyConstraint(
             ["collection"],
             ["collections.name"],
