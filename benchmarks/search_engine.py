@@ -64,7 +64,12 @@ class Engine:
             for row in vectors.tolist()
         ]
         found = self._shard.query_batch(qdrant_edge.QueryBatchRequest(requests))
-        return [[(hit.payload["i"], hit.score, hit.payload["p"]) for hit in hits] for hits in found]
+        # The payload is converted each time that it is asked for.
+        return [[_read(hit.score, hit.payload) for hit in hits] for hits in found]
+
+
+def _read(score: float, point: dict[str, Any]) -> tuple[str, float, Any]:
+    return point["i"], score, point["p"]
 
 
 def main() -> None:

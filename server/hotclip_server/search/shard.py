@@ -321,8 +321,9 @@ class Shard:
 
 
 def _to_json(hits: list[Any]) -> bytes:
-    rows = [[hit.payload["i"], hit.score, from_engine_value(hit.payload["p"])] for hit in hits]
-    return _dump(rows)
+    # The payload is converted each time that it is asked for.
+    found = [(hit.score, hit.payload) for hit in hits]
+    return _dump([[point["i"], score, from_engine_value(point["p"])] for score, point in found])
 
 
 def _dump(value: Any) -> bytes:

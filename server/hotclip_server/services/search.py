@@ -17,8 +17,7 @@ from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.search.collections import Collections
 from hotclip_server.search.filters import filter_from_proto
-from hotclip_server.search.payloads import payload_to_struct
-from hotclip_server.search.protocol import Match, ShardInfo
+from hotclip_server.search.protocol import ShardInfo
 from hotclip_server.search.records import CollectionRecord
 from hotclip_server.search.searcher import DEFAULT_LIMIT, Found, SearchOptions
 from hotclip_server.services.datasets import name_violations, request_id_violations
@@ -180,11 +179,14 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
 
 def found_to_proto(found: Found) -> search_pb2.SearchResponse:
     """As the wire has it."""
-    return search_pb2.SearchResponse(
-        results=[search_pb2.QueryResult(hits=map(_hit, hits)) for hits in found.matches],
-        version=found.version,
-        space_id=found.space_id,
-    )
+    response = search_pb2.SearchResponse(version=found.version, space_id=found.space_id)
+    for matches in found.matches:
+        result = response.results.add()
+        for match in matches:
+            # In place: a Struct that is passed in is copied.
+            hit = result.hits.add(id=match.id, score=match.score)
+            hit.payload.update(match.payload)
+    return response
 
 
 def collection_to_proto(record: CollectionRecord, figures: ShardInfo) -> search_pb2.Collection:
@@ -220,10 +222,6 @@ def _options(request: search_pb2.SearchRequest, deadline: float | None) -> Searc
         expected_space_id=request.expected_space_id,
         deadline=deadline,
     )
-
-
-def _hit(match: Match) -> search_pb2.Hit:
-    return search_pb2.Hit(id=match.id, score=match.score, payload=payload_to_struct(match.payload))
 
 
 def _cursor(page: PageRequest) -> str:
