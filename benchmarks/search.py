@@ -146,16 +146,17 @@ class _Bench:
         np.save(self._folder / "exact.npy", nearest["all"][:EXACT_QUERIES])
         np.save(self._folder / "queries.npy", self._corpus.queries)
         with self._searches() as searches:
-            exact = self._recall(searches, "exact", exact=True)
+            exact, _ = self._recall(searches, "exact", exact=True)
             if exact < 1.0:
                 raise WorkerFailed(f"exact search found {exact:.4f} of the nearest")
-            yield Figure(
-                name="search.recall_at_10", value=self._recall(searches, "all"), unit="share"
-            )
+            recall, halves = self._recall(searches, "all")
+            yield Figure(name="search.recall_at_10", value=recall, unit="share")
+            for kind, half in zip(("pictures", "names"), halves, strict=True):
+                yield Figure(name=f"search.recall_at_10.{kind}", value=half, unit="share")
             for name, wanted in FILTERS.items():
                 yield Figure(
                     name=f"search.recall_at_10.filtered.{name}",
-                    value=self._recall(searches, name, wanted),
+                    value=self._recall(searches, name, wanted)[0],
                     unit="share",
                 )
 
@@ -256,9 +257,16 @@ class _Bench:
         wanted: dict[str, str | int] | None = None,
         *,
         exact: bool = False,
-    ) -> float:
-        told = {"truth": str(self._folder / f"{truth}.npy"), "filter": wanted, "exact": exact}
-        return float(searches.ask("recall", told)["recall"])
+    ) -> tuple[float, list[float]]:
+        """Of all queries, and of those by picture and those by name."""
+        told = {
+            "truth": str(self._folder / f"{truth}.npy"),
+            "filter": wanted,
+            "exact": exact,
+            "by_picture": self._corpus.by_picture,
+        }
+        found = searches.ask("recall", told)
+        return float(found["recall"]), list(found["halves"])
 
 
 def _speed(

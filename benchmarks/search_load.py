@@ -3,7 +3,8 @@
     connect {address, collection, queries, space_id}
     single  {seconds, filter, exact}        → time of a search, in milliseconds
     batch   {seconds, size}                 → time of a batch of searches
-    recall  {truth, filter, exact}          → share of the nearest that were found
+    recall  {truth, filter, exact, by_picture} → share of the nearest that were found; also of
+                                            the first `by_picture` queries and of the others
 
 `queries` is float32 (n, dim), `truth` float32 (n,): the cosine of each query's tenth nearest. A
 hit counts if it is as near: of points at equal distance any will do.
@@ -20,7 +21,7 @@ from benchmarks.worker import obey
 from hotclip import Client, Vector
 
 LIMIT = 10
-ROUNDING = 2e-6
+ROUNDING = 5e-6
 """Of a cosine in float32."""
 
 
@@ -80,7 +81,11 @@ class Searches:
             sum(hit.score >= tenth - ROUNDING for hit in hits)
             for hits, tenth in zip(found, truth, strict=True)
         ]
-        return {"recall": float(np.mean(right)) / LIMIT}
+        halves = right[: told["by_picture"]], right[told["by_picture"] :]
+        return {
+            "recall": float(np.mean(right)) / LIMIT,
+            "halves": [float(np.mean(half)) / LIMIT for half in halves if half],
+        }
 
     @property
     def client(self) -> Client:

@@ -19,6 +19,8 @@ NAMES = {
     "search.insert_per_s",
     "search.index_build_s",
     "search.recall_at_10",
+    "search.recall_at_10.names",
+    "search.recall_at_10.pictures",
     "search.recall_at_10.filtered.half",
     "search.recall_at_10.filtered.few",
     "search.p50_ms",
