@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -156,3 +156,14 @@ def vector_of(value: Vector | Embeddings, where: str) -> search_pb2.Vector:
     if not value.space_id:
         raise InvalidArgument.field(where, "no space_id: vectors of unknown space are no use")
     return search_pb2.Vector(data=array.tobytes(), space_id=value.space_id)
+
+
+def deletions(
+    collection: str, ids: Sequence[str], conditions: search_pb2.Filter | None
+) -> Iterator[search_pb2.DeleteRequest]:
+    """The requests that remove these points, or those that match."""
+    if conditions is not None:
+        yield search_pb2.DeleteRequest(collection=collection, ids=ids, filter=conditions)
+        return
+    for start in range(0, len(ids), MAX_IDS):
+        yield search_pb2.DeleteRequest(collection=collection, ids=ids[start : start + MAX_IDS])

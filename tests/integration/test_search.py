@@ -20,6 +20,7 @@ from support.server import ServerProcess
 from support.small_models import model_cfg, random_model
 
 from hotclip import AsyncClient, Between, Client, Combined, Filter, PointId
+from hotclip.errors import InvalidArgument
 from hotclip_proto.v1 import (
     encode_pb2,
     encode_pb2_grpc,
@@ -247,6 +248,12 @@ async def test_both_clients_look_up_list_count_and_combine(server: ServerProcess
         some = Filter(must=[Between("n", lt=4)])
         assert {p.id for p in client.list_points("twins", filter=some)} == set(texts[:4])
         assert client.count_points("twins", filter=some) == 4
+        assert client.delete_points("twins", filter={"n": 0}) == 1
+        with pytest.raises(InvalidArgument, match="filter"):
+            client.delete_points("twins", ["a"], filter={"n": 1})
+        with pytest.raises(InvalidArgument):
+            client.delete_points("twins", filter={})
+        client.upsert("twins", [(texts[0], texts[0], {"n": 0})])
         query = Combined([texts[5], (got[1].vector, 0.5), (PointId(texts[9]), -0.8)])
         hits = client.search("twins", query, limit=31, exact=True)
         vectors = client.encode([texts[5], texts[3], texts[9], *texts])

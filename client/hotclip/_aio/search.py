@@ -12,7 +12,7 @@ from hotclip._aio.jobs import AsyncRun
 from hotclip._collections import Collection
 from hotclip._encoding import OnError
 from hotclip._filters import FilterLike, filter_of
-from hotclip._points import MAX_IDS, PointLike, Upserted, UpsertTally, point_blocks
+from hotclip._points import PointLike, Upserted, UpsertTally, deletions, point_blocks
 from hotclip._queries import Hits, QueryLike, SearchPlan
 from hotclip._stored import (
     IDS_AT_ONCE,
@@ -130,13 +130,28 @@ async def upsert(
 
 
 async def delete_points(
-    self: AsyncClient, collection: str, ids: Sequence[str], *, timeout: float | None = None
+    self: AsyncClient,
+    collection: str,
+    ids: Sequence[str] = (),
+    *,
+    filter: FilterLike | None = None,  # noqa: A002 - the word that searches use
+    timeout: float | None = None,
 ) -> int:
-    """Removes points by id; unknown ids are ignored. Gives how many were removed."""
+    """Removes points by id, or those that match. Gives how many were removed.
+
+    Args:
+        collection: Its name.
+        ids: Unknown ones are ignored.
+        filter: Without ids: the points that match when the server looks at them.
+        timeout: Seconds for all points; None: the client's default.
+
+    Raises:
+        NotFound: No such collection.
+        InvalidArgument: The filter, or one that has no condition.
+    """
     connection, deleted = self._connection, 0
     deadline = connection.deadline(timeout)
-    for start in range(0, len(ids), MAX_IDS):
-        request = search_pb2.DeleteRequest(collection=collection, ids=ids[start : start + MAX_IDS])
+    for request in deletions(collection, ids, filter_of(filter)):
         reply = await connection.call(connection.stubs().search.Delete, request, deadline)
         deleted += reply.deleted
     return deleted

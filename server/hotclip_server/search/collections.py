@@ -14,8 +14,9 @@ from hotclip_server.search import records
 from hotclip_server.search.blobs import SourceBlobs
 from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.search.encoding import ItemEncoder, Versions
+from hotclip_server.search.filters import PayloadFilter
 from hotclip_server.search.protocol import VectorStore
-from hotclip_server.search.reader import Reader
+from hotclip_server.search.reader import Fields, Reader
 from hotclip_server.search.reindex import Reindexer
 from hotclip_server.search.searcher import Searcher
 from hotclip_server.search.writer import Writer
@@ -24,6 +25,8 @@ from hotclip_server.storage.database import Database
 _log = logging.getLogger(__name__)
 
 _GOING_ON = (ACTIVE - {JobState.CANCELLING}) | {JobState.INTERRUPTED}
+_DELETED = 1000
+"""Points that are looked at, and removed, at once."""
 
 
 class Collections:
@@ -91,6 +94,23 @@ class Collections:
     async def count(self, name: str) -> int:
         """Points of a collection. Raises NotFound."""
         return await self.reader.count(name)
+
+    async def delete_matching(self, name: str, payload_filter: PayloadFilter) -> int:
+        """Removes the points that match when they are looked at; returns how many.
+
+        Raises:
+            NotFound: no such collection.
+        """
+        deleted, after = 0, ""
+        while True:
+            page = await self.reader.page(
+                name, after=after, limit=_DELETED, payload_filter=payload_filter, fields=Fields()
+            )
+            if page.points:
+                deleted += await self.writer.delete(name, [point.id for point in page.points])
+            after = page.following
+            if not after:
+                return deleted
 
 
 def _give_up_shadows(connection: Connection) -> None:

@@ -103,8 +103,14 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.DeleteRequest, context: Context
     ) -> search_pb2.DeleteResponse:
         """Removes points."""
-        _check_count("ids", len(request.ids), MAX_DELETED_IDS, "TOO_MANY_IDS")
-        deleted = await self._collections.writer.delete(request.collection, request.ids)
+        matching = filter_from_proto(request.filter)
+        if matching is None:
+            _check_count("ids", len(request.ids), MAX_DELETED_IDS, "TOO_MANY_IDS")
+            deleted = await self._collections.writer.delete(request.collection, request.ids)
+        elif request.ids:
+            raise InvalidArgument.field("filter", "goes without ids")
+        else:
+            deleted = await self._collections.delete_matching(request.collection, matching)
         return search_pb2.DeleteResponse(deleted=deleted)
 
     async def GetPoints(  # noqa: N802 - named by the proto

@@ -101,6 +101,9 @@ async def test_a_filter_lists_and_counts_the_same(world: World) -> None:
     assert sorted(found, key=int) == [f"{i}" for i in range(1, 50, 2)]
     assert await world.collections.reader.count("c", odd) == 25
     assert len(set(await listed(world, 1))) == await world.collections.reader.count("c") == 50
+    assert await world.collections.delete_matching("c", odd) == 25
+    assert await world.collections.delete_matching("c", odd) == 0
+    assert sorted(await listed(world, 100), key=int) == [f"{i}" for i in range(0, 50, 2)]
 
 
 async def test_pages_go_on_across_a_flip(world: World) -> None:
