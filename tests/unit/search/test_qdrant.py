@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,9 +14,11 @@ import pytest
 from qdrant_client import AsyncQdrantClient
 from support.search import search_world, text_point, text_query
 
+from hotclip_server.app import make_vectors
 from hotclip_server.config import ConfigError, ServerConfig
 from hotclip_server.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from hotclip_server.search import qdrant_store
+from hotclip_server.search.edge import EdgeStore
 from hotclip_server.search.qdrant_store import QdrantStore, connect
 from hotclip_server.search.searcher import SearchOptions
 from hotclip_server.testing import FakeLoader
@@ -162,3 +165,17 @@ def test_the_key_is_not_shown_and_not_sent_in_clear() -> None:
             ServerConfig(vectors_url=url)
         assert set(bad.value.problems) == {"vectors_url"}
         assert SECRET not in str(bad.value)
+
+
+async def test_the_url_chooses_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(make_vectors(ServerConfig(data_dir=tmp_path)), EdgeStore)
+    remote = ServerConfig(data_dir=tmp_path, vectors_url="http://127.0.0.1:1")
+    store = make_vectors(remote)
+    assert isinstance(store, QdrantStore)
+    await store.close()
+    monkeypatch.setitem(sys.modules, "qdrant_client", None)
+    monkeypatch.delitem(sys.modules, "hotclip_server.search.qdrant_store")
+    with pytest.raises(ConfigError, match=r"pip install 'hotclip\[qdrant\]'"):
+        make_vectors(remote)
