@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,10 @@ def search(settings: Settings) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="hotclip-bench-") as name:
         folder = Path(name)
         write_wide_model(folder / "models" / "wide", DIM)
-        options = ("--model", MINI, "--models-dir", str(folder / "models"))
-        options += ("--device", settings.device, *settings.server_options)
+        options = (
+            *("--model", MINI, "--models-dir", str(folder / "models")),
+            *("--device", settings.device, *settings.server_options),
+        )
         with (
             running_server(
                 folder / "data", *options, program=settings.program, start_s=START_S
@@ -308,7 +311,7 @@ def _longest_gap_ms(load: Load, began: float, ended: float) -> float:
     times = [at for at in load.times if began <= at <= ended]
     if len(times) < 2:
         raise WorkerFailed("Encode was hardly answered")
-    return 1000 * max(late - early for early, late in zip(times, times[1:], strict=False))
+    return 1000 * max(late - early for early, late in pairwise(times))
 
 
 def _copy_index(vectors: Path, copy: Path) -> None:

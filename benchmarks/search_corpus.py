@@ -154,7 +154,8 @@ def _orthonormal(dim: int, wider: int) -> NDArray[np.float32]:
     if wider < dim:
         raise ValueError(f"{dim} dimensions do not fit into {wider}")
     square = np.random.default_rng(SEED).standard_normal((wider, dim))
-    return np.linalg.qr(square)[0].T.astype(np.float32)
+    rows: NDArray[np.float32] = np.linalg.qr(square)[0].T.astype(np.float32)
+    return rows
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

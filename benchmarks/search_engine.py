@@ -48,8 +48,7 @@ class Engine:
     def batch(self, told: dict[str, Any]) -> dict[str, Any]:
         size = told["size"]
         batches = [
-            self._queries[at : at + size]
-            for at in range(0, len(self._queries) - size + 1, size)
+            self._queries[at : at + size] for at in range(0, len(self._queries) - size + 1, size)
         ]
         return timed(lambda at: self._ask(batches[at]), len(batches), told["seconds"])
 

@@ -57,8 +57,7 @@ class Searches:
     def batch(self, told: dict[str, Any]) -> dict[str, Any]:
         size = told["size"]
         batches = [
-            self._queries[at : at + size]
-            for at in range(0, len(self._queries) - size + 1, size)
+            self._queries[at : at + size] for at in range(0, len(self._queries) - size + 1, size)
         ]
 
         def ask(at: int) -> None:

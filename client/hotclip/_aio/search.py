@@ -306,9 +306,9 @@ async def search(
 
     Args:
         collection: Its name.
-        query: an item of encode (a str is a text), a Vector, one row of Embeddings, a PointId,
-            or Combined of several; or a list of these. Text and image queries are encoded by the version
-            that the collection is bound to.
+        query: An item of encode (a str is a text), a Vector, one row of Embeddings, a PointId,
+            or Combined of several; or a list of these. Text and image queries are encoded by
+            the version that the collection is bound to.
         limit: Hits a query, 1 to 1,000.
         filter: Only points that match; a mapping means equality of each key.
         score_threshold: Only hits of at least this cosine.

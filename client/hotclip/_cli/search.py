@@ -62,11 +62,12 @@ def _add_filter(parser: argparse.ArgumentParser) -> None:
 
 
 def _search(client: Client, options: argparse.Namespace) -> int:
-    query: QueryLike = item(options.query)
+    wanted = item(options.query)
+    query: QueryLike = wanted
     if options.plus or options.minus:
         more = [(item(word), 1.0) for word in options.plus]
         less = [(item(word), -1.0) for word in options.minus]
-        query = Combined([query, *more, *less])
+        query = Combined([wanted, *more, *less])
     hits = client.search(
         options.collection,
         query,

@@ -230,7 +230,7 @@ def list_points(
         )
         stub = connection.stubs().search
         reply = connection.call(stub.ListPoints, request, connection.deadline(timeout))
-        for point in stored_points(reply.points):
+        for point in stored_points(reply.points):  # noqa: UP028 - an async generator can't
             yield point
         token = reply.next_page_token
         if not token:
@@ -304,9 +304,9 @@ def search(
 
     Args:
         collection: Its name.
-        query: an item of encode (a str is a text), a Vector, one row of Embeddings, a PointId,
-            or Combined of several; or a list of these. Text and image queries are encoded by the version
-            that the collection is bound to.
+        query: An item of encode (a str is a text), a Vector, one row of Embeddings, a PointId,
+            or Combined of several; or a list of these. Text and image queries are encoded by
+            the version that the collection is bound to.
         limit: Hits a query, 1 to 1,000.
         filter: Only points that match; a mapping means equality of each key.
         score_threshold: Only hits of at least this cosine.

@@ -71,6 +71,8 @@ class Collection(message.Message):
     KEEP_SOURCES_FIELD_NUMBER: builtins.int
     SHADOW_VERSION_FIELD_NUMBER: builtins.int
     SHADOW_COMPLETE_FIELD_NUMBER: builtins.int
+    INDEXED_POINTS_FIELD_NUMBER: builtins.int
+    INDEXING_FIELD_NUMBER: builtins.int
     name: builtins.str
     model: builtins.str
     version: builtins.str
@@ -91,6 +93,10 @@ class Collection(message.Message):
     """Version that a complete or growing shadow is for; empty if none."""
     shadow_complete: builtins.bool
     """Whether the shadow holds every point."""
+    indexed_points: builtins.int
+    """Points that the approximate index covers; the others are compared one by one."""
+    indexing: builtins.bool
+    """Whether the index is being built; searches go on meanwhile."""
     @builtins.property
     def create_time(self) -> timestamp_pb2.Timestamp: ...
     def __init__(
@@ -108,10 +114,12 @@ class Collection(message.Message):
         keep_sources: builtins.bool = ...,
         shadow_version: builtins.str = ...,
         shadow_complete: builtins.bool = ...,
+        indexed_points: builtins.int = ...,
+        indexing: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "dim", b"dim", "keep_sources", b"keep_sources", "model", b"model", "name", b"name", "points", b"points", "shadow_complete", b"shadow_complete", "shadow_version", b"shadow_version", "space_id", b"space_id", "text_encoder_id", b"text_encoder_id", "version", b"version", "vision_encoder_id", b"vision_encoder_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "dim", b"dim", "indexed_points", b"indexed_points", "indexing", b"indexing", "keep_sources", b"keep_sources", "model", b"model", "name", b"name", "points", b"points", "shadow_complete", b"shadow_complete", "shadow_version", b"shadow_version", "space_id", b"space_id", "text_encoder_id", b"text_encoder_id", "version", b"version", "vision_encoder_id", b"vision_encoder_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,8 +247,14 @@ class Point(message.Message):
     ITEM_FIELD_NUMBER: builtins.int
     VECTOR_FIELD_NUMBER: builtins.int
     PAYLOAD_FIELD_NUMBER: builtins.int
+    REFERENCE_FIELD_NUMBER: builtins.int
     id: builtins.str
     """1 to 512 bytes of UTF-8, unique in the collection: upsert replaces."""
+    reference: builtins.str
+    """Where the caller keeps what a vector was made of, e.g. a URL; at most 2 KiB. It is kept with
+    the sources and given back, so that the caller can make the vector anew; the server
+    fetches nothing.
+    """
     @builtins.property
     def item(self) -> types_pb2.EncodeItem:
         """Encoded by the bound version."""
@@ -260,10 +274,11 @@ class Point(message.Message):
         item: types_pb2.EncodeItem | None = ...,
         vector: Vector | None = ...,
         payload: struct_pb2.Struct | None = ...,
+        reference: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["content", b"content", "item", b"item", "payload", b"payload", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["content", b"content", "id", b"id", "item", b"item", "payload", b"payload", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["content", b"content", "id", b"id", "item", b"item", "payload", b"payload", "reference", b"reference", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_content: _TypeAlias = typing.Literal["item", "vector"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = typing.Literal["content", b"content"]  # noqa: Y015
@@ -330,20 +345,26 @@ class DeleteRequest(message.Message):
 
     COLLECTION_FIELD_NUMBER: builtins.int
     IDS_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
     collection: builtins.str
     @builtins.property
     def ids(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """1 to 10,000 ids."""
+        """1 to 10,000 ids; or none, and a filter."""
+
+    @builtins.property
+    def filter(self) -> Filter:
+        """At least one condition."""
 
     def __init__(
         self,
         *,
         collection: builtins.str = ...,
         ids: abc.Iterable[builtins.str] | None = ...,
+        filter: Filter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["collection", b"collection", "ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["collection", b"collection", "filter", b"filter", "ids", b"ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -366,6 +387,226 @@ class DeleteResponse(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class PointFields(message.Message):
+    """What else than id and payload is asked for."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    VECTORS_FIELD_NUMBER: builtins.int
+    SOURCES_FIELD_NUMBER: builtins.int
+    vectors: builtins.bool
+    """The stored vector, float32."""
+    sources: builtins.bool
+    """The text or image that it was made of, where it was kept."""
+    def __init__(
+        self,
+        *,
+        vectors: builtins.bool = ...,
+        sources: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["sources", b"sources", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class StoredPoint(message.Message):
+    """A point as it is stored."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    PAYLOAD_FIELD_NUMBER: builtins.int
+    VECTOR_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
+    REFERENCE_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    reference: builtins.str
+    """As it was given, if sources are asked for and kept."""
+    @builtins.property
+    def payload(self) -> struct_pb2.Struct: ...
+    @builtins.property
+    def vector(self) -> Vector:
+        """If asked for; of unit length."""
+
+    @builtins.property
+    def source(self) -> types_pb2.EncodeItem:
+        """If asked for, kept, and not given as a vector."""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        payload: struct_pb2.Struct | None = ...,
+        vector: Vector | None = ...,
+        source: types_pb2.EncodeItem | None = ...,
+        reference: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["payload", b"payload", "source", b"source", "vector", b"vector"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["id", b"id", "payload", b"payload", "reference", b"reference", "source", b"source", "vector", b"vector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class GetPointsRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: builtins.int
+    IDS_FIELD_NUMBER: builtins.int
+    FIELDS_FIELD_NUMBER: builtins.int
+    collection: builtins.str
+    @builtins.property
+    def ids(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """1 to 1,000 ids."""
+
+    @builtins.property
+    def fields(self) -> PointFields: ...
+    def __init__(
+        self,
+        *,
+        collection: builtins.str = ...,
+        ids: abc.Iterable[builtins.str] | None = ...,
+        fields: PointFields | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["fields", b"fields"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["collection", b"collection", "fields", b"fields", "ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class GetPointsResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    SPACE_ID_FIELD_NUMBER: builtins.int
+    version: builtins.str
+    """Version that the collection is bound to."""
+    space_id: builtins.str
+    """Its space."""
+    @builtins.property
+    def points(self) -> containers.RepeatedCompositeFieldContainer[StoredPoint]: ...
+    def __init__(
+        self,
+        *,
+        points: abc.Iterable[StoredPoint] | None = ...,
+        version: builtins.str = ...,
+        space_id: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["points", b"points", "space_id", b"space_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ListPointsRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    FIELDS_FIELD_NUMBER: builtins.int
+    collection: builtins.str
+    page_size: builtins.int
+    """1 to 1,000; default 100. A page may have fewer points, so that an answer is not too large."""
+    page_token: builtins.str
+    @builtins.property
+    def filter(self) -> Filter:
+        """Only points that match."""
+
+    @builtins.property
+    def fields(self) -> PointFields: ...
+    def __init__(
+        self,
+        *,
+        collection: builtins.str = ...,
+        filter: Filter | None = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+        fields: PointFields | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["fields", b"fields", "filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["collection", b"collection", "fields", b"fields", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ListPointsResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    SPACE_ID_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty on the last page."""
+    version: builtins.str
+    """Version that the collection is bound to."""
+    space_id: builtins.str
+    """Its space."""
+    @builtins.property
+    def points(self) -> containers.RepeatedCompositeFieldContainer[StoredPoint]: ...
+    def __init__(
+        self,
+        *,
+        points: abc.Iterable[StoredPoint] | None = ...,
+        next_page_token: builtins.str = ...,
+        version: builtins.str = ...,
+        space_id: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["next_page_token", b"next_page_token", "points", b"points", "space_id", b"space_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CountPointsRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    collection: builtins.str
+    @builtins.property
+    def filter(self) -> Filter:
+        """Only points that match."""
+
+    def __init__(
+        self,
+        *,
+        collection: builtins.str = ...,
+        filter: Filter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["collection", b"collection", "filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CountPointsResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: builtins.int
+    points: builtins.int
+    def __init__(
+        self,
+        *,
+        points: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class Query(message.Message):
     """What to look for."""
 
@@ -374,6 +615,7 @@ class Query(message.Message):
     ITEM_FIELD_NUMBER: builtins.int
     VECTOR_FIELD_NUMBER: builtins.int
     POINT_ID_FIELD_NUMBER: builtins.int
+    COMBINATION_FIELD_NUMBER: builtins.int
     point_id: builtins.str
     """The stored vector of this point; the point itself is left out."""
     @builtins.property
@@ -384,20 +626,78 @@ class Query(message.Message):
     def vector(self) -> Vector:
         """Must be of the collection's space."""
 
+    @builtins.property
+    def combination(self) -> Combination:
+        """Several of the above at once."""
+
     def __init__(
         self,
         *,
         item: types_pb2.EncodeItem | None = ...,
         vector: Vector | None = ...,
         point_id: builtins.str = ...,
+        combination: Combination | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["item", b"item", "point_id", b"point_id", "query", b"query", "vector", b"vector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["combination", b"combination", "item", b"item", "point_id", b"point_id", "query", b"query", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["item", b"item", "point_id", b"point_id", "query", b"query", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["combination", b"combination", "item", b"item", "point_id", b"point_id", "query", b"query", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_query: _TypeAlias = typing.Literal["item", "vector", "point_id"]  # noqa: Y015
+    _WhichOneofReturnType_query: _TypeAlias = typing.Literal["item", "vector", "point_id", "combination"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = typing.Literal["query", b"query"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_query) -> _WhichOneofReturnType_query | None: ...
+
+@typing.final
+class Combination(message.Message):
+    """Searches with the sum of weight times unit vector over its parts, at unit length: hits are
+    in the order of the weighted sum of their cosines to the parts. Points that parts name are
+    left out.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def parts(self) -> containers.RepeatedCompositeFieldContainer[WeightedQuery]:
+        """1 to 16."""
+
+    def __init__(
+        self,
+        *,
+        parts: abc.Iterable[WeightedQuery] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class WeightedQuery(message.Message):
+    """A part of a combination."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    weight: builtins.float
+    """Finite, not 0; less than 0: unlike this. Default 1."""
+    @builtins.property
+    def query(self) -> Query:
+        """Anything but a combination."""
+
+    def __init__(
+        self,
+        *,
+        query: Query | None = ...,
+        weight: builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_weight", b"_weight", "query", b"query", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_weight", b"_weight", "query", b"query", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 @typing.final
 class Condition(message.Message):

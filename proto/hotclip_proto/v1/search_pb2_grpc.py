@@ -67,6 +67,21 @@ class SearchServiceStub(object):
                 request_serializer=hotclip__proto_dot_v1_dot_search__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=hotclip__proto_dot_v1_dot_search__pb2.DeleteResponse.FromString,
                 _registered_method=True)
+        self.GetPoints = channel.unary_unary(
+                '/hotclip.v1.SearchService/GetPoints',
+                request_serializer=hotclip__proto_dot_v1_dot_search__pb2.GetPointsRequest.SerializeToString,
+                response_deserializer=hotclip__proto_dot_v1_dot_search__pb2.GetPointsResponse.FromString,
+                _registered_method=True)
+        self.ListPoints = channel.unary_unary(
+                '/hotclip.v1.SearchService/ListPoints',
+                request_serializer=hotclip__proto_dot_v1_dot_search__pb2.ListPointsRequest.SerializeToString,
+                response_deserializer=hotclip__proto_dot_v1_dot_search__pb2.ListPointsResponse.FromString,
+                _registered_method=True)
+        self.CountPoints = channel.unary_unary(
+                '/hotclip.v1.SearchService/CountPoints',
+                request_serializer=hotclip__proto_dot_v1_dot_search__pb2.CountPointsRequest.SerializeToString,
+                response_deserializer=hotclip__proto_dot_v1_dot_search__pb2.CountPointsResponse.FromString,
+                _registered_method=True)
         self.Search = channel.unary_unary(
                 '/hotclip.v1.SearchService/Search',
                 request_serializer=hotclip__proto_dot_v1_dot_search__pb2.SearchRequest.SerializeToString,
@@ -124,7 +139,32 @@ class SearchServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Removes points by id; unknown ids are ignored. Errors: NOT_FOUND (collection).
+        """Removes points by id, unknown ids are ignored; or those that match a filter when they are
+        looked at. Errors: NOT_FOUND (collection), INVALID_ARGUMENT (filter, neither or both).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPoints(self, request, context):
+        """Points by id, in the order of the request; unknown ids are left out. Errors: NOT_FOUND
+        (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPoints(self, request, context):
+        """Pages of points in an order that does not change, also not by a reindex. A point that
+        stays during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page,
+        filter).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountPoints(self, request, context):
+        """How many points match. Errors: NOT_FOUND, INVALID_ARGUMENT (filter).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,6 +223,21 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=hotclip__proto_dot_v1_dot_search__pb2.DeleteRequest.FromString,
                     response_serializer=hotclip__proto_dot_v1_dot_search__pb2.DeleteResponse.SerializeToString,
+            ),
+            'GetPoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPoints,
+                    request_deserializer=hotclip__proto_dot_v1_dot_search__pb2.GetPointsRequest.FromString,
+                    response_serializer=hotclip__proto_dot_v1_dot_search__pb2.GetPointsResponse.SerializeToString,
+            ),
+            'ListPoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPoints,
+                    request_deserializer=hotclip__proto_dot_v1_dot_search__pb2.ListPointsRequest.FromString,
+                    response_serializer=hotclip__proto_dot_v1_dot_search__pb2.ListPointsResponse.SerializeToString,
+            ),
+            'CountPoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountPoints,
+                    request_deserializer=hotclip__proto_dot_v1_dot_search__pb2.CountPointsRequest.FromString,
+                    response_serializer=hotclip__proto_dot_v1_dot_search__pb2.CountPointsResponse.SerializeToString,
             ),
             'Search': grpc.unary_unary_rpc_method_handler(
                     servicer.Search,
@@ -359,6 +414,87 @@ class SearchService(object):
             '/hotclip.v1.SearchService/Delete',
             hotclip__proto_dot_v1_dot_search__pb2.DeleteRequest.SerializeToString,
             hotclip__proto_dot_v1_dot_search__pb2.DeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotclip.v1.SearchService/GetPoints',
+            hotclip__proto_dot_v1_dot_search__pb2.GetPointsRequest.SerializeToString,
+            hotclip__proto_dot_v1_dot_search__pb2.GetPointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotclip.v1.SearchService/ListPoints',
+            hotclip__proto_dot_v1_dot_search__pb2.ListPointsRequest.SerializeToString,
+            hotclip__proto_dot_v1_dot_search__pb2.ListPointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountPoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotclip.v1.SearchService/CountPoints',
+            hotclip__proto_dot_v1_dot_search__pb2.CountPointsRequest.SerializeToString,
+            hotclip__proto_dot_v1_dot_search__pb2.CountPointsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,7 +53,20 @@ class SearchServiceStub:
     RESOURCE_EXHAUSTED (points, payload size).
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]
-    """Removes points by id; unknown ids are ignored. Errors: NOT_FOUND (collection)."""
+    """Removes points by id, unknown ids are ignored; or those that match a filter when they are
+    looked at. Errors: NOT_FOUND (collection), INVALID_ARGUMENT (filter, neither or both).
+    """
+    GetPoints: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetPointsRequest, _search_pb2.GetPointsResponse]
+    """Points by id, in the order of the request; unknown ids are left out. Errors: NOT_FOUND
+    (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer).
+    """
+    ListPoints: _grpc.UnaryUnaryMultiCallable[_search_pb2.ListPointsRequest, _search_pb2.ListPointsResponse]
+    """Pages of points in an order that does not change, also not by a reindex. A point that
+    stays during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page,
+    filter).
+    """
+    CountPoints: _grpc.UnaryUnaryMultiCallable[_search_pb2.CountPointsRequest, _search_pb2.CountPointsResponse]
+    """How many points match. Errors: NOT_FOUND, INVALID_ARGUMENT (filter)."""
     Search: _grpc.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]
     """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold),
     FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space),
@@ -92,7 +105,20 @@ class SearchServiceAsyncStub(SearchServiceStub):
     RESOURCE_EXHAUSTED (points, payload size).
     """
     Delete: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]  # type: ignore[assignment]
-    """Removes points by id; unknown ids are ignored. Errors: NOT_FOUND (collection)."""
+    """Removes points by id, unknown ids are ignored; or those that match a filter when they are
+    looked at. Errors: NOT_FOUND (collection), INVALID_ARGUMENT (filter, neither or both).
+    """
+    GetPoints: _aio.UnaryUnaryMultiCallable[_search_pb2.GetPointsRequest, _search_pb2.GetPointsResponse]  # type: ignore[assignment]
+    """Points by id, in the order of the request; unknown ids are left out. Errors: NOT_FOUND
+    (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer).
+    """
+    ListPoints: _aio.UnaryUnaryMultiCallable[_search_pb2.ListPointsRequest, _search_pb2.ListPointsResponse]  # type: ignore[assignment]
+    """Pages of points in an order that does not change, also not by a reindex. A point that
+    stays during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page,
+    filter).
+    """
+    CountPoints: _aio.UnaryUnaryMultiCallable[_search_pb2.CountPointsRequest, _search_pb2.CountPointsResponse]  # type: ignore[assignment]
+    """How many points match. Errors: NOT_FOUND, INVALID_ARGUMENT (filter)."""
     Search: _aio.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]  # type: ignore[assignment]
     """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold),
     FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space),
@@ -164,7 +190,38 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.DeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.DeleteResponse, _abc.Awaitable[_search_pb2.DeleteResponse]]:
-        """Removes points by id; unknown ids are ignored. Errors: NOT_FOUND (collection)."""
+        """Removes points by id, unknown ids are ignored; or those that match a filter when they are
+        looked at. Errors: NOT_FOUND (collection), INVALID_ARGUMENT (filter, neither or both).
+        """
+
+    @_abc_1.abstractmethod
+    def GetPoints(
+        self,
+        request: _search_pb2.GetPointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.GetPointsResponse, _abc.Awaitable[_search_pb2.GetPointsResponse]]:
+        """Points by id, in the order of the request; unknown ids are left out. Errors: NOT_FOUND
+        (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer).
+        """
+
+    @_abc_1.abstractmethod
+    def ListPoints(
+        self,
+        request: _search_pb2.ListPointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.ListPointsResponse, _abc.Awaitable[_search_pb2.ListPointsResponse]]:
+        """Pages of points in an order that does not change, also not by a reindex. A point that
+        stays during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page,
+        filter).
+        """
+
+    @_abc_1.abstractmethod
+    def CountPoints(
+        self,
+        request: _search_pb2.CountPointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.CountPointsResponse, _abc.Awaitable[_search_pb2.CountPointsResponse]]:
+        """How many points match. Errors: NOT_FOUND, INVALID_ARGUMENT (filter)."""
 
     @_abc_1.abstractmethod
     def Search(

@@ -159,9 +159,7 @@ class QdrantStore:
                 params=models.SearchParams(exact=exact, hnsw_ef=max(_BREADTH, limit)),
                 with_payload=["i", "p"],
             )
-            for row, left_out in zip(
-                vectors.tolist(), exclude or [()] * len(vectors), strict=True
-            )
+            for row, left_out in zip(vectors.tolist(), exclude or [()] * len(vectors), strict=True)
         ]
         together = max(1, _ROWS // limit)
         found: list[list[Match]] = []

@@ -67,4 +67,6 @@ def _condition(test: FieldTest) -> models.FieldCondition:
         return models.FieldCondition(key=key, range=bounds)
     if len(test.values) == 1:
         return models.FieldCondition(key=key, match=models.MatchValue(value=test.values[0]))
-    return models.FieldCondition(key=key, match=models.MatchAny(any=list(test.values)))
+    # Several values are always texts: see StringList.
+    several = [str(value) for value in test.values]
+    return models.FieldCondition(key=key, match=models.MatchAny(any=several))

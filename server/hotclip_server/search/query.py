@@ -45,7 +45,7 @@ def from_engine_value(value: Any) -> Any:
 
 def to_engine_filter(spec: dict[str, Any] | None, leave_out: Iterable[UUID]) -> Any | None:
     """The engine's filter of a PayloadFilter as JSON, without the points of `leave_out`."""
-    excluded = set(leave_out)
+    excluded: set[Any] = set(leave_out)
     if spec is None and not excluded:
         return None
     conditions: dict[str, list[Any]] = {"must": [], "should": [], "must_not": []}

@@ -74,9 +74,7 @@ class Reader:
 
     async def info(self, name: str) -> ShardInfo:
         """Figures of the live shard. Raises NotFound."""
-        return await self._on_live_shard(
-            name, lambda record: self._store.info(record.shard)
-        )
+        return await self._on_live_shard(name, lambda record: self._store.info(record.shard))
 
     async def count(self, name: str, payload_filter: PayloadFilter | None = None) -> int:
         """Points that match. Raises NotFound."""

@@ -174,9 +174,7 @@ def mark_deleted(
                 sources.c.collection == collection,
                 sources.c.point_id.in_(ids[start : start + _IDS_AT_ONCE]),
             )
-            .values(
-                kind=DELETED, revision=revision, item=None, blob=None, payload={}, reference=""
-            )
+            .values(kind=DELETED, revision=revision, item=None, blob=None, payload={}, reference="")
         )
 
 
@@ -252,9 +250,7 @@ def revisions_of(connection: Connection, collection: str, ids: Sequence[str]) ->
     return found
 
 
-def sources_of(
-    connection: Connection, collection: str, ids: Sequence[str]
-) -> Iterator[SourceRow]:
+def sources_of(connection: Connection, collection: str, ids: Sequence[str]) -> Iterator[SourceRow]:
     """Rows of points, without tombstones; in no order."""
     for start in range(0, len(ids), _IDS_AT_ONCE):
         query = sa.select(sources).where(

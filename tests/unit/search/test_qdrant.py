@@ -139,9 +139,7 @@ async def test_it_is_asked_again_while_it_is_away(
     assert SECRET not in repr(store) + repr(refused.value) + repr(full.value)
 
 
-async def test_nobody_there_is_unavailable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nobody_there_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qdrant_store, "_PAUSES_S", (0.01,))
     store = QdrantStore(connect("http://127.0.0.1:1", SECRET, 1.0), tmp_path / "namespace")
     with pytest.raises(Unavailable) as away:
@@ -167,9 +165,7 @@ def test_the_key_is_not_shown_and_not_sent_in_clear() -> None:
         assert SECRET not in str(bad.value)
 
 
-async def test_the_url_chooses_the_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_url_chooses_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(make_vectors(ServerConfig(data_dir=tmp_path)), EdgeStore)
     remote = ServerConfig(data_dir=tmp_path, vectors_url="http://127.0.0.1:1")
     store = make_vectors(remote)

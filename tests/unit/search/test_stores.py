@@ -133,7 +133,7 @@ async def test_pages_go_on_in_the_order_of_cursors(store: VectorStore) -> None:
         if not after:
             break
         assert (len(page), after) == (6, cursor_of(order[len(listed)]))
-        # What was listed already, and the point that comes next, go; the rest is listed all the same.
+        # What was listed, and the point that comes next, go; the rest is listed all the same.
         await store.delete("s", [listed[0], order[len(listed)]])
         order.remove(order[len(listed)])
     assert listed == order
