@@ -108,9 +108,10 @@ class QdrantStore:
 
     async def shards(self) -> list[str]:
         """See VectorStore."""
+        prefix = self._name("")
         found = await self._ask(self._client.get_collections)
-        names = [one.name for one in found.collections]
-        return sorted(n.removeprefix(self._prefix) for n in names if n.startswith(self._prefix))
+        names = [one.name for one in found.collections if one.name.startswith(prefix)]
+        return sorted(name.removeprefix(prefix) for name in names)
 
     async def upsert(
         self, shard: str, points: Sequence[PointMeta], vectors: NDArray[np.float32]

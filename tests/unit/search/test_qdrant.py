@@ -23,6 +23,9 @@ from hotclip_server.search.qdrant_store import QdrantStore, connect
 from hotclip_server.search.searcher import SearchOptions
 from hotclip_server.testing import FakeLoader
 
+# What the engine in memory lacks; a server has it.
+pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
+
 SECRET = "key-that-nobody-may-see"
 
 

@@ -18,6 +18,9 @@ from hotclip_server.search.qdrant_store import QdrantStore
 
 from .vectors import clustered, points
 
+# What the engine in memory lacks; a server has it.
+pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
+
 ROWS = [
     PointMeta(
         str(i),
