@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hotclip_server.errors import HotclipError
+from hotclip_server.loop import loop_factory
 from hotclip_server.search import wire
 from hotclip_server.search.shard import INDEXING_THRESHOLD_KB, AnswerTooLarge, Shard, ShardNotFound
 
@@ -193,7 +194,8 @@ def main() -> None:
 
 def _serve(fd: int, root: Path) -> None:
     connection = socket.socket(fileno=fd)
-    asyncio.run(VectorProcess(root).serve(connection))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(VectorProcess(root).serve(connection))
 
 
 if __name__ == "__main__":
