@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from hotclip_proto.v1 import server_pb2, types_pb2
 from hotclip_server.artifacts.export import Exporter
 from hotclip_server.artifacts.export_job import ExportHandler, onnx_exporter
 from hotclip_server.artifacts.import_job import ImportHandler
@@ -24,7 +22,6 @@ from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.drain import Drain
 from hotclip_server.encoding.engines.choices import EngineWish
 from hotclip_server.encoding.engines.remembered import EngineMemory
-from hotclip_server.encoding.protocol import Encoder, Tower
 from hotclip_server.errors import Unimplemented
 from hotclip_server.frontends.supervisor import Frontends
 from hotclip_server.health import Health
@@ -56,7 +53,7 @@ from hotclip_server.services.finetune_requests import TrainingGround
 from hotclip_server.services.jobs import JobService
 from hotclip_server.services.models import ModelService
 from hotclip_server.services.search import SearchService
-from hotclip_server.services.server_info import ServerService
+from hotclip_server.services.server_info import ServerService, resident_versions
 from hotclip_server.storage.database import Database
 from hotclip_server.storage.folder_lock import FolderLock
 from hotclip_server.trackers.follower import Followers
@@ -385,31 +382,3 @@ def make_averager(
         return average_versions(store, versions)
 
     return average
-
-
-def resident_versions(registry: ModelRegistry) -> Iterator[server_pb2.VersionInfo]:
-    """Versions in memory, for GetServerInfo."""
-    for resident, live in registry:
-        images = resident.encoder.image_preprocessing
-        yield server_pb2.VersionInfo(
-            model=resident.model,
-            version=resident.version_id,
-            space_id=resident.spec.space_id,
-            dim=resident.spec.dim,
-            image_size=resident.spec.image_size,
-            live=live,
-            image_preprocessing=types_pb2.ImagePreprocessing(**asdict(images), id=images.id),
-            engines=[engine_info(resident.encoder, tower) for tower in Tower],
-        )
-
-
-def engine_info(encoder: Encoder, tower: Tower) -> server_pb2.EngineInfo:
-    """What runs a tower, for GetServerInfo."""
-    engine, figures = encoder.engine(tower), encoder.figures(tower)
-    return server_pb2.EngineInfo(
-        tower=tower.value,
-        engine=engine.engine,
-        precision=engine.precision,
-        best_batch=figures.best_batch if figures else 0,
-        items_per_s=figures.items_per_s if figures else 0.0,
-    )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import grpc
 
-from hotclip_proto.v1 import server_pb2, server_pb2_grpc
+from hotclip_proto.v1 import server_pb2, server_pb2_grpc, types_pb2
 from hotclip_server.config import ServerConfig
+from hotclip_server.encoding.protocol import Encoder, Tower
+from hotclip_server.models.registry import ModelRegistry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,4 +81,32 @@ def limits_to_proto(config: ServerConfig) -> server_pb2.Limits:
         max_collections=config.max_collections,
         max_payload_bytes=config.max_payload_bytes,
         max_artifact_bytes=config.max_artifact_bytes,
+    )
+
+
+def resident_versions(registry: ModelRegistry) -> Iterator[server_pb2.VersionInfo]:
+    """Versions in memory."""
+    for resident, live in registry:
+        images = resident.encoder.image_preprocessing
+        yield server_pb2.VersionInfo(
+            model=resident.model,
+            version=resident.version_id,
+            space_id=resident.spec.space_id,
+            dim=resident.spec.dim,
+            image_size=resident.spec.image_size,
+            live=live,
+            image_preprocessing=types_pb2.ImagePreprocessing(**asdict(images), id=images.id),
+            engines=[engine_info(resident.encoder, tower) for tower in Tower],
+        )
+
+
+def engine_info(encoder: Encoder, tower: Tower) -> server_pb2.EngineInfo:
+    """What runs a tower."""
+    engine, figures = encoder.engine(tower), encoder.figures(tower)
+    return server_pb2.EngineInfo(
+        tower=tower.value,
+        engine=engine.engine,
+        precision=engine.precision,
+        best_batch=figures.best_batch if figures else 0,
+        items_per_s=figures.items_per_s if figures else 0.0,
     )
