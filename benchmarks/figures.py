@@ -22,7 +22,8 @@ class Figure:
     value: float
     unit: str
     target: float | None = None
-    """To be reached from below (ratios of speed) or not exceeded (latency, cold start)."""
+    """To be reached from below (ratios of speed) or not exceeded (latency, cold start). One that
+    depends on the run comes with the figure and is not to be exceeded."""
     passed: bool | None = None
     """Whether the target is met; None without one."""
     baseline: float | None = None
@@ -78,7 +79,7 @@ def _cells(figure: Figure, target: Target | None) -> tuple[str, ...]:
         figure.name,
         _number(figure.value),
         figure.unit,
-        "" if target is None else f"{target.sign} {_number(target.value)}",
+        _target(figure, target),
         {None: "", True: "met", False: "MISSED"}[figure.passed],
         _number(figure.baseline),
         "" if figure.min_cosine is None else f"{figure.min_cosine:.6f}",
@@ -87,6 +88,13 @@ def _cells(figure: Figure, target: Target | None) -> tuple[str, ...]:
         figure.engine or "",
         "" if figure.interval is None else " to ".join(map(_number, figure.interval)),
     )
+
+
+def _target(figure: Figure, target: Target | None) -> str:
+    """A figure that brings a target of its own run is not to exceed it."""
+    if target is not None:
+        return f"{target.sign} {_number(target.value)}"
+    return "" if figure.target is None else f"≤ {_number(figure.target)}"
 
 
 def _number(value: float | None) -> str:

@@ -10,6 +10,7 @@ from benchmarks.finetune_quality import finetune_quality
 from benchmarks.machine import describe_machine, device_name, slug
 from benchmarks.search import search
 from benchmarks.settings import Settings
+from benchmarks.swap import swap
 
 Suite = Callable[[Settings], Iterator[Figure]]
 SUITES: dict[str, Suite] = {
@@ -17,6 +18,7 @@ SUITES: dict[str, Suite] = {
     "finetune": finetune,
     "finetune-quality": finetune_quality,
     "search": search,
+    "swap": swap,
 }
 
 

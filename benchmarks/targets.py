@@ -28,6 +28,12 @@ ANYWHERE = {
     "search.recall_at_10": Target(0.98),
     "search.over_engine.batch64": Target(1.5, at_most=True),
     "search.added_ms.single": Target(1.5, at_most=True),
+    "swap.failed*": Target(0.0, at_most=True),
+    "swap.refused*": Target(0.0, at_most=True),
+    "swap.mixed*": Target(0.0, at_most=True),
+    "swap.linearisability_violations*": Target(0.0, at_most=True),
+    "swap.p99_ratio.*": Target(1.2, at_most=True),
+    "swap.memory_slope*": Target(0.02, at_most=True),
 }
 CPU = {
     "training.over_open_clip.*.ViT-B-32.*_chunks": Target(1.05),

@@ -86,5 +86,5 @@ def test_a_suite_that_is_not_there_is_an_error_that_lists_those_that_are() -> No
     run = bench("speed")
     assert run.returncode == 2
     last = run.stderr.splitlines()[-1]
-    known = "encode, finetune, finetune-quality, search"
+    known = "encode, finetune, finetune-quality, search, swap"
     assert last.endswith(f"there is no suite 'speed'; there is: {known}")
