@@ -20,6 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hotclip_server.errors import FailedPrecondition
+from hotclip_server.pace import Pause, never
 
 CONFIG_FILE = "open_clip_config.json"
 HF_CONFIG_FILE = "config.json"
@@ -95,12 +96,15 @@ class OpenClipConfig:
         return config
 
 
-def build_model(config: OpenClipConfig, folder: Path, *, initialise: bool = False) -> nn.Module:
+def build_model(
+    config: OpenClipConfig, folder: Path, *, initialise: bool = False, pause: Pause = never
+) -> nn.Module:
     """Builds the model in fp32 on the CPU, in evaluation mode, as open_clip's factory does.
 
     Args:
         folder: Where `config.json` of a Hugging Face text tower lies.
         initialise: Draw random weights; otherwise the weights are whatever was in memory.
+        pause: Called between the calls of torch that make it, unless they draw.
 
     Raises:
         FailedPrecondition: open_clip cannot build it; reason VERSION_UNFIT.
@@ -120,7 +124,7 @@ def build_model(config: OpenClipConfig, folder: Path, *, initialise: bool = Fals
         if initialise:
             model = kind(**settings)
         else:
-            with _Uninitialised():
+            with _Uninitialised(pause):
                 model = kind(**settings)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, OSError) as error:
         raise FailedPrecondition(
@@ -163,6 +167,10 @@ def _problem(config: OpenClipConfig) -> str:
 class _Uninitialised(TorchFunctionMode):
     """Skips drawing random weights that are about to be overwritten (seconds on a big model)."""
 
+    def __init__(self, pause: Pause) -> None:
+        super().__init__()
+        self._pause = pause
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -170,6 +178,7 @@ class _Uninitialised(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        self._pause()
         if func in _RANDOM_FILLS:
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hotclip_server.encoding.protocol import Tower
+from hotclip_server.pace import PIECE_BYTES, Pause, never
 
 _SHARED = {"logit_scale", "logit_bias"}
 """Of neither tower: they scale cosines, not vectors."""
@@ -29,13 +30,18 @@ _NOT_STRUCTURE = {"hf_model_name", "hf_tokenizer_name", "hf_model_pretrained"} |
 
 
 def encoder_id(
-    tower: Tower, state: Mapping[str, Tensor], model_cfg: Mapping[str, Any], inputs: object
+    tower: Tower,
+    state: Mapping[str, Tensor],
+    model_cfg: Mapping[str, Any],
+    inputs: object,
+    pause: Pause = never,
 ) -> str:
     """sha256, 32 hex digits, of one tower.
 
     Args:
         state: The model's whole state; only this tower's floating-point tensors count.
         inputs: What is done to an item before the tower: anything that JSON can say.
+        pause: Called between pieces of about PIECE_BYTES.
     """
     part = model_cfg["vision_cfg" if tower is Tower.VISION else "text_cfg"]
     described = {
@@ -54,5 +60,9 @@ def encoder_id(
             continue
         digest.update(f"{name}{list(tensor.shape)}".encode())
         values = tensor.detach().to("cpu", torch.float32).contiguous()
-        digest.update(values.reshape(-1).numpy().data)
+        content = values.reshape(-1).numpy()
+        step = PIECE_BYTES // content.itemsize
+        for first in range(0, len(content), step):
+            digest.update(content[first : first + step].data)
+            pause()
     return digest.hexdigest()[:32]

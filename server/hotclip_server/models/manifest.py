@@ -13,6 +13,7 @@ from typing import Any
 from hotclip_server.encoding.protocol import EncoderSpec
 from hotclip_server.errors import DataLoss
 from hotclip_server.models.protocol import VersionManifest
+from hotclip_server.pace import Pause, never
 from hotclip_server.storage.atomic import sha256_file
 
 MANIFEST_FILE = "hotclip_version.json"
@@ -58,8 +59,11 @@ class StoredVersion:
             raise DataLoss(f"{folder.name}: {MANIFEST_FILE} does not describe this version")
         return version
 
-    def verify(self, *, skip: str = "") -> None:
+    def verify(self, *, skip: str = "", pause: Pause = never) -> None:
         """Compares the checksum of each file, except `skip`.
+
+        Args:
+            pause: Called between pieces.
 
         Raises:
             DataLoss: one differs or is missing.
@@ -68,7 +72,7 @@ class StoredVersion:
             if name == skip:
                 continue
             try:
-                found = sha256_file(self.folder / name)
+                found = sha256_file(self.folder / name, pause)
             except OSError as error:
                 raise DataLoss(f"{self.folder.name}: {name} cannot be read: {error}") from error
             if found != expected:
@@ -79,9 +83,11 @@ class StoredVersion:
         return {name: self.folder / name for name in self.files if name not in _OWN_FILES}
 
 
-def write_manifest(folder: Path, *, spec: EncoderSpec, parent: str, source: str) -> StoredVersion:
+def write_manifest(
+    folder: Path, *, spec: EncoderSpec, parent: str, source: str, pause: Pause = never
+) -> StoredVersion:
     """Writes the manifest of a folder that holds all its other files."""
-    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+    files = {path.name: sha256_file(path, pause) for path in sorted(folder.iterdir())}
     described = asdict(spec)
     version_id = _content_id(files, described)
     size = (folder / WEIGHTS_FILE).stat().st_size

@@ -6,7 +6,7 @@ Nothing is unpickled: only safetensors files are read, whoever offers something 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,20 @@ class SourceReader:
     Args:
         models_dir: Holds the folders that `local:<name>` names; None if there are none.
         allow_random_weights: Whether `arch::` may make a model of random weights.
+        require_memory: Told the size of a file of weights, in bytes, before it is read; raises if
+            there is no room for what is made of it.
     """
 
-    def __init__(self, models_dir: Path | None, *, allow_random_weights: bool) -> None:
+    def __init__(
+        self,
+        models_dir: Path | None,
+        *,
+        allow_random_weights: bool,
+        require_memory: Callable[[int], None],
+    ) -> None:
         self._models_dir = models_dir
         self._allow_random_weights = allow_random_weights
+        self._require_memory = require_memory
 
     def read(self, source: str, staging: Path, unpacked: Path | None = None) -> Imported:
         """Builds the model that `source` names.
@@ -94,6 +103,8 @@ class SourceReader:
                 write_hf_config(origin.config.hf_text_model, origin.hf_config, staging)
             tokenizer = open_clip.get_tokenizer(origin.name)
         tokenizer_files(tokenizer, origin.config, staging)
+        if origin.weights is not None:
+            self._require_memory(origin.weights.stat().st_size)
         if origin.weights is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(RANDOM_SEED)

@@ -12,9 +12,10 @@ reads it too.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -22,12 +23,13 @@ from typing import Protocol
 from torch import nn
 
 from hotclip_server.encoding.architecture import CONFIG_FILE, OpenClipConfig, build_model
+from hotclip_server.encoding.byte_pairs import BytePairTokenizer
 from hotclip_server.encoding.fingerprint import encoder_id
 from hotclip_server.encoding.image import ImageLimits
 from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
 from hotclip_server.encoding.protocol import EncoderSpec, Tower
 from hotclip_server.encoding.spaces import space_id
-from hotclip_server.encoding.tokenizer import load_tokenizer, tokenizer_inputs
+from hotclip_server.encoding.tokenizer import TextTokenizer, load_tokenizer, tokenizer_inputs
 from hotclip_server.encoding.weights import master_weights, read_weights, write_weights
 from hotclip_server.errors import DataLoss, FailedPrecondition, NotFound
 from hotclip_server.models.delta import DELTA_FILE, DeltaInfo, apply_delta
@@ -40,6 +42,7 @@ from hotclip_server.models.manifest import (
 )
 from hotclip_server.models.protocol import VersionManifest
 from hotclip_server.models.sources import SourceReader
+from hotclip_server.pace import Pause, never
 from hotclip_server.storage.atomic import (
     new_folder,
     publish_folder,
@@ -47,6 +50,10 @@ from hotclip_server.storage.atomic import (
     remove_leftovers,
     sha256_file,
 )
+
+
+def _fits(size_bytes: int) -> None:
+    """Nobody looks at the memory."""
 
 
 class Artifacts(Protocol):
@@ -65,6 +72,8 @@ class VersionStore:
         allow_random_weights: Whether `<architecture>::` makes a model of random weights.
         artifacts: Holds what `artifact:<id>` names; None if there are none.
         image_limits: Of the encoders that it loads.
+        pause: Called between pieces of all that it reads, checks and hashes.
+        require_memory: Told the size of a file of weights, in bytes, before a source is read.
     """
 
     def __init__(
@@ -75,11 +84,18 @@ class VersionStore:
         allow_random_weights: bool = False,
         artifacts: Artifacts | None = None,
         image_limits: ImageLimits | None = None,
+        pause: Pause = never,
+        require_memory: Callable[[int], None] = _fits,
     ) -> None:
         self._root = root
         self._artifacts = artifacts
-        self._sources = SourceReader(models_dir, allow_random_weights=allow_random_weights)
+        self._sources = SourceReader(
+            models_dir, allow_random_weights=allow_random_weights, require_memory=require_memory
+        )
         self._image_limits = image_limits or ImageLimits()
+        self._pause = pause
+        self._byte_pairs: dict[str, BytePairTokenizer] = {}
+        """By what they are made from: reading the merges takes as long as a small model."""
 
     def remove_leftovers(self) -> int:
         """Removes what a crash left; call it before anything is stored."""
@@ -118,7 +134,7 @@ class VersionStore:
             FailedPrecondition: a weight is not finite; reason VERSION_UNFIT.
             ResourceExhausted: the disk is full; reason DISK_FULL.
         """
-        state = master_weights(model)
+        state = master_weights(model, self._pause)
         folder = new_folder(self._root)
         try:
             for name, path in files.items():
@@ -126,8 +142,11 @@ class VersionStore:
             tokenizer = {name: sha256_file(folder / name) for name in sorted(files)}
             (folder / CONFIG_FILE).write_bytes(config.to_json())
             write_weights(state, folder / WEIGHTS_FILE)
-            text = encoder_id(Tower.TEXT, state, config.model, tokenizer_inputs(tokenizer, config))
-            vision = encoder_id(Tower.VISION, state, config.model, dict(config.preprocess))
+            inputs = tokenizer_inputs(tokenizer, config), dict(config.preprocess)
+            text, vision = (
+                encoder_id(tower, state, config.model, of_tower, self._pause)
+                for tower, of_tower in zip((Tower.TEXT, Tower.VISION), inputs, strict=True)
+            )
             spec = EncoderSpec(
                 architecture=architecture or "custom",
                 dim=int(config.model["embed_dim"]),
@@ -137,7 +156,9 @@ class VersionStore:
                 vision_encoder_id=vision,
                 space_id=space_id(text, vision),
             )
-            version = write_manifest(folder, spec=spec, parent=parent, source=source)
+            version = write_manifest(
+                folder, spec=spec, parent=parent, source=source, pause=self._pause
+            )
             return self._publish(folder, version)
         except OSError as error:
             raise_if_disk_full(error)
@@ -180,11 +201,11 @@ class VersionStore:
         """
         version = self._verified(version_id)
         config = self._config(version)
-        model = build_model(config, version.folder)
-        read_weights(model, version.folder / WEIGHTS_FILE)
+        model = build_model(config, version.folder, pause=self._pause)
+        read_weights(model, version.folder / WEIGHTS_FILE, self._pause)
         return OpenClipEncoder(
             model,
-            load_tokenizer(config, version.folder),
+            self._tokenizer(config, version.folder),
             version.manifest.spec,
             shape=config.shape_id,
             device=device,
@@ -206,7 +227,8 @@ class VersionStore:
             FailedPrecondition: its files do not make a model; reason VERSION_UNFIT. Or they are
                 the difference to a version that is not here; reason BASE_VERSION_MISSING.
             Unavailable: the hub does not answer.
-            ResourceExhausted: the disk is full; reason DISK_FULL.
+            ResourceExhausted: the disk is full; reason DISK_FULL. Or `require_memory` says so;
+                reason OUT_OF_MEMORY.
         """
         with ExitStack() as stack:
             kind, _, name = source.partition(":")
@@ -272,8 +294,18 @@ class VersionStore:
 
     def _verified(self, version_id: str, *, skip: str = "") -> StoredVersion:
         version = StoredVersion.read(self.folder(version_id))
-        version.verify(skip=skip)
+        version.verify(skip=skip, pause=self._pause)
         return version
+
+    def _tokenizer(self, config: OpenClipConfig, folder: Path) -> TextTokenizer:
+        """Versions share open_clip's own, which depends on the config alone."""
+        key = json.dumps(config.text, sort_keys=True)
+        if (known := self._byte_pairs.get(key)) is not None:
+            return known
+        made = load_tokenizer(config, folder)
+        if isinstance(made, BytePairTokenizer):
+            self._byte_pairs[key] = made
+        return made
 
     def _config(self, version: StoredVersion) -> OpenClipConfig:
         return OpenClipConfig.from_json((version.folder / CONFIG_FILE).read_bytes())

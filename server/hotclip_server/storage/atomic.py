@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 
 from hotclip_server.errors import ResourceExhausted
+from hotclip_server.pace import PIECE_BYTES, Pause, never
 
 TEMPORARY = ".tmp-"
 
@@ -131,10 +132,18 @@ def remove_leftovers(folder: Path) -> int:
     return len(leftovers)
 
 
-def sha256_file(path: Path) -> str:
-    """sha256 of a file's content, hex."""
+def sha256_file(path: Path, pause: Pause = never) -> str:
+    """sha256 of a file's content, hex.
+
+    Args:
+        pause: Called between two pieces of PIECE_BYTES; may wait.
+    """
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+            pause()
+    return digest.hexdigest()
 
 
 def require_free_space(folder: Path, size: int, *, floor: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hotclip_server.encoding.protocol import Tower
 from hotclip_server.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from hotclip_server.models.manifest import MANIFEST_FILE, WEIGHTS_FILE
 from hotclip_server.models.store import VersionStore
+from hotclip_server.pace import PIECE_BYTES
 
 
 @pytest.fixture
@@ -166,3 +168,33 @@ def test_a_device_that_does_not_exist(store: VersionStore) -> None:
     version = store.import_source("local:mini").id
     with pytest.raises(InvalidArgument):
         store.load(version, device="abacus")
+
+
+def test_others_get_their_turn_while_it_loads(tmp_path: Path) -> None:
+    """Between the pieces of each step, the largest of which is about a MiB."""
+    write_model(tmp_path / "models" / "clip")
+    pauses: list[str] = []
+
+    def pause() -> None:
+        frame = sys._getframe(1)
+        pauses.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
+
+    store = VersionStore(tmp_path / "versions", models_dir=tmp_path / "models", pause=pause)
+    version = store.import_source("local:clip")
+    pieces = version.size_bytes / PIECE_BYTES
+    assert pieces > 4
+    for step in ("fingerprint.encoder_id", "atomic.sha256_file"):
+        assert pauses.count(step) >= pieces - 1, step
+    pauses.clear()
+    store.load(version.id)
+    for step in ("atomic.sha256_file", "weights.read_weights"):
+        assert pauses.count(step) >= pieces - 1, step
+    assert "architecture.__torch_function__" in pauses
+
+
+def test_versions_share_the_tokenizer_that_is_open_clips_own(store: VersionStore) -> None:
+    one = store.import_source("local:clip")
+    encoders = [store.load(one.id), store.load(one.id)]
+    assert encoders[0].tokenizer is encoders[1].tokenizer
+    mini = store.import_source("local:mini")
+    assert store.load(mini.id).tokenizer is not store.load(mini.id).tokenizer

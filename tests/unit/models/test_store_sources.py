@@ -11,7 +11,13 @@ import pytest
 from support.hub import LoopbackHub
 from support.small_models import write_model
 
-from hotclip_server.errors import FailedPrecondition, HotclipError, InvalidArgument, NotFound
+from hotclip_server.errors import (
+    FailedPrecondition,
+    HotclipError,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from hotclip_server.models.store import VersionStore
 
 
@@ -171,3 +177,23 @@ def test_a_hub(store: VersionStore, tmp_path: Path) -> None:
     assert local.id == version.id
     silent = imported(tmp_path / "imported", hub.environment(tmp_path / "other"), "hf-hub:org/good")
     assert silent[0][0] == "Unavailable"
+
+
+def test_what_does_not_fit_into_memory_is_not_read(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "models" / "small")
+    asked: list[int] = []
+
+    def require(size_bytes: int) -> None:
+        asked.append(size_bytes)
+        raise ResourceExhausted("full", reason="OUT_OF_MEMORY")
+
+    weights = folder / "open_clip_model.safetensors"
+    size = weights.stat().st_size
+    weights.write_bytes(b"\0" * size)  # which nobody gets to see
+    store = VersionStore(
+        tmp_path / "versions", models_dir=tmp_path / "models", require_memory=require
+    )
+    with pytest.raises(ResourceExhausted) as caught:
+        store.import_source("local:small")
+    assert (caught.value.reason, asked) == ("OUT_OF_MEMORY", [size])
+    assert not (tmp_path / "versions").exists()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hotclip_server.encoding.engines.linear import QUICK_GELU, Linear, Norm, activation_of
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.sequences import Sequences
+from hotclip_server.pace import Pause, never
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +25,14 @@ class Compute:
     stream: torch.dtype
     packed: bool
     """See `Linear`."""
+    pause: Pause = never
+    """Called after each layer that was made."""
 
     def linear(self, weight: Tensor, bias: Tensor | None, activation: str = "") -> Linear:
         """A layer that computes so."""
-        return Linear(weight, bias, self.dtype, activation=activation, packed=self.packed)
+        made = Linear(weight, bias, self.dtype, activation=activation, packed=self.packed)
+        self.pause()
+        return made
 
     def norm(self, module: nn.Module) -> Norm:
         """A normalisation before such a layer."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from hotclip_server.encoding.engines.eager import EagerEngine
 from hotclip_server.encoding.engines.protocol import Engine, EngineChoice, EngineUnfit
 from hotclip_server.encoding.engines.source import TowerSource
 from hotclip_server.encoding.engines.torch_engine import TorchEngine
+from hotclip_server.pace import Pause, never
 
 Build = Callable[[TowerSource, str], Engine]
 """Makes an engine in a precision; blocks, any thread. Raises EngineUnfit."""
@@ -18,10 +20,14 @@ class EngineFactory:
 
     Args:
         more: Engines that need something long-lived, by name.
+        pause: Called between pieces of making one.
     """
 
-    def __init__(self, more: Mapping[str, Build] | None = None) -> None:
-        self._builds: dict[str, Build] = {"eager": EagerEngine, "torch": TorchEngine}
+    def __init__(self, more: Mapping[str, Build] | None = None, pause: Pause = never) -> None:
+        self._builds: dict[str, Build] = {
+            "eager": EagerEngine,
+            "torch": partial(TorchEngine, pause=pause),
+        }
         self._builds |= more or {}
 
     def build(self, choice: EngineChoice, source: TowerSource) -> Engine:

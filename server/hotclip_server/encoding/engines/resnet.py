@@ -54,6 +54,7 @@ class Convolution:
         self._padding: list[int] = list(convolution.padding)  # type: ignore[arg-type]  # never a word here
         self._stride = list(convolution.stride)
         self._relu = relu
+        compute.pause()
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, in, height, width] to [n, out, ...]."""

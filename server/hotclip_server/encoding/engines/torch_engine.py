@@ -28,6 +28,7 @@ from hotclip_server.encoding.engines.sequences import Sequences, rounded_rows
 from hotclip_server.encoding.engines.source import TowerSource
 from hotclip_server.encoding.engines.vit import OpenClipVit, TimmVit
 from hotclip_server.encoding.protocol import Tower
+from hotclip_server.pace import Pause, never
 
 ImageTower = Callable[[Tensor], Tensor]
 TextTower = Callable[[Tensor, Tensor, Sequences], Tensor]
@@ -38,6 +39,7 @@ class TorchEngine:
 
     Args:
         precision: "fp32", "bf16" or "fp16".
+        pause: Called between layers while it is made.
 
     Raises:
         EngineUnfit: the tower is not known, or the precision is another.
@@ -45,12 +47,12 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, source: TowerSource, precision: str) -> None:
+    def __init__(self, source: TowerSource, precision: str, pause: Pause = never) -> None:
         self.precision = precision
         self._device = source.device
         self._images: ImageTower | None = None
         self._texts: TextTower | None = None
-        compute = compute_in(precision, source.device)
+        compute = compute_in(precision, source.device, pause)
         with torch.inference_mode():
             if source.tower is Tower.VISION:
                 self._images = build_image_tower(source, compute)
@@ -76,8 +78,11 @@ class TorchEngine:
         self._images = self._texts = None
 
 
-def compute_in(precision: str, device: torch.device) -> Compute:
+def compute_in(precision: str, device: torch.device, pause: Pause = never) -> Compute:
     """How a tower computes in a precision on a device.
+
+    Args:
+        pause: Called between layers while they are made.
 
     Raises:
         EngineUnfit: another precision than fp32, bf16 or fp16, or one that the processor lacks.
@@ -88,7 +93,7 @@ def compute_in(precision: str, device: torch.device) -> Compute:
     packed = packing_helps(device)
     if packed and not multiplies_in(dtype):
         raise EngineUnfit(f"this processor does not multiply in {precision}")
-    return Compute(dtype=dtype, stream=torch.float32, packed=packed)
+    return Compute(dtype=dtype, stream=torch.float32, packed=packed, pause=pause)
 
 
 def build_image_tower(source: TowerSource, compute: Compute) -> ImageTower:
