@@ -32,7 +32,7 @@ class FakeLoader:
     """Versions by id; a source "fake:<seed>" makes version "v-<seed>"."""
 
     defects: dict[str, str] = field(default_factory=dict)
-    """By version id: "nan", "zero", "dim", "raise", "corrupt", "random"."""
+    """By version id: "nan", "zero", "dim", "raise", "corrupt", "random", "other"."""
     stored: dict[str, VersionManifest] = field(default_factory=dict)
     loaded: list[CountedEncoder] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
@@ -119,6 +119,13 @@ class WideEncoder(CountedEncoder):
         return self._width.vector(item)
 
 
+class OtherEncoder(CountedEncoder):
+    """Gives the vectors of other weights than it says."""
+
+    def vector(self, item: Prepared) -> NDArray[np.float32]:
+        return FakeEncoder("other").vector(item)
+
+
 class RandomEncoder(CountedEncoder):
     def vector(self, item: Prepared) -> NDArray[np.float32]:
         row = np.random.default_rng().standard_normal(self.spec.dim).astype(np.float32)
@@ -131,6 +138,7 @@ _DEFECTIVE: dict[str, type[CountedEncoder]] = {
     "long": LongEncoder,
     "dim": WideEncoder,
     "random": RandomEncoder,
+    "other": OtherEncoder,
 }
 
 

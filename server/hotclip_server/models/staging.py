@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-from hotclip_server.encoding.protocol import Encoder
+import numpy as np
+from numpy.typing import NDArray
+
+from hotclip_server.encoding.protocol import Encoder, Prepared, Tower
 from hotclip_server.errors import HotclipError, ResourceExhausted
 from hotclip_server.models import probes
 from hotclip_server.models.engines import EngineSelector, Unmeasured
+from hotclip_server.models.golden import GoldenProbes
 from hotclip_server.models.memory import host_free_bytes
-from hotclip_server.models.probes import RunOnDevice, unfit
+from hotclip_server.models.probes import Probes, Rows, RunOnDevice, unfit
 from hotclip_server.models.protocol import VersionLoader, VersionManifest
 from hotclip_server.models.residents import Resident
 from hotclip_server.models.state import VersionRecord
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+
+REST = 4.0
+"""Longest time between two probes, over that of the first, while requests wait."""
+REST_CHECK_S = 0.002
+
+
+def _nothing_waits() -> float:
+    return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +49,28 @@ class StagingLimits:
     """Bytes that must stay free."""
     free_bytes: Callable[[], int | None] = host_free_bytes
     """Free memory of the device; None if unknown."""
+    pressure_s: Callable[[], float] = _nothing_waits
+    """Predicted seconds of what waits for the device; above 0 while anything is not answered."""
+
+    def require(self, size_bytes: int, what: str) -> None:
+        """Refuses weights that clearly do not fit, before anything of them is read.
+
+        Args:
+            size_bytes: Of their file.
+            what: For people, e.g. "version 0123".
+
+        Raises:
+            ResourceExhausted: reason OUT_OF_MEMORY.
+        """
+        free = self.free_bytes()
+        needed = int(size_bytes * self.memory_factor)
+        if free is not None and free - needed < self.memory_floor_bytes:
+            raise ResourceExhausted(
+                f"{what} needs about {needed} bytes, {free} are free; unload a version that is "
+                "staged",
+                reason="OUT_OF_MEMORY",
+                metadata={"needed_bytes": str(needed), "free_bytes": str(free)},
+            )
 
 
 class Stager:
@@ -44,6 +79,7 @@ class Stager:
     Args:
         run_on_device: Runs a batch in its turn between those of requests.
         engines: Chooses what runs a version; None: what the loader gave it.
+        golden: What the loader's own gave for the probes of a version; None: nothing is kept.
     """
 
     def __init__(
@@ -52,8 +88,10 @@ class Stager:
         run_on_device: RunOnDevice,
         limits: StagingLimits,
         engines: EngineSelector | None = None,
+        golden: GoldenProbes | None = None,
     ) -> None:
         self._engines = engines
+        self._golden = golden
         self._loader = loader
         self._run = run_on_device
         self._limits = limits
@@ -82,6 +120,16 @@ class Stager:
             _log.exception("a source can't be imported")
             raise unfit(f"reading the source failed with {type(error).__name__}") from error
 
+    async def delete(self, version_id: str) -> None:
+        """Removes the files of a version."""
+
+        def work() -> None:
+            self._loader.delete(version_id)
+            if self._golden is not None:
+                self._golden.forget(version_id)
+
+        await self.blocking(work)
+
     async def load(self, record: VersionRecord) -> Resident:
         """Loads, warms up and verifies a version.
 
@@ -92,7 +140,7 @@ class Stager:
             DataLoss: its files are damaged.
             NotFound: its files are gone.
         """
-        self._require_memory(record)
+        self._limits.require(record.manifest.size_bytes, f"version {record.id}")
         encoder = await self._load(record)
         try:
             unmeasured = await self._verify(record, encoder)
@@ -102,17 +150,6 @@ class Stager:
         if self._engines is not None and unmeasured is not None:
             self._engines.measure(unmeasured)
         return Resident(version_id=record.id, model=record.model, encoder=encoder)
-
-    def _require_memory(self, record: VersionRecord) -> None:
-        free = self._limits.free_bytes()
-        needed = int(record.manifest.size_bytes * self._limits.memory_factor)
-        if free is not None and free - needed < self._limits.memory_floor_bytes:
-            raise ResourceExhausted(
-                f"version {record.id} needs about {needed} bytes, {free} are free; unload a "
-                "version that is staged",
-                reason="OUT_OF_MEMORY",
-                metadata={"needed_bytes": str(needed), "free_bytes": str(free)},
-            )
 
     async def _load(self, record: VersionRecord) -> Encoder:
         def load() -> Encoder:
@@ -132,18 +169,62 @@ class Stager:
             raise unfit("the loaded weights are not what the manifest says")
         unmeasured = None
         try:
+            prepared = inputs = await self.blocking(lambda: probes.prepare(encoder))
+            known = await self._known_golden(record, inputs)
+            golden = known or await self._reference(encoder, inputs)
             if self._engines is not None:
                 unmeasured = await self._engines.fit(record.id, encoder)
-            inputs = await self.blocking(lambda: probes.prepare(encoder))
-            rows = await probes.encode(encoder, inputs, self._run)
+                # An engine may want images elsewhere in memory.
+                inputs = await self.blocking(lambda: probes.prepare(encoder))
+            rows = await probes.encode(encoder, inputs, self._run_and_rest)
             probes.check_rows(rows, inputs, encoder.spec)
-            await probes.check_alone(encoder, inputs, rows, self._run)
+            if golden is not None:
+                probes.check_golden(golden, rows, encoder)
+            await probes.check_alone(encoder, inputs, rows, self._run_and_rest)
+            if golden is not None and known is None:
+                await self._keep_golden(record, prepared, golden)
         except HotclipError:
             raise
         except Exception as error:
             _log.exception("version %s can't encode", record.id)
             raise _refusal(record, "encoding", error) from error
         return unmeasured
+
+    async def _known_golden(self, record: VersionRecord, inputs: Probes) -> Rows | None:
+        golden = self._golden
+        if golden is None:
+            return None
+        return await self.blocking(lambda: golden.read(record.id, inputs))
+
+    async def _reference(self, encoder: Encoder, inputs: Probes) -> Rows | None:
+        """What plain open_clip gives, which still runs a version that was just loaded."""
+        if self._golden is None:
+            return None
+        rows = await probes.encode(encoder, inputs, self._run_and_rest, 1)
+        probes.check_rows(rows, inputs, encoder.spec)
+        return rows
+
+    async def _keep_golden(self, record: VersionRecord, inputs: Probes, rows: Rows) -> None:
+        if self._golden is None:
+            raise RuntimeError("nobody keeps references. This is a bug.")
+        keep = partial(self._golden.write, record.id, inputs, rows)
+        try:
+            await self.blocking(keep)
+        except ResourceExhausted as error:
+            # It serves all the same; the next staging makes the reference anew.
+            _log.warning("no reference of version %s is kept: %s", record.id, error.message)
+
+    async def _run_and_rest(
+        self, encoder: Encoder, tower: Tower, batch: Sequence[Prepared]
+    ) -> NDArray[np.float32]:
+        """Runs a batch, then lets what waited for it go first, but not for ever."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        rows = await self._run(encoder, tower, batch)
+        until = loop.time() + REST * (loop.time() - began)
+        while self._limits.pressure_s() > 0 and loop.time() < until:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(REST_CHECK_S)
+        return rows
 
 
 def _refusal(record: VersionRecord, step: str, error: Exception) -> HotclipError:
