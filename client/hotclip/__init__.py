@@ -33,7 +33,15 @@ from hotclip._jobs import (
     StateChange,
 )
 from hotclip._local import LocalModel, get_model
-from hotclip._models import Architecture, Backbone, Model, Version, VersionState
+from hotclip._models import (
+    Architecture,
+    Backbone,
+    Gate,
+    Lineage,
+    Model,
+    Version,
+    VersionState,
+)
 from hotclip._pairs import BadRow, Pair
 from hotclip._points import Point, Upserted, Vector
 from hotclip._queries import Combined, Hit, Hits, PointId
@@ -68,6 +76,7 @@ __all__ = [
     "EngineInfo",
     "Example",
     "Filter",
+    "Gate",
     "Heartbeat",
     "Hit",
     "Hits",
@@ -80,6 +89,7 @@ __all__ = [
     "JobKind",
     "JobState",
     "Limits",
+    "Lineage",
     "LocalModel",
     "LogLine",
     "Match",

@@ -23,6 +23,8 @@ RETRIED: Mapping[str, tuple[str, ...]] = {
         "ListVersions",
         "GetVersion",
         "LoadVersion",
+        "ActivateVersion",
+        "Rollback",
         "DescribeArchitectures",
         "Export",
         "ImportVersion",

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
 
 from hotclip._jobs import when
 from hotclip.errors import InvalidArgument
@@ -33,6 +36,18 @@ _STATES = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """What the job that made a version was told; it stays when the job is deleted."""
+
+    job: str
+    """Id."""
+    datasets: Mapping[str, str]
+    """Ids, which are content addresses, by use: "train", "eval", "index"."""
+    config: Mapping[str, Any]
+    """All settings of the job; numbers are floats."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Version:
     """Immutable weights of both towers with preprocessing, tokenizer and config."""
 
@@ -57,6 +72,8 @@ class Version:
     create_time: datetime | None
     metrics: Mapping[str, float]
     sha256: str
+    lineage: Lineage | None
+    """None: no job made it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +89,27 @@ class Model:
     """Changes with every change of the model; give it to activate or rollback."""
     space_id: str
     """Space of the live version."""
+    revision: int
+    """Counts the changes of live_version and previous_version, without gaps."""
+    change_time: datetime | None
+    """When they last changed; None: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a version must have reached in a measurement before it goes live; every bound that
+    is given must hold."""
+
+    metric: str
+    """As evaluations and Version.metrics name it, e.g. "monitor"."""
+    dataset: str = ""
+    """Id or name: the version's newest evaluation on it counts. Empty: what was measured when
+    it was made."""
+    at_least: float | None = None
+    at_most: float | None = None
+    live_margin: float | None = None
+    """By how much it may be worse than the live version in an evaluation with the same settings;
+    0: not at all. Needs dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +171,26 @@ def version(message: model_pb2.Version) -> Version:
         create_time=when(message.create_time),
         metrics={m.name: m.value for m in message.metrics},
         sha256=message.sha256,
+        lineage=_lineage(message.lineage) if message.HasField("lineage") else None,
+    )
+
+
+def _lineage(message: model_pb2.Lineage) -> Lineage:
+    return Lineage(
+        job=message.job,
+        datasets=dict(message.datasets),
+        config=MessageToDict(message.config),
+    )
+
+
+def gate(wish: Gate) -> model_pb2.MetricGate:
+    """As the wire has it."""
+    return model_pb2.MetricGate(
+        metric=wish.metric,
+        dataset=wish.dataset,
+        at_least=wish.at_least,
+        at_most=wish.at_most,
+        live_margin=wish.live_margin,
     )
 
 
@@ -186,4 +244,6 @@ def model(message: model_pb2.Model) -> Model:
         staged_versions=tuple(message.staged_versions),
         etag=message.etag,
         space_id=message.space_id,
+        revision=message.revision,
+        change_time=when(message.change_time),
     )

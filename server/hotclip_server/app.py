@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hotclip_server.artifacts.export import Exporter
@@ -32,11 +33,13 @@ from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.lifecycle import App, Parts
 from hotclip_server.limits import artifact_limits, batch_limits, dataset_limits, item_limits
 from hotclip_server.models.engines import EngineSelector
+from hotclip_server.models.golden import GoldenProbes
 from hotclip_server.models.memory import free_bytes_of
 from hotclip_server.models.protocol import ArchitectureInfo, VersionLoader, VersionManifest
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.staging import StagingLimits
 from hotclip_server.models.trials import Pieces
+from hotclip_server.pace import Pace, Pause, never
 from hotclip_server.pipeline import EncodePipeline
 from hotclip_server.report.reporter import Reporter
 from hotclip_server.rpc import SERVICE_NAMES
@@ -93,7 +96,8 @@ def build(
     database = Database(config.database)
     dataset_pool = ThreadPoolExecutor(DATASET_THREADS, thread_name_prefix="hotclip-datasets")
     artifacts = ArtifactStore(folder / "artifacts", database, dataset_pool)
-    store = None if loader else make_store(config, artifacts)
+    pace = Pace()
+    store = None if loader else make_store(config, artifacts, pace)
     versions = loader or store
     if versions is None:
         raise RuntimeError("neither a loader nor a store; this is a bug")
@@ -101,11 +105,14 @@ def build(
     # On a GPU the next batch is copied while one is computed.
     device = DeviceThread(depth=2, is_lost=cuda.device.is_lost) if cuda else DeviceThread()
     batcher = Batcher(device, batch_limits(config, device_name))
+    pace.follow(batcher.pressure_s)
     health = Health(SERVICE_NAMES)
     cache = FeatureCache(config.cache_bytes)
     pipeline = EncodePipeline(batcher, item_limits(config), config.prepare_threads, cache)
     onnx = make_onnx_engines(config) if store else None
-    engines = make_engines(config, device_name, device, batcher, cuda, onnx) if store else None
+    engines = (
+        make_engines(config, device_name, device, batcher, cuda, onnx, pace) if store else None
+    )
     registry = ModelRegistry(
         database,
         versions,
@@ -113,8 +120,10 @@ def build(
         StagingLimits(
             device=device_name,
             free_bytes=free_bytes_of(device_name),
+            pressure_s=batcher.pressure_s,
         ),
         engines,
+        GoldenProbes(folder / "golden") if store else None,
     )
     datasets = DatasetStore(folder / "datasets", database, dataset_pool, dataset_limits(config))
     vectors = make_vectors(config)
@@ -208,7 +217,9 @@ def build(
     return App(config, parts, device_name)
 
 
-def make_store(config: ServerConfig, artifacts: ArtifactStore | None = None) -> VersionStore:
+def make_store(
+    config: ServerConfig, artifacts: ArtifactStore | None = None, pause: Pause = never
+) -> VersionStore:
     """The store of versions below the data directory. Imports torch."""
     import torch
 
@@ -225,6 +236,8 @@ def make_store(config: ServerConfig, artifacts: ArtifactStore | None = None) -> 
         image_limits=ImageLimits(
             max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels
         ),
+        pause=pause,
+        require_memory=partial(StagingLimits().require, what="the source"),
     )
 
 
@@ -264,7 +277,9 @@ def make_onnx_engines(config: ServerConfig) -> OnnxEngines:
     return OnnxEngines(config.data_dir / "graphs", config.threads)
 
 
-def make_factory(cuda: CudaEngines | None, onnx: OnnxEngines | None) -> EngineFactory:
+def make_factory(
+    cuda: CudaEngines | None, onnx: OnnxEngines | None, pause: Pause = never
+) -> EngineFactory:
     """Makes every engine that there is here by name. Imports torch."""
     from hotclip_server.encoding.engines.factory import EngineFactory
 
@@ -273,7 +288,7 @@ def make_factory(cuda: CudaEngines | None, onnx: OnnxEngines | None) -> EngineFa
         more["cuda"] = cuda.build
     if onnx:
         more["onnx"] = onnx.build
-    return EngineFactory(more)
+    return EngineFactory(more, pause)
 
 
 def make_engines(
@@ -283,10 +298,11 @@ def make_engines(
     batcher: Batcher,
     cuda: CudaEngines | None,
     onnx: OnnxEngines | None,
+    pause: Pause = never,
 ) -> EngineSelector:
     """What chooses engines. Imports torch."""
     return EngineSelector(
-        make_factory(cuda, onnx).build,
+        make_factory(cuda, onnx, pause).build,
         Pieces(device.call, lambda: batcher.ledger.items > 0),
         EngineMemory(
             config.data_dir / "engines.json", describe_machine(device_name, config.threads)

@@ -153,9 +153,32 @@ def test_a_version_goes_live_and_back(shell: Shell, tuned: str) -> None:
     assert shell.json("activate", version)["live_version"] == version
     assert version in shell.run("encode", "a fox")[1]
     assert f"live      {live}" in shell.run("rollback")[0]
+    assert "VERSION_IN_USE" in shell.run("unload", version, exits=1)[1]
+    assert "STORED" in shell.run("unload", version, "--release-rollback")[0]
     info = shell.json("info")
     assert live in [v["version"] for v in info["versions"] if v["live"]]
     assert "DEVICE" not in shell.run("info")[0]
+
+
+def test_a_version_tells_where_it_is_from_and_passes_gates(shell: Shell, tuned: str) -> None:
+    job = shell.json("jobs", "show", tuned)
+    version = job["result_version"]
+    shown = shell.json("version", version)
+    data = shell.json("datasets", "list")[0]["id"]
+    assert shown["lineage"]["job"] == job["id"]
+    assert shown["lineage"]["datasets"] == {"train": data}
+    assert shown["lineage"]["config"]["config"]["batch_size"] == 8
+    lines = shell.run("version", version)[0].splitlines()
+    assert ["train", "data", data] in [line.split() for line in lines]
+    reached = shown["metrics"]["monitor"]
+    live = shell.json("models")[0]["live_version"]
+    _, err = shell.run("activate", version, "--gate", f"monitor>={reached + 0.1}", exits=1)
+    assert "GATE_NOT_REACHED" in err
+    _, err = shell.run("activate", version, "--gate", "monitor>=live@shapes", exits=1)
+    assert "GATE_NOT_MEASURED" in err
+    trial = ("--gate", f"monitor>={reached - 0.1}", "--validate-only")
+    assert shell.json("activate", version, *trial)["live_version"] == live
+    assert "METRIC>=N" in shell.run("activate", version, "--gate", "monitor", exits=2)[1]
 
 
 def test_weights_come_are_mixed_and_go(shell: Shell, tuned: str) -> None:

@@ -14,7 +14,7 @@ from support.drawings import drawn_pairs, key_of
 from support.learning import Stubs
 from support.server import ServerProcess, start_server
 
-from hotclip_proto.v1 import dataset_pb2, finetune_pb2, job_pb2
+from hotclip_proto.v1 import dataset_pb2, finetune_pb2, job_pb2, model_pb2
 
 Request = finetune_pb2.FineTuneRequest
 MONITOR = "monitor"
@@ -115,6 +115,19 @@ def test_a_watch_that_reconnects_sees_it_all_and_a_version_is_staged(
     found = {metric.name: metric.value for metric in measured.metrics}
     assert 0 < found["clip-text-to-clip-vision_reciprocal_rank"] <= 1
     assert found["clip-vision-to-clip-text_queries"] == 32
+
+    made = stubs.models.GetVersion(model_pb2.GetVersionRequest(version=ended.result_version))
+    assert (made.parent, made.lineage.job) == (live, ended.id)
+    assert set(made.lineage.datasets) == {"train"}
+    assert made.lineage.config["config"]["learning_rate"] == 1e-3
+    name = "clip-text-to-clip-vision_reciprocal_rank"
+    gate = model_pb2.MetricGate(metric=name, dataset="shapes", at_least=found[name])
+    trial = model_pb2.ActivateVersionRequest(version=made.id, validate_only=True, gates=[gate])
+    assert stubs.models.ActivateVersion(trial).live_version == live
+    trial.gates[0].live_margin = 0.0  # the live version was not measured there
+    with pytest.raises(grpc.RpcError) as refused:
+        stubs.models.ActivateVersion(trial)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_activation_modes(stubs: Stubs) -> None:

@@ -7,10 +7,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from hotclip_proto.v1 import model_pb2, model_pb2_grpc
+from hotclip_proto.v1 import (
+    encode_pb2,
+    encode_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    types_pb2,
+)
 from hotclip_server.testing import running_server
 
 
@@ -64,6 +71,11 @@ async def test_a_version_goes_through_its_states(models: Any) -> None:
     back = await models.Rollback(model_pb2.RollbackRequest(etag=after.etag))
     assert (back.live_version, back.previous_version) == (before.live_version, loaded.id)
     unload = model_pb2.UnloadVersionRequest(version=loaded.id)
+    assert await refused(models.UnloadVersion(unload)) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "VERSION_IN_USE",
+    )
+    unload.release_rollback = True
     assert (await models.UnloadVersion(unload)).state == model_pb2.VERSION_STATE_STORED
     await models.DeleteVersion(model_pb2.DeleteVersionRequest(version=loaded.id))
     get = model_pb2.GetVersionRequest(version=loaded.id)
@@ -116,6 +128,21 @@ async def test_errors_are_named(models: Any) -> None:
                 model_pb2.MergeVersionsRequest(base_version=live, tuned_version=live, alpha=2)
             ),
             (code.INVALID_ARGUMENT, "INVALID_ARGUMENT"),
+        ),
+        *(
+            (
+                models.ActivateVersion(
+                    model_pb2.ActivateVersionRequest(version=live, gates=[gate])
+                ),
+                (code.INVALID_ARGUMENT, "INVALID_ARGUMENT"),
+            )
+            for gate in (
+                model_pb2.MetricGate(metric="monitor"),
+                model_pb2.MetricGate(at_least=0.5),
+                model_pb2.MetricGate(metric="monitor", at_most=float("nan")),
+                model_pb2.MetricGate(metric="monitor", live_margin=0.0),
+                model_pb2.MetricGate(metric="monitor", live_margin=-0.1, dataset="d"),
+            )
         ),
         (models.Export(model_pb2.ExportRequest()), (code.UNIMPLEMENTED,) * 2),
     ):
@@ -186,3 +213,85 @@ async def test_watchers_are_told_when_the_server_stops() -> None:
     code, _ = await refused(stream.read())
     assert code is grpc.StatusCode.UNAVAILABLE
     await channel.close()
+
+
+async def test_gates_and_requests_that_come_again(models: Any) -> None:
+    version = (await load(models, "fake:b")).id
+    request = model_pb2.ActivateVersionRequest(version=version, request_id="r")
+    gate = request.gates.add(metric="monitor", at_least=0.0)
+    assert await refused(models.ActivateVersion(request)) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "GATE_NOT_MEASURED",
+    )
+    gate.dataset = "nowhere"
+    assert await refused(models.ActivateVersion(request)) == (
+        grpc.StatusCode.NOT_FOUND,
+        "DATASET_NOT_FOUND",
+    )
+    request.ClearField("gates")
+    after = await models.ActivateVersion(request)
+    assert (after.live_version, after.revision) == (version, 2)
+    assert after.change_time.seconds > 0
+    assert await models.ActivateVersion(request) == after
+    rollback = model_pb2.RollbackRequest(request_id="r")
+    back = await models.Rollback(rollback)
+    assert await models.Rollback(rollback) == back
+    assert back.revision == 3
+
+
+async def test_a_watch_is_resumed(models: Any) -> None:
+    version = (await load(models, "fake:b")).id
+    for _ in range(2):
+        await models.ActivateVersion(model_pb2.ActivateVersionRequest(version=version))
+        await models.Rollback(model_pb2.RollbackRequest())
+    now = await models.GetModel(model_pb2.GetModelRequest())
+    request = model_pb2.WatchModelsRequest(after_revisions={"default": 2})
+    stream = models.WatchModels(request)
+    seen = [await stream.read() for _ in range(3)]
+    assert [state.revision for state in seen] == [3, 4, 5]
+    assert [state.live_version == version for state in seen] == [False, True, False]
+    assert seen[-1] == now
+    stream.cancel()
+
+
+async def test_several_models_swap_apart_from_each_other() -> None:
+    async with running_server() as server, grpc.aio.insecure_channel(server.address) as channel:
+        models: Any = model_pb2_grpc.ModelServiceStub(channel)
+        encode: Any = encode_pb2_grpc.EncodeServiceStub(channel)
+
+        async def answered_by(**pins: str) -> tuple[str, str]:
+            item = types_pb2.EncodeItem(text="a cat")
+            answer = await encode.Encode(encode_pb2.EncodeRequest(items=[item], **pins))
+            encoder = server.loader.encoders[answer.version]
+            expected = encoder.vector(encoder.prepare_text("a cat"))
+            got = np.frombuffer(answer.vectors.data, "<f4")
+            np.testing.assert_allclose(got, expected, atol=1e-6)
+            assert answer.space_id == encoder.spec.space_id
+            return answer.model, answer.version
+
+        default = (await models.GetModel(model_pb2.GetModelRequest())).live_version
+        one, two = [await load(models, f"fake:{seed}", model="shop") for seed in "xy"]
+        for version in (one, two):
+            activate = model_pb2.ActivateVersionRequest(model="shop", version=version.id)
+            await models.ActivateVersion(activate)
+        assert await answered_by() == ("default", default)
+        assert await answered_by(model="shop") == ("shop", two.id)
+        assert await answered_by(version=one.id) == ("shop", one.id)
+        assert await answered_by(model="shop", expected_space_id=one.space_id) == ("shop", one.id)
+        await models.Rollback(model_pb2.RollbackRequest(model="shop"))
+        assert await answered_by(model="shop") == ("shop", one.id)
+        assert await answered_by() == ("default", default)
+        # A space of another model is none of this one's, and no model takes another's version.
+        item = types_pb2.EncodeItem(text="a cat")
+        foreign = encode_pb2.EncodeRequest(items=[item], expected_space_id=one.space_id)
+        assert await refused(encode.Encode(foreign)) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "SPACE_MISMATCH",
+        )
+        stolen = model_pb2.ActivateVersionRequest(model="default", version=one.id)
+        assert await refused(models.ActivateVersion(stolen)) == (
+            grpc.StatusCode.NOT_FOUND,
+            "VERSION_NOT_FOUND",
+        )
+        listed = await models.ListModels(model_pb2.ListModelsRequest())
+        assert [model.name for model in listed.models] == ["default", "shop"]

@@ -146,7 +146,7 @@ def test_swaps_and_rollbacks_under_load(models: Models) -> None:
                 state = models.models.Rollback(model_pb2.RollbackRequest(), timeout=60)
             else:
                 if swap % 8 == 7:  # From the disk, not from memory.
-                    unload = model_pb2.UnloadVersionRequest(version=target)
+                    unload = model_pb2.UnloadVersionRequest(version=target, release_rollback=True)
                     models.models.UnloadVersion(unload, timeout=60)
                     called = time.monotonic()
                 state = models.activate(target)
@@ -270,7 +270,8 @@ def test_what_can_not_serve_leaves_serving_alone(models: Models) -> None:
 
 
 def test_a_flipped_byte_on_the_disk_is_refused(models: Models) -> None:
-    models.models.UnloadVersion(model_pb2.UnloadVersionRequest(version=models.b), timeout=60)
+    unload = model_pb2.UnloadVersionRequest(version=models.b, release_rollback=True)
+    models.models.UnloadVersion(unload, timeout=60)
     weights = models.server.data_dir / "versions" / models.b / "open_clip_model.safetensors"
     content = weights.read_bytes()
     weights.chmod(0o600)

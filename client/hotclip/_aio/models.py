@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hotclip import _models as parse
-from hotclip._models import Architecture, Backbone, Model, Version
+from hotclip._models import Architecture, Backbone, Gate, Model, Version
 from hotclip._reconnect import Attempts
 from hotclip.errors import Cancelled, Unavailable
 from hotclip_proto.v1 import model_pb2
@@ -130,6 +130,8 @@ async def activate(
     etag: str = "",
     validate_only: bool = False,
     collections: Sequence[str] = (),
+    gates: Sequence[Gate] = (),
+    request_id: str = "",
     timeout: float | None = _LOADING_S,
 ) -> Model:
     """Makes a version live; every request admitted after this returns is answered by it.
@@ -141,12 +143,17 @@ async def activate(
         validate_only: Check and stage, change nothing.
         collections: Reindexed collections that go live in the same transaction; empty:
             all that are complete for this version.
+        gates: What it must have reached in measurements, each of them, or it does not go live.
+        request_id: The same id again changes nothing; empty: a new one is made.
         timeout: Seconds; None: the client's default.
 
     Raises:
-        NotFound: No such model or version.
+        InvalidArgument: A gate.
+        NotFound: No such model, version or dataset of a gate.
         Aborted: The model changed (reason ETAG_MISMATCH).
-        FailedPrecondition: The version is unfit (reason VERSION_UNFIT).
+        FailedPrecondition: The version is unfit (reason VERSION_UNFIT), or a gate was not
+            reached (GATE_NOT_REACHED) or never measured (GATE_NOT_MEASURED).
+        ResourceExhausted: It does not fit into memory.
     """
     connection = self._connection
     request = model_pb2.ActivateVersionRequest(
@@ -155,6 +162,8 @@ async def activate(
         etag=etag,
         validate_only=validate_only,
         collections=collections,
+        gates=map(parse.gate, gates),
+        request_id=request_id or uuid.uuid4().hex,
     )
     stub = connection.stubs().models
     return parse.model(
@@ -163,29 +172,48 @@ async def activate(
 
 
 async def rollback(
-    self: AsyncClient, *, model: str = "", etag: str = "", timeout: float | None = None
+    self: AsyncClient,
+    *,
+    model: str = "",
+    etag: str = "",
+    request_id: str = "",
+    timeout: float | None = None,
 ) -> Model:
     """Makes the previous version live again; loads nothing.
+
+    Args:
+        model: Name of the model; empty: "default".
+        etag: If set, the model must still have it.
+        request_id: The same id again changes nothing; empty: a new one is made.
+        timeout: Seconds; None: the client's default.
 
     Raises:
         Aborted: The model changed (reason ETAG_MISMATCH).
         FailedPrecondition: There is no previous version (reason NO_PREVIOUS_VERSION).
     """
     connection = self._connection
-    request = model_pb2.RollbackRequest(model=model, etag=etag)
+    request = model_pb2.RollbackRequest(
+        model=model, etag=etag, request_id=request_id or uuid.uuid4().hex
+    )
     stub = connection.stubs().models
     return parse.model(await connection.call(stub.Rollback, request, connection.deadline(timeout)))
 
 
 async def unload_version(
-    self: AsyncClient, version: str, *, timeout: float | None = None
+    self: AsyncClient, version: str, *, release_rollback: bool = False, timeout: float | None = None
 ) -> Version:
     """Frees the memory of a version that is not live.
+
+    Args:
+        version: Its id.
+        release_rollback: It may be the version that rollback returns to; afterwards there is
+            none, and collections get no more writes for it.
+        timeout: Seconds; None: the client's default.
 
     Raises NotFound, or FailedPrecondition (reason VERSION_IN_USE).
     """
     connection = self._connection
-    request = model_pb2.UnloadVersionRequest(version=version)
+    request = model_pb2.UnloadVersionRequest(version=version, release_rollback=release_rollback)
     stub = connection.stubs().models
     return parse.version(
         await connection.call(stub.UnloadVersion, request, connection.deadline(timeout))
@@ -232,15 +260,24 @@ async def merge_versions(
     return parse.version(await connection.call(stub.MergeVersions, request, deadline))
 
 
-async def watch_models(self: AsyncClient, model: str = "") -> AsyncIterator[Model]:
+async def watch_models(
+    self: AsyncClient, model: str = "", *, after: Mapping[str, int] | None = None
+) -> AsyncIterator[Model]:
     """The model (empty: every model) now, then after each change, until closed.
 
-    A broken connection is made again; states passed meanwhile are skipped.
+    A broken connection is made again, and what went live meanwhile comes first: no revision is
+    left out. Of what changes between two revisions, as staging, the newest comes.
+
+    Args:
+        model: Name of the model; empty: all.
+        after: The last revision by model that was seen before, e.g. {"default": 7}: those after
+            it come first, without their staged versions.
     """
     connection, attempts = self._connection, Attempts()
     seen: dict[str, Model] = {}
-    request = model_pb2.WatchModelsRequest(model=model)
+    revisions = dict(after or {})
     while True:
+        request = model_pb2.WatchModelsRequest(model=model, after_revisions=revisions)
         stream = connection.watch(connection.stubs().models.WatchModels, request)
         try:
             async for message in stream:
@@ -248,6 +285,7 @@ async def watch_models(self: AsyncClient, model: str = "") -> AsyncIterator[Mode
                 state = parse.model(message)
                 if seen.get(state.name) != state:
                     seen[state.name] = state
+                    revisions[state.name] = state.revision
                     yield state
             pause = attempts.ended()
         except (Unavailable, Cancelled) as error:

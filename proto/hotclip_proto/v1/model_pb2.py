@@ -22,65 +22,78 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from hotclip_proto.v1 import artifact_pb2 as hotclip__proto_dot_v1_dot_artifact__pb2
 from hotclip_proto.v1 import job_pb2 as hotclip__proto_dot_v1_dot_job__pb2
 from hotclip_proto.v1 import types_pb2 as hotclip__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chotclip_proto/v1/model.proto\x12\nhotclip.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fhotclip_proto/v1/artifact.proto\x1a\x1ahotclip_proto/v1/job.proto\x1a\x1chotclip_proto/v1/types.proto\"\xfc\x02\n\x07Version\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.hotclip.v1.VersionState\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x10\n\x08space_id\x18\x07 \x01(\t\x12\x17\n\x0ftext_encoder_id\x18\x08 \x01(\t\x12\x19\n\x11vision_encoder_id\x18\t \x01(\t\x12\x0b\n\x03\x64im\x18\n \x01(\r\x12\x12\n\nimage_size\x18\x0b \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x0c \x01(\r\x12\x12\n\nsize_bytes\x18\r \x01(\x04\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x07metrics\x18\x0f \x03(\x0b\x32\x12.hotclip.v1.Metric\x12\x0e\n\x06sha256\x18\x10 \x01(\t\"~\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0clive_version\x18\x02 \x01(\t\x12\x18\n\x10previous_version\x18\x03 \x01(\t\x12\x17\n\x0fstaged_versions\x18\x04 \x03(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x10\n\x08space_id\x18\x06 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.hotclip.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"G\n\x12LoadVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"K\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x14ListVersionsResponse\x12%\n\x08versions\x18\x01 \x03(\x0b\x32\x13.hotclip.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x11GetVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"r\n\x16\x41\x63tivateVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x13\n\x0b\x63ollections\x18\x05 \x03(\t\".\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\'\n\x14UnloadVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\'\n\x14\x44\x65leteVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteVersionResponse\"d\n\x14MergeVersionsRequest\x12\x14\n\x0c\x62\x61se_version\x18\x01 \x01(\t\x12\x15\n\rtuned_version\x18\x02 \x01(\t\x12\r\n\x05\x61lpha\x18\x03 \x01(\x01\x12\x10\n\x08versions\x18\x04 \x03(\t\"\x93\x01\n\rExportRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12*\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1a.hotclip.v1.ArtifactFormat\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"Y\n\x14ImportVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"#\n\x12WatchModelsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"E\n\x1c\x44\x65scribeArchitecturesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x0c\x41rchitecture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\npretrained\x18\x02 \x03(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x12\n\nimage_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\"\xa0\x01\n\x08\x42\x61\x63kbone\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x11\n\tlanguages\x18\x03 \x01(\t\x12\x0f\n\x07license\x18\x04 \x01(\t\x12\x12\n\nparameters\x18\x05 \x01(\x04\x12\x0b\n\x03\x64im\x18\x06 \x01(\r\x12\x12\n\nimage_size\x18\x07 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x08 \x01(\r\"\x92\x01\n\x1d\x44\x65scribeArchitecturesResponse\x12/\n\rarchitectures\x18\x01 \x03(\x0b\x32\x18.hotclip.v1.Architecture\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\'\n\tbackbones\x18\x03 \x03(\x0b\x32\x14.hotclip.v1.Backbone*\xae\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14VERSION_STATE_STORED\x10\x01\x12\x18\n\x14VERSION_STATE_STAGED\x10\x02\x12\x16\n\x12VERSION_STATE_LIVE\x10\x03\x12\x1a\n\x16VERSION_STATE_PREVIOUS\x10\x04\x12\x17\n\x13VERSION_STATE_BOUND\x10\x05\x32\x88\x08\n\x0cModelService\x12K\n\nListModels\x12\x1d.hotclip.v1.ListModelsRequest\x1a\x1e.hotclip.v1.ListModelsResponse\x12:\n\x08GetModel\x12\x1b.hotclip.v1.GetModelRequest\x1a\x11.hotclip.v1.Model\x12\x42\n\x0bLoadVersion\x12\x1e.hotclip.v1.LoadVersionRequest\x1a\x13.hotclip.v1.Version\x12Q\n\x0cListVersions\x12\x1f.hotclip.v1.ListVersionsRequest\x1a .hotclip.v1.ListVersionsResponse\x12@\n\nGetVersion\x12\x1d.hotclip.v1.GetVersionRequest\x1a\x13.hotclip.v1.Version\x12H\n\x0f\x41\x63tivateVersion\x12\".hotclip.v1.ActivateVersionRequest\x1a\x11.hotclip.v1.Model\x12:\n\x08Rollback\x12\x1b.hotclip.v1.RollbackRequest\x1a\x11.hotclip.v1.Model\x12\x46\n\rUnloadVersion\x12 .hotclip.v1.UnloadVersionRequest\x1a\x13.hotclip.v1.Version\x12T\n\rDeleteVersion\x12 .hotclip.v1.DeleteVersionRequest\x1a!.hotclip.v1.DeleteVersionResponse\x12\x46\n\rMergeVersions\x12 .hotclip.v1.MergeVersionsRequest\x1a\x13.hotclip.v1.Version\x12\x34\n\x06\x45xport\x12\x19.hotclip.v1.ExportRequest\x1a\x0f.hotclip.v1.Job\x12\x42\n\rImportVersion\x12 .hotclip.v1.ImportVersionRequest\x1a\x0f.hotclip.v1.Job\x12\x42\n\x0bWatchModels\x12\x1e.hotclip.v1.WatchModelsRequest\x1a\x11.hotclip.v1.Model0\x01\x12l\n\x15\x44\x65scribeArchitectures\x12(.hotclip.v1.DescribeArchitecturesRequest\x1a).hotclip.v1.DescribeArchitecturesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chotclip_proto/v1/model.proto\x12\nhotclip.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fhotclip_proto/v1/artifact.proto\x1a\x1ahotclip_proto/v1/job.proto\x1a\x1chotclip_proto/v1/types.proto\"\xa2\x03\n\x07Version\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.hotclip.v1.VersionState\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x10\n\x08space_id\x18\x07 \x01(\t\x12\x17\n\x0ftext_encoder_id\x18\x08 \x01(\t\x12\x19\n\x11vision_encoder_id\x18\t \x01(\t\x12\x0b\n\x03\x64im\x18\n \x01(\r\x12\x12\n\nimage_size\x18\x0b \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x0c \x01(\r\x12\x12\n\nsize_bytes\x18\r \x01(\x04\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x07metrics\x18\x0f \x03(\x0b\x32\x12.hotclip.v1.Metric\x12\x0e\n\x06sha256\x18\x10 \x01(\t\x12$\n\x07lineage\x18\x11 \x01(\x0b\x32\x13.hotclip.v1.Lineage\"\xa5\x01\n\x07Lineage\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x33\n\x08\x64\x61tasets\x18\x02 \x03(\x0b\x32!.hotclip.v1.Lineage.DatasetsEntry\x12\'\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x1a/\n\rDatasetsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc1\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0clive_version\x18\x02 \x01(\t\x12\x18\n\x10previous_version\x18\x03 \x01(\t\x12\x17\n\x0fstaged_versions\x18\x04 \x03(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x10\n\x08space_id\x18\x06 \x01(\t\x12\x10\n\x08revision\x18\x07 \x01(\x04\x12/\n\x0b\x63hange_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.hotclip.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"G\n\x12LoadVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"K\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x14ListVersionsResponse\x12%\n\x08versions\x18\x01 \x03(\x0b\x32\x13.hotclip.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x11GetVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\xad\x01\n\x16\x41\x63tivateVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x13\n\x0b\x63ollections\x18\x05 \x03(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12%\n\x05gates\x18\x07 \x03(\x0b\x32\x16.hotclip.v1.MetricGate\"\x9d\x01\n\nMetricGate\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x15\n\x08\x61t_least\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07\x61t_most\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0blive_margin\x18\x05 \x01(\x01H\x02\x88\x01\x01\x42\x0b\n\t_at_leastB\n\n\x08_at_mostB\x0e\n\x0c_live_margin\"B\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"A\n\x14UnloadVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x18\n\x10release_rollback\x18\x02 \x01(\x08\"\'\n\x14\x44\x65leteVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteVersionResponse\"d\n\x14MergeVersionsRequest\x12\x14\n\x0c\x62\x61se_version\x18\x01 \x01(\t\x12\x15\n\rtuned_version\x18\x02 \x01(\t\x12\r\n\x05\x61lpha\x18\x03 \x01(\x01\x12\x10\n\x08versions\x18\x04 \x03(\t\"\x93\x01\n\rExportRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12*\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1a.hotclip.v1.ArtifactFormat\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"Y\n\x14ImportVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xa7\x01\n\x12WatchModelsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12K\n\x0f\x61\x66ter_revisions\x18\x02 \x03(\x0b\x32\x32.hotclip.v1.WatchModelsRequest.AfterRevisionsEntry\x1a\x35\n\x13\x41\x66terRevisionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"E\n\x1c\x44\x65scribeArchitecturesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x0c\x41rchitecture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\npretrained\x18\x02 \x03(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x12\n\nimage_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\"\xa0\x01\n\x08\x42\x61\x63kbone\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x11\n\tlanguages\x18\x03 \x01(\t\x12\x0f\n\x07license\x18\x04 \x01(\t\x12\x12\n\nparameters\x18\x05 \x01(\x04\x12\x0b\n\x03\x64im\x18\x06 \x01(\r\x12\x12\n\nimage_size\x18\x07 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x08 \x01(\r\"\x92\x01\n\x1d\x44\x65scribeArchitecturesResponse\x12/\n\rarchitectures\x18\x01 \x03(\x0b\x32\x18.hotclip.v1.Architecture\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\'\n\tbackbones\x18\x03 \x03(\x0b\x32\x14.hotclip.v1.Backbone*\xae\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14VERSION_STATE_STORED\x10\x01\x12\x18\n\x14VERSION_STATE_STAGED\x10\x02\x12\x16\n\x12VERSION_STATE_LIVE\x10\x03\x12\x1a\n\x16VERSION_STATE_PREVIOUS\x10\x04\x12\x17\n\x13VERSION_STATE_BOUND\x10\x05\x32\x88\x08\n\x0cModelService\x12K\n\nListModels\x12\x1d.hotclip.v1.ListModelsRequest\x1a\x1e.hotclip.v1.ListModelsResponse\x12:\n\x08GetModel\x12\x1b.hotclip.v1.GetModelRequest\x1a\x11.hotclip.v1.Model\x12\x42\n\x0bLoadVersion\x12\x1e.hotclip.v1.LoadVersionRequest\x1a\x13.hotclip.v1.Version\x12Q\n\x0cListVersions\x12\x1f.hotclip.v1.ListVersionsRequest\x1a .hotclip.v1.ListVersionsResponse\x12@\n\nGetVersion\x12\x1d.hotclip.v1.GetVersionRequest\x1a\x13.hotclip.v1.Version\x12H\n\x0f\x41\x63tivateVersion\x12\".hotclip.v1.ActivateVersionRequest\x1a\x11.hotclip.v1.Model\x12:\n\x08Rollback\x12\x1b.hotclip.v1.RollbackRequest\x1a\x11.hotclip.v1.Model\x12\x46\n\rUnloadVersion\x12 .hotclip.v1.UnloadVersionRequest\x1a\x13.hotclip.v1.Version\x12T\n\rDeleteVersion\x12 .hotclip.v1.DeleteVersionRequest\x1a!.hotclip.v1.DeleteVersionResponse\x12\x46\n\rMergeVersions\x12 .hotclip.v1.MergeVersionsRequest\x1a\x13.hotclip.v1.Version\x12\x34\n\x06\x45xport\x12\x19.hotclip.v1.ExportRequest\x1a\x0f.hotclip.v1.Job\x12\x42\n\rImportVersion\x12 .hotclip.v1.ImportVersionRequest\x1a\x0f.hotclip.v1.Job\x12\x42\n\x0bWatchModels\x12\x1e.hotclip.v1.WatchModelsRequest\x1a\x11.hotclip.v1.Model0\x01\x12l\n\x15\x44\x65scribeArchitectures\x12(.hotclip.v1.DescribeArchitecturesRequest\x1a).hotclip.v1.DescribeArchitecturesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hotclip_proto.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERSIONSTATE']._serialized_start=2273
-  _globals['_VERSIONSTATE']._serialized_end=2447
-  _globals['_VERSION']._serialized_start=169
-  _globals['_VERSION']._serialized_end=549
-  _globals['_MODEL']._serialized_start=551
-  _globals['_MODEL']._serialized_end=677
-  _globals['_LISTMODELSREQUEST']._serialized_start=679
-  _globals['_LISTMODELSREQUEST']._serialized_end=737
-  _globals['_LISTMODELSRESPONSE']._serialized_start=739
-  _globals['_LISTMODELSRESPONSE']._serialized_end=819
-  _globals['_GETMODELREQUEST']._serialized_start=821
-  _globals['_GETMODELREQUEST']._serialized_end=853
-  _globals['_LOADVERSIONREQUEST']._serialized_start=855
-  _globals['_LOADVERSIONREQUEST']._serialized_end=926
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=928
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1003
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1005
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1091
-  _globals['_GETVERSIONREQUEST']._serialized_start=1093
-  _globals['_GETVERSIONREQUEST']._serialized_end=1129
-  _globals['_ACTIVATEVERSIONREQUEST']._serialized_start=1131
-  _globals['_ACTIVATEVERSIONREQUEST']._serialized_end=1245
-  _globals['_ROLLBACKREQUEST']._serialized_start=1247
-  _globals['_ROLLBACKREQUEST']._serialized_end=1293
-  _globals['_UNLOADVERSIONREQUEST']._serialized_start=1295
-  _globals['_UNLOADVERSIONREQUEST']._serialized_end=1334
-  _globals['_DELETEVERSIONREQUEST']._serialized_start=1336
-  _globals['_DELETEVERSIONREQUEST']._serialized_end=1375
-  _globals['_DELETEVERSIONRESPONSE']._serialized_start=1377
-  _globals['_DELETEVERSIONRESPONSE']._serialized_end=1400
-  _globals['_MERGEVERSIONSREQUEST']._serialized_start=1402
-  _globals['_MERGEVERSIONSREQUEST']._serialized_end=1502
-  _globals['_EXPORTREQUEST']._serialized_start=1505
-  _globals['_EXPORTREQUEST']._serialized_end=1652
-  _globals['_IMPORTVERSIONREQUEST']._serialized_start=1654
-  _globals['_IMPORTVERSIONREQUEST']._serialized_end=1743
-  _globals['_WATCHMODELSREQUEST']._serialized_start=1745
-  _globals['_WATCHMODELSREQUEST']._serialized_end=1780
-  _globals['_DESCRIBEARCHITECTURESREQUEST']._serialized_start=1782
-  _globals['_DESCRIBEARCHITECTURESREQUEST']._serialized_end=1851
-  _globals['_ARCHITECTURE']._serialized_start=1853
-  _globals['_ARCHITECTURE']._serialized_end=1958
-  _globals['_BACKBONE']._serialized_start=1961
-  _globals['_BACKBONE']._serialized_end=2121
-  _globals['_DESCRIBEARCHITECTURESRESPONSE']._serialized_start=2124
-  _globals['_DESCRIBEARCHITECTURESRESPONSE']._serialized_end=2270
-  _globals['_MODELSERVICE']._serialized_start=2450
-  _globals['_MODELSERVICE']._serialized_end=3482
+  _globals['_LINEAGE_DATASETSENTRY']._loaded_options = None
+  _globals['_LINEAGE_DATASETSENTRY']._serialized_options = b'8\001'
+  _globals['_WATCHMODELSREQUEST_AFTERREVISIONSENTRY']._loaded_options = None
+  _globals['_WATCHMODELSREQUEST_AFTERREVISIONSENTRY']._serialized_options = b'8\001'
+  _globals['_VERSIONSTATE']._serialized_start=2976
+  _globals['_VERSIONSTATE']._serialized_end=3150
+  _globals['_VERSION']._serialized_start=199
+  _globals['_VERSION']._serialized_end=617
+  _globals['_LINEAGE']._serialized_start=620
+  _globals['_LINEAGE']._serialized_end=785
+  _globals['_LINEAGE_DATASETSENTRY']._serialized_start=738
+  _globals['_LINEAGE_DATASETSENTRY']._serialized_end=785
+  _globals['_MODEL']._serialized_start=788
+  _globals['_MODEL']._serialized_end=981
+  _globals['_LISTMODELSREQUEST']._serialized_start=983
+  _globals['_LISTMODELSREQUEST']._serialized_end=1041
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1043
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1123
+  _globals['_GETMODELREQUEST']._serialized_start=1125
+  _globals['_GETMODELREQUEST']._serialized_end=1157
+  _globals['_LOADVERSIONREQUEST']._serialized_start=1159
+  _globals['_LOADVERSIONREQUEST']._serialized_end=1230
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1232
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1307
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1309
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1395
+  _globals['_GETVERSIONREQUEST']._serialized_start=1397
+  _globals['_GETVERSIONREQUEST']._serialized_end=1433
+  _globals['_ACTIVATEVERSIONREQUEST']._serialized_start=1436
+  _globals['_ACTIVATEVERSIONREQUEST']._serialized_end=1609
+  _globals['_METRICGATE']._serialized_start=1612
+  _globals['_METRICGATE']._serialized_end=1769
+  _globals['_ROLLBACKREQUEST']._serialized_start=1771
+  _globals['_ROLLBACKREQUEST']._serialized_end=1837
+  _globals['_UNLOADVERSIONREQUEST']._serialized_start=1839
+  _globals['_UNLOADVERSIONREQUEST']._serialized_end=1904
+  _globals['_DELETEVERSIONREQUEST']._serialized_start=1906
+  _globals['_DELETEVERSIONREQUEST']._serialized_end=1945
+  _globals['_DELETEVERSIONRESPONSE']._serialized_start=1947
+  _globals['_DELETEVERSIONRESPONSE']._serialized_end=1970
+  _globals['_MERGEVERSIONSREQUEST']._serialized_start=1972
+  _globals['_MERGEVERSIONSREQUEST']._serialized_end=2072
+  _globals['_EXPORTREQUEST']._serialized_start=2075
+  _globals['_EXPORTREQUEST']._serialized_end=2222
+  _globals['_IMPORTVERSIONREQUEST']._serialized_start=2224
+  _globals['_IMPORTVERSIONREQUEST']._serialized_end=2313
+  _globals['_WATCHMODELSREQUEST']._serialized_start=2316
+  _globals['_WATCHMODELSREQUEST']._serialized_end=2483
+  _globals['_WATCHMODELSREQUEST_AFTERREVISIONSENTRY']._serialized_start=2430
+  _globals['_WATCHMODELSREQUEST_AFTERREVISIONSENTRY']._serialized_end=2483
+  _globals['_DESCRIBEARCHITECTURESREQUEST']._serialized_start=2485
+  _globals['_DESCRIBEARCHITECTURESREQUEST']._serialized_end=2554
+  _globals['_ARCHITECTURE']._serialized_start=2556
+  _globals['_ARCHITECTURE']._serialized_end=2661
+  _globals['_BACKBONE']._serialized_start=2664
+  _globals['_BACKBONE']._serialized_end=2824
+  _globals['_DESCRIBEARCHITECTURESRESPONSE']._serialized_start=2827
+  _globals['_DESCRIBEARCHITECTURESRESPONSE']._serialized_end=2973
+  _globals['_MODELSERVICE']._serialized_start=3153
+  _globals['_MODELSERVICE']._serialized_end=4185
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Models, their versions, and which version answers."""
 from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
+from google.protobuf import struct_pb2 as struct_pb2
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
 from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
@@ -77,6 +78,7 @@ class Version(message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     METRICS_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
+    LINEAGE_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Content address, made by the server."""
     model: builtins.str
@@ -115,6 +117,10 @@ class Version(message.Message):
     def metrics(self) -> containers.RepeatedCompositeFieldContainer[types_pb2.Metric]:
         """Measured on held-out data, e.g. by the job that made it."""
 
+    @builtins.property
+    def lineage(self) -> Lineage:
+        """What the job that made it was told; unset if no job did."""
+
     def __init__(
         self,
         *,
@@ -134,10 +140,63 @@ class Version(message.Message):
         create_time: timestamp_pb2.Timestamp | None = ...,
         metrics: abc.Iterable[types_pb2.Metric] | None = ...,
         sha256: builtins.str = ...,
+        lineage: Lineage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "lineage", b"lineage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "context_length", b"context_length", "create_time", b"create_time", "dim", b"dim", "id", b"id", "image_size", b"image_size", "metrics", b"metrics", "model", b"model", "parent", b"parent", "sha256", b"sha256", "size_bytes", b"size_bytes", "source", b"source", "space_id", b"space_id", "state", b"state", "text_encoder_id", b"text_encoder_id", "vision_encoder_id", b"vision_encoder_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "context_length", b"context_length", "create_time", b"create_time", "dim", b"dim", "id", b"id", "image_size", b"image_size", "lineage", b"lineage", "metrics", b"metrics", "model", b"model", "parent", b"parent", "sha256", b"sha256", "size_bytes", b"size_bytes", "source", b"source", "space_id", b"space_id", "state", b"state", "text_encoder_id", b"text_encoder_id", "vision_encoder_id", b"vision_encoder_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Lineage(message.Message):
+    """What the job that made a version was told. It stays when the job is deleted."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class DatasetsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    JOB_FIELD_NUMBER: builtins.int
+    DATASETS_FIELD_NUMBER: builtins.int
+    CONFIG_FIELD_NUMBER: builtins.int
+    job: builtins.str
+    """Job id."""
+    @builtins.property
+    def datasets(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """Dataset ids, which are content addresses, by use: "train", "eval", "index"."""
+
+    @builtins.property
+    def config(self) -> struct_pb2.Struct:
+        """All settings of the job."""
+
+    def __init__(
+        self,
+        *,
+        job: builtins.str = ...,
+        datasets: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        config: struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["config", b"config", "datasets", b"datasets", "job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -153,6 +212,8 @@ class Model(message.Message):
     STAGED_VERSIONS_FIELD_NUMBER: builtins.int
     ETAG_FIELD_NUMBER: builtins.int
     SPACE_ID_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    CHANGE_TIME_FIELD_NUMBER: builtins.int
     name: builtins.str
     """E.g. "default"."""
     live_version: builtins.str
@@ -165,9 +226,15 @@ class Model(message.Message):
     """
     space_id: builtins.str
     """Space of the live version."""
+    revision: builtins.int
+    """Counts the changes of live_version and previous_version, without gaps."""
     @builtins.property
     def staged_versions(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Ids of resident versions that are neither."""
+
+    @builtins.property
+    def change_time(self) -> timestamp_pb2.Timestamp:
+        """When they last changed; unset: never."""
 
     def __init__(
         self,
@@ -178,10 +245,12 @@ class Model(message.Message):
         staged_versions: abc.Iterable[builtins.str] | None = ...,
         etag: builtins.str = ...,
         space_id: builtins.str = ...,
+        revision: builtins.int = ...,
+        change_time: timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["change_time", b"change_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["etag", b"etag", "live_version", b"live_version", "name", b"name", "previous_version", b"previous_version", "space_id", b"space_id", "staged_versions", b"staged_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["change_time", b"change_time", "etag", b"etag", "live_version", b"live_version", "name", b"name", "previous_version", b"previous_version", "revision", b"revision", "space_id", b"space_id", "staged_versions", b"staged_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -350,6 +419,8 @@ class ActivateVersionRequest(message.Message):
     ETAG_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     COLLECTIONS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    GATES_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     version: builtins.str
@@ -358,10 +429,18 @@ class ActivateVersionRequest(message.Message):
     """If set, the model must still have it."""
     validate_only: builtins.bool
     """Check everything, stage, change nothing."""
+    request_id: builtins.str
+    """The same id again changes nothing and returns the model as it is then."""
     @builtins.property
     def collections(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Shadow collections (Reindex) to put live in the same transaction; empty: all that
         are complete for this version.
+        """
+
+    @builtins.property
+    def gates(self) -> containers.RepeatedCompositeFieldContainer[MetricGate]:
+        """What the version must have reached in measurements, each of them; at most 32. The live
+        version that they compare with is that which is replaced.
         """
 
     def __init__(
@@ -372,12 +451,64 @@ class ActivateVersionRequest(message.Message):
         etag: builtins.str = ...,
         validate_only: builtins.bool = ...,
         collections: abc.Iterable[builtins.str] | None = ...,
+        request_id: builtins.str = ...,
+        gates: abc.Iterable[MetricGate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["collections", b"collections", "etag", b"etag", "model", b"model", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["collections", b"collections", "etag", b"etag", "gates", b"gates", "model", b"model", "request_id", b"request_id", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class MetricGate(message.Message):
+    """A bound on a metric; at least one kind of bound is given, and all that are must hold."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: builtins.int
+    DATASET_FIELD_NUMBER: builtins.int
+    AT_LEAST_FIELD_NUMBER: builtins.int
+    AT_MOST_FIELD_NUMBER: builtins.int
+    LIVE_MARGIN_FIELD_NUMBER: builtins.int
+    metric: builtins.str
+    """Of Version.metrics or of an Evaluate job, e.g. "monitor"."""
+    dataset: builtins.str
+    """Id or name of a dataset: the version's newest Evaluate job on it that has succeeded
+    counts. Empty: Version.metrics.
+    """
+    at_least: builtins.float
+    at_most: builtins.float
+    live_margin: builtins.float
+    """By how much it may be worse than the live version in an evaluation with the same
+    settings; 0: not at all. Needs `dataset`: what two versions reached on held-out data of
+    their own can't be compared.
+    """
+    def __init__(
+        self,
+        *,
+        metric: builtins.str = ...,
+        dataset: builtins.str = ...,
+        at_least: builtins.float | None = ...,
+        at_most: builtins.float | None = ...,
+        live_margin: builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_at_least", b"_at_least", "_at_most", b"_at_most", "_live_margin", b"_live_margin", "at_least", b"at_least", "at_most", b"at_most", "live_margin", b"live_margin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_at_least", b"_at_least", "_at_most", b"_at_most", "_live_margin", b"_live_margin", "at_least", b"at_least", "at_most", b"at_most", "dataset", b"dataset", "live_margin", b"live_margin", "metric", b"metric"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__at_least: _TypeAlias = typing.Literal["at_least"]  # noqa: Y015
+    _WhichOneofArgType__at_least: _TypeAlias = typing.Literal["_at_least", b"_at_least"]  # noqa: Y015
+    _WhichOneofReturnType__at_most: _TypeAlias = typing.Literal["at_most"]  # noqa: Y015
+    _WhichOneofArgType__at_most: _TypeAlias = typing.Literal["_at_most", b"_at_most"]  # noqa: Y015
+    _WhichOneofReturnType__live_margin: _TypeAlias = typing.Literal["live_margin"]  # noqa: Y015
+    _WhichOneofArgType__live_margin: _TypeAlias = typing.Literal["_live_margin", b"_live_margin"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_least) -> _WhichOneofReturnType__at_least | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_most) -> _WhichOneofReturnType__at_most | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__live_margin) -> _WhichOneofReturnType__live_margin | None: ...
 
 @typing.final
 class RollbackRequest(message.Message):
@@ -385,19 +516,23 @@ class RollbackRequest(message.Message):
 
     MODEL_FIELD_NUMBER: builtins.int
     ETAG_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     etag: builtins.str
     """If set, the model must still have it."""
+    request_id: builtins.str
+    """The same id again changes nothing and returns the model as it is then."""
     def __init__(
         self,
         *,
         model: builtins.str = ...,
         etag: builtins.str = ...,
+        request_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["etag", b"etag", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["etag", b"etag", "model", b"model", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -406,16 +541,22 @@ class UnloadVersionRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: builtins.int
+    RELEASE_ROLLBACK_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Version id."""
+    release_rollback: builtins.bool
+    """It may be the version that Rollback returns to; afterwards there is none, and collections
+    get no more writes for it.
+    """
     def __init__(
         self,
         *,
         version: builtins.str = ...,
+        release_rollback: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["release_rollback", b"release_rollback", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -554,17 +695,45 @@ class ImportVersionRequest(message.Message):
 class WatchModelsRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
+    @typing.final
+    class AfterRevisionsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: builtins.int
+    AFTER_REVISIONS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: all."""
+    @builtins.property
+    def after_revisions(self) -> containers.ScalarMap[builtins.str, builtins.int]:
+        """The last revision of each model that the caller has seen: those after it come first,
+        without their staged_versions.
+        """
+
     def __init__(
         self,
         *,
         model: builtins.str = ...,
+        after_revisions: abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after_revisions", b"after_revisions", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

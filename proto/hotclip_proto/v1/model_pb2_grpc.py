@@ -154,8 +154,9 @@ class ModelServiceServicer(object):
     def ActivateVersion(self, request, context):
         """Makes a version live. It is staged first if it is not resident. Requests admitted
         after this returns are answered by it. No request fails because of it.
-        Errors: NOT_FOUND, ABORTED/ETAG_MISMATCH, FAILED_PRECONDITION/VERSION_UNFIT,
-        DATA_LOSS.
+        Errors: INVALID_ARGUMENT (gates, request_id), NOT_FOUND, ABORTED/ETAG_MISMATCH,
+        FAILED_PRECONDITION/VERSION_UNFIT, GATE_NOT_MEASURED, GATE_NOT_REACHED,
+        RESOURCE_EXHAUSTED/OUT_OF_MEMORY, DATA_LOSS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,8 +171,8 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnloadVersion(self, request, context):
-        """Frees the memory of a version that is neither live nor bound to a collection. Of
-        the previous version it also ends the rollback target. Errors: NOT_FOUND,
+        """Frees the memory of a version that is neither live, bound to a collection nor what
+        Rollback returns to, unless it may release that. Errors: NOT_FOUND,
         FAILED_PRECONDITION/VERSION_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -222,7 +223,8 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchModels(self, request, context):
-        """Sends the model's state now, then each change of it. Errors: NOT_FOUND.
+        """Sends the model's state now, then each change of it. No revision is left out, also not
+        over a broken connection, if the next call says which was the last. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,16 +52,17 @@ class ModelServiceStub:
     ActivateVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.ActivateVersionRequest, _model_pb2.Model]
     """Makes a version live. It is staged first if it is not resident. Requests admitted
     after this returns are answered by it. No request fails because of it.
-    Errors: NOT_FOUND, ABORTED/ETAG_MISMATCH, FAILED_PRECONDITION/VERSION_UNFIT,
-    DATA_LOSS.
+    Errors: INVALID_ARGUMENT (gates, request_id), NOT_FOUND, ABORTED/ETAG_MISMATCH,
+    FAILED_PRECONDITION/VERSION_UNFIT, GATE_NOT_MEASURED, GATE_NOT_REACHED,
+    RESOURCE_EXHAUSTED/OUT_OF_MEMORY, DATA_LOSS.
     """
     Rollback: _grpc.UnaryUnaryMultiCallable[_model_pb2.RollbackRequest, _model_pb2.Model]
     """Makes the previous version live again; loads nothing. Errors: NOT_FOUND,
     ABORTED/ETAG_MISMATCH, FAILED_PRECONDITION/NO_PREVIOUS_VERSION.
     """
     UnloadVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadVersionRequest, _model_pb2.Version]
-    """Frees the memory of a version that is neither live nor bound to a collection. Of
-    the previous version it also ends the rollback target. Errors: NOT_FOUND,
+    """Frees the memory of a version that is neither live, bound to a collection nor what
+    Rollback returns to, unless it may release that. Errors: NOT_FOUND,
     FAILED_PRECONDITION/VERSION_IN_USE.
     """
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteVersionRequest, _model_pb2.DeleteVersionResponse]
@@ -92,7 +93,9 @@ class ModelServiceStub:
     BASE_VERSION_MISSING (a delta of a version that is not here), DATA_LOSS.
     """
     WatchModels: _grpc.UnaryStreamMultiCallable[_model_pb2.WatchModelsRequest, _model_pb2.Model]
-    """Sends the model's state now, then each change of it. Errors: NOT_FOUND."""
+    """Sends the model's state now, then each change of it. No revision is left out, also not
+    over a broken connection, if the next call says which was the last. Errors: NOT_FOUND.
+    """
     DescribeArchitectures: _grpc.UnaryUnaryMultiCallable[_model_pb2.DescribeArchitecturesRequest, _model_pb2.DescribeArchitecturesResponse]
     """Architectures that LoadVersion knows, and weights to begin with. Errors: INVALID_ARGUMENT
     (page).
@@ -121,16 +124,17 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ActivateVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.ActivateVersionRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Makes a version live. It is staged first if it is not resident. Requests admitted
     after this returns are answered by it. No request fails because of it.
-    Errors: NOT_FOUND, ABORTED/ETAG_MISMATCH, FAILED_PRECONDITION/VERSION_UNFIT,
-    DATA_LOSS.
+    Errors: INVALID_ARGUMENT (gates, request_id), NOT_FOUND, ABORTED/ETAG_MISMATCH,
+    FAILED_PRECONDITION/VERSION_UNFIT, GATE_NOT_MEASURED, GATE_NOT_REACHED,
+    RESOURCE_EXHAUSTED/OUT_OF_MEMORY, DATA_LOSS.
     """
     Rollback: _aio.UnaryUnaryMultiCallable[_model_pb2.RollbackRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Makes the previous version live again; loads nothing. Errors: NOT_FOUND,
     ABORTED/ETAG_MISMATCH, FAILED_PRECONDITION/NO_PREVIOUS_VERSION.
     """
     UnloadVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadVersionRequest, _model_pb2.Version]  # type: ignore[assignment]
-    """Frees the memory of a version that is neither live nor bound to a collection. Of
-    the previous version it also ends the rollback target. Errors: NOT_FOUND,
+    """Frees the memory of a version that is neither live, bound to a collection nor what
+    Rollback returns to, unless it may release that. Errors: NOT_FOUND,
     FAILED_PRECONDITION/VERSION_IN_USE.
     """
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteVersionRequest, _model_pb2.DeleteVersionResponse]  # type: ignore[assignment]
@@ -161,7 +165,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     BASE_VERSION_MISSING (a delta of a version that is not here), DATA_LOSS.
     """
     WatchModels: _aio.UnaryStreamMultiCallable[_model_pb2.WatchModelsRequest, _model_pb2.Model]  # type: ignore[assignment]
-    """Sends the model's state now, then each change of it. Errors: NOT_FOUND."""
+    """Sends the model's state now, then each change of it. No revision is left out, also not
+    over a broken connection, if the next call says which was the last. Errors: NOT_FOUND.
+    """
     DescribeArchitectures: _aio.UnaryUnaryMultiCallable[_model_pb2.DescribeArchitecturesRequest, _model_pb2.DescribeArchitecturesResponse]  # type: ignore[assignment]
     """Architectures that LoadVersion knows, and weights to begin with. Errors: INVALID_ARGUMENT
     (page).
@@ -223,8 +229,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
         """Makes a version live. It is staged first if it is not resident. Requests admitted
         after this returns are answered by it. No request fails because of it.
-        Errors: NOT_FOUND, ABORTED/ETAG_MISMATCH, FAILED_PRECONDITION/VERSION_UNFIT,
-        DATA_LOSS.
+        Errors: INVALID_ARGUMENT (gates, request_id), NOT_FOUND, ABORTED/ETAG_MISMATCH,
+        FAILED_PRECONDITION/VERSION_UNFIT, GATE_NOT_MEASURED, GATE_NOT_REACHED,
+        RESOURCE_EXHAUSTED/OUT_OF_MEMORY, DATA_LOSS.
         """
 
     @_abc_1.abstractmethod
@@ -243,8 +250,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.UnloadVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.Version, _abc.Awaitable[_model_pb2.Version]]:
-        """Frees the memory of a version that is neither live nor bound to a collection. Of
-        the previous version it also ends the rollback target. Errors: NOT_FOUND,
+        """Frees the memory of a version that is neither live, bound to a collection nor what
+        Rollback returns to, unless it may release that. Errors: NOT_FOUND,
         FAILED_PRECONDITION/VERSION_IN_USE.
         """
 
@@ -305,7 +312,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.WatchModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_model_pb2.Model], _abc.AsyncIterator[_model_pb2.Model]]:
-        """Sends the model's state now, then each change of it. Errors: NOT_FOUND."""
+        """Sends the model's state now, then each change of it. No revision is left out, also not
+        over a broken connection, if the next call says which was the last. Errors: NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def DescribeArchitectures(

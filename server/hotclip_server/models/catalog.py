@@ -4,6 +4,8 @@ reading waits for nothing. The registry is its only writer.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from secrets import token_hex
@@ -11,21 +13,37 @@ from secrets import token_hex
 from sqlalchemy import Connection
 
 from hotclip_server.errors import FailedPrecondition
-from hotclip_server.models import records
+from hotclip_server.models import naming, records
 from hotclip_server.models.directory import Directory
 from hotclip_server.models.flip import FlipParticipant
-from hotclip_server.models.state import ModelRow, VersionRecord
+from hotclip_server.models.state import ModelRow, ModelState, VersionRecord
 from hotclip_server.storage.database import Database
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestNote:
-    """Makes a creation idempotent."""
+    """Makes a request idempotent."""
 
     method: str
     request_id: str
     fingerprint: str
     """sha256 of what was asked, hex."""
+
+    @classmethod
+    def of(cls, method: str, request_id: str, asked: object) -> RequestNote | None:
+        """Of a request; None without an id.
+
+        Args:
+            asked: What it says besides, as JSON.
+
+        Raises:
+            InvalidArgument: reason REQUEST_ID_INVALID.
+        """
+        if not request_id:
+            return None
+        naming.check_request_id(request_id)
+        fingerprint = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        return cls(method=method, request_id=request_id, fingerprint=fingerprint)
 
 
 class _TrialError(Exception):
@@ -68,24 +86,36 @@ class Catalog(Directory[VersionRecord]):
             raise another_models(known)
         row = ModelRow(name=record.model, live="", previous="", etag=token_hex(8))
 
-        def write(connection: Connection) -> None:
+        def write(connection: Connection) -> VersionRecord:
             if record.model not in self.models:
                 records.insert_model(connection, row)
+            made = record
             if known is None:
-                records.insert_version(connection, record)
+                told = records.lineage_of(connection, record.manifest.source)
+                made = replace(record, lineage=told)
+                records.insert_version(connection, made)
             elif record.metrics:
                 records.update_metrics(connection, record.id, dict(record.metrics))
             if note is not None:
                 records.insert_request(
                     connection, note.method, note.request_id, note.fingerprint, record.id
                 )
+            return made
 
-        await self._database.run(write)
+        made = await self._database.run(write)
         self.models.setdefault(record.model, row)
         if known is not None:
-            record = replace(known, metrics=record.metrics or known.metrics)
-        self.versions[record.id] = record
-        return record
+            made = replace(known, metrics=record.metrics or known.metrics)
+        self.versions[made.id] = made
+        return made
+
+    async def changes(self, model: str, after: int, before: int) -> list[ModelState]:
+        """What a model was between two revisions, both excluded, in order."""
+        return await self._database.run(lambda c: records.read_changes(c, model, after, before))
+
+    async def check(self, work: Callable[[Connection], None]) -> None:
+        """Looks at something in a transaction of its own; raises what `work` raises."""
+        await self._database.run(work)
 
     async def remove(self, version_id: str) -> None:
         """Forgets a version.
@@ -99,7 +129,7 @@ class Catalog(Directory[VersionRecord]):
     async def release_previous(self, name: str) -> None:
         """The model has no rollback target any more."""
         row = self.models[name]
-        new = replace(row, previous="", etag=token_hex(8))
+        new = row.changed(live=row.live, previous="")
         await self._database.run(lambda c: records.update_model(c, new, etag=row.etag))
         self.models[name] = new
 
@@ -111,8 +141,12 @@ class Catalog(Directory[VersionRecord]):
         collections: Sequence[str],
         *,
         trial: bool,
+        note: RequestNote | None = None,
     ) -> list[Callable[[], None]]:
         """Does the durable part of a flip in one transaction; the mirror is the caller's.
+
+        Args:
+            note: Kept in the same transaction, unless it is a trial.
 
         Returns:
             What the participants do on the event loop.
@@ -131,6 +165,10 @@ class Catalog(Directory[VersionRecord]):
             )
             if trial:
                 raise _TrialError
+            if note is not None:
+                records.insert_request(
+                    connection, note.method, note.request_id, note.fingerprint, row.name
+                )
 
         try:
             await self._database.run(write)

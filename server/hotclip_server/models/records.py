@@ -13,11 +13,14 @@ from hotclip_server.encoding.protocol import EncoderSpec
 from hotclip_server.errors import Aborted, FailedPrecondition, InvalidArgument
 from hotclip_server.jobs import store as job_store
 from hotclip_server.jobs.states import ACTIVE
+from hotclip_server.models.lineage import JOB_SOURCE, Lineage
 from hotclip_server.models.protocol import VersionManifest
-from hotclip_server.models.state import ModelRow, VersionRecord
+from hotclip_server.models.state import ModelRow, ModelState, VersionRecord
 from hotclip_server.storage import schema
 
 LOAD_VERSION = "LoadVersion"
+ACTIVATE_VERSION = "ActivateVersion"
+ROLLBACK = "Rollback"
 
 
 def read_versions(connection: Connection) -> list[VersionRecord]:
@@ -33,6 +36,8 @@ def read_models(connection: Connection) -> list[ModelRow]:
             live=row.live_version or "",
             previous=row.previous_version or "",
             etag=row.etag,
+            revision=row.revision,
+            change_time=_aware(row.change_time) if row.change_time else None,
         )
         for row in connection.execute(sa.select(schema.models))
     ]
@@ -57,6 +62,7 @@ def insert_version(connection: Connection, record: VersionRecord) -> None:
             size_bytes=manifest.size_bytes,
             sha256=manifest.sha256,
             metrics=dict(record.metrics),
+            lineage=record.lineage.to_json() if record.lineage else None,
             create_time=record.create_time,
         )
     )
@@ -98,12 +104,14 @@ def insert_model(connection: Connection, row: ModelRow) -> None:
             live_version=row.live or None,
             previous_version=row.previous or None,
             etag=row.etag,
+            revision=row.revision,
         )
     )
 
 
 def update_model(connection: Connection, row: ModelRow, *, etag: str) -> None:
-    """Replaces a model's row if it still has `etag`.
+    """Replaces a model's row if it still has `etag`, and keeps what is live from now on in
+    `model_changes` if that is another revision.
 
     Raises:
         Aborted: it has another; reason ETAG_MISMATCH.
@@ -112,10 +120,63 @@ def update_model(connection: Connection, row: ModelRow, *, etag: str) -> None:
     result = connection.execute(
         sa.update(models)
         .where(models.c.name == row.name, models.c.etag == etag)
-        .values(live_version=row.live or None, previous_version=row.previous or None, etag=row.etag)
+        .values(
+            live_version=row.live or None,
+            previous_version=row.previous or None,
+            etag=row.etag,
+            revision=row.revision,
+            change_time=row.change_time,
+        )
     )
     if result.rowcount != 1:
         raise Aborted(f"model {row.name} was changed by somebody else")
+    if row.etag == etag:
+        return
+    space = sa.select(schema.versions.c.space_id).where(schema.versions.c.id == row.live)
+    connection.execute(
+        sa.insert(schema.model_changes).values(
+            model=row.name,
+            revision=row.revision,
+            live_version=row.live,
+            previous_version=row.previous,
+            etag=row.etag,
+            space_id=connection.execute(space).scalar() or "",
+            time=row.change_time,
+        )
+    )
+
+
+def read_changes(connection: Connection, model: str, after: int, before: int) -> list[ModelState]:
+    """What a model was between two revisions, both excluded, in order."""
+    changes = schema.model_changes
+    rows = connection.execute(
+        sa.select(changes)
+        .where(changes.c.model == model, changes.c.revision > after, changes.c.revision < before)
+        .order_by(changes.c.revision)
+    )
+    return [
+        ModelState(
+            name=row.model,
+            live_version=row.live_version,
+            previous_version=row.previous_version,
+            staged_versions=(),
+            etag=row.etag,
+            space_id=row.space_id,
+            revision=row.revision,
+            change_time=_aware(row.time),
+        )
+        for row in rows
+    ]
+
+
+def lineage_of(connection: Connection, source: str) -> Lineage | None:
+    """What the job was told that made a version of this source; None if no job did, or it is
+    gone."""
+    if not source.startswith(JOB_SOURCE):
+        return None
+    job = source.removeprefix(JOB_SOURCE)
+    spec = connection.execute(sa.select(schema.jobs.c.spec).where(schema.jobs.c.id == job)).scalar()
+    return None if spec is None else Lineage.of_job(job, spec)
 
 
 def find_request(
@@ -179,7 +240,12 @@ def _record(row: Row[tuple[object, ...]]) -> VersionRecord:
             sha256=row.sha256,
         ),
         model=row.model,
-        # SQLite forgets the time zone; everything is stored in UTC.
-        create_time=row.create_time.replace(tzinfo=UTC),
+        create_time=_aware(row.create_time),
         metrics=row.metrics,
+        lineage=Lineage.from_json(row.lineage) if row.lineage else None,
     )
+
+
+def _aware(time: datetime) -> datetime:
+    """SQLite forgets the time zone; everything is stored in UTC."""
+    return time.replace(tzinfo=UTC)

@@ -8,12 +8,10 @@ they pinned, those after it get the new one. It never imports torch.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 
-from hotclip_server.errors import FailedPrecondition, HotclipError, Unavailable
+from hotclip_server.errors import HotclipError
 from hotclip_server.models import naming
 from hotclip_server.models.audience import Audience
 from hotclip_server.models.background import Background
@@ -21,11 +19,15 @@ from hotclip_server.models.catalog import Catalog, RequestNote, another_models
 from hotclip_server.models.closing import Closer
 from hotclip_server.models.engines import EngineSelector
 from hotclip_server.models.flip import FlipParticipant
+from hotclip_server.models.flips import Flips
+from hotclip_server.models.gates import MetricGate
+from hotclip_server.models.golden import GoldenProbes
 from hotclip_server.models.probes import RunOnDevice
 from hotclip_server.models.protocol import VersionLoader, VersionManifest
 from hotclip_server.models.records import LOAD_VERSION
 from hotclip_server.models.residents import Pin, Resident
-from hotclip_server.models.slots import Slots, check_etag
+from hotclip_server.models.revisions import watch_models
+from hotclip_server.models.slots import Slots
 from hotclip_server.models.staging import Stager, StagingLimits
 from hotclip_server.models.state import ModelRow, ModelState, VersionRecord, VersionState
 from hotclip_server.models.watch import Changes
@@ -51,15 +53,16 @@ class ModelRegistry:
         run_on_device: RunOnDevice,
         limits: StagingLimits | None = None,
         engines: EngineSelector | None = None,
+        golden: GoldenProbes | None = None,
     ) -> None:
-        self._loader = loader
-        self._stager = Stager(loader, run_on_device, limits or StagingLimits(), engines)
+        self._stager = Stager(loader, run_on_device, limits or StagingLimits(), engines, golden)
         self._closer = Closer(run_on_device, self._stager.blocking)
         self._catalog = Catalog(database)
         self._changes = Changes()
         self._slots = Slots(self._catalog, self._stager, self._changes, self._close)
         self._importing = asyncio.Lock()
         self._background = Background()
+        self._flips = Flips(self._catalog, self._slots, self._background, self.stage)
         self._restored: asyncio.Task[None] | None = None
 
     def add_flip_participant(self, participant: FlipParticipant) -> None:
@@ -134,15 +137,7 @@ class ModelRegistry:
         """
         model = naming.check_model(model)
         naming.check_source(source)
-        note = None
-        if request_id:
-            naming.check_request_id(request_id)
-            asked = json.dumps([model, source]).encode()
-            note = RequestNote(
-                method=LOAD_VERSION,
-                request_id=request_id,
-                fingerprint=hashlib.sha256(asked).hexdigest(),
-            )
+        note = RequestNote.of(LOAD_VERSION, request_id, [model, source])
         return await self._background.uninterrupted(self._load_version(model, source, note))
 
     async def register(
@@ -210,6 +205,8 @@ class ModelRegistry:
         etag: str = "",
         validate_only: bool = False,
         collections: Sequence[str] = (),
+        gates: Sequence[MetricGate] = (),
+        request_id: str = "",
     ) -> ModelState:
         """Makes a version live, staging it first if it is not resident.
 
@@ -219,66 +216,61 @@ class ModelRegistry:
             etag: If given, the model must still have it.
             validate_only: Checks everything, stages, changes nothing.
             collections: Given to the flip participants.
+            gates: What the version must have reached; looked at before it is staged, and again in
+                the transaction that makes it live.
+            request_id: The same id again changes nothing and returns the model as it is then.
 
         Raises:
-            NotFound: no such model or version.
+            InvalidArgument: a request_id that meant another request.
+            NotFound: no such model, version or dataset of a gate.
             Aborted: the model has another etag; reason ETAG_MISMATCH.
+            FailedPrecondition: a gate; reasons GATE_NOT_MEASURED, GATE_NOT_REACHED.
             HotclipError: what `stage` raises, or a participant's veto.
         """
-        name = model or naming.DEFAULT_MODEL
-        check_etag(self._catalog.model(name), etag)
-        self._catalog.of_model(name, version_id)
-        flipped = False
-        while not flipped:
-            # Another staging may push it out before its turn to flip comes; then again.
-            if self._slots.residents.get(version_id) is None:
-                await self.stage(version_id)
-            flipped = await self._background.uninterrupted(
-                self._slots.flip(name, lambda _: version_id, etag, collections, trial=validate_only)
-            )
-        return self.model_state(name)
+        return await self._flips.activate(
+            model,
+            version_id,
+            etag=etag,
+            validate_only=validate_only,
+            collections=collections,
+            gates=gates,
+            request_id=request_id,
+        )
 
-    async def rollback(self, model: str, *, etag: str = "") -> ModelState:
+    async def rollback(self, model: str, *, etag: str = "", request_id: str = "") -> ModelState:
         """Makes the previous version live again; loads nothing. Rolling back twice is as if
         never.
 
+        Args:
+            etag: If given, the model must still have it.
+            request_id: The same id again changes nothing and returns the model as it is then.
+
         Raises:
+            InvalidArgument: a request_id that meant another request.
             NotFound: no such model.
             Aborted: the model has another etag; reason ETAG_MISMATCH.
             FailedPrecondition: reason NO_PREVIOUS_VERSION.
             HotclipError: a participant's veto.
         """
-        name = model or naming.DEFAULT_MODEL
-        check_etag(self._catalog.model(name), etag)
         if self._restored is not None:
             # After a restart the target is on its way into memory.
             await asyncio.shield(self._restored)
+        return await self._flips.rollback(model, etag=etag, request_id=request_id)
 
-        def target(row: ModelRow) -> str:
-            if not row.previous:
-                raise FailedPrecondition(
-                    f"model {name!r} has no previous version", reason="NO_PREVIOUS_VERSION"
-                )
-            return row.previous
-
-        if not await self._background.uninterrupted(
-            self._slots.flip(name, target, etag, (), trial=False)
-        ):
-            raise FailedPrecondition(
-                f"the previous version of model {name!r} could not be loaded again after a restart",
-                reason="NO_PREVIOUS_VERSION",
-            )
-        return self.model_state(name)
-
-    async def unload(self, version_id: str) -> VersionRecord:
+    async def unload(self, version_id: str, *, keep_rollback: bool = False) -> VersionRecord:
         """Frees the memory of a version. Of the previous one, it also ends the rollback target.
+
+        Args:
+            keep_rollback: Refuse the previous one.
 
         Raises:
             NotFound: no such version.
-            FailedPrecondition: live or retained; reason VERSION_IN_USE.
+            FailedPrecondition: live, retained, or previous and to be kept; reason VERSION_IN_USE.
         """
         record = self._catalog.version(version_id)
-        await self._background.uninterrupted(self._slots.unload(record))
+        await self._background.uninterrupted(
+            self._slots.unload(record, keep_rollback=keep_rollback)
+        )
         return record
 
     async def delete(self, version_id: str) -> None:
@@ -317,24 +309,23 @@ class ModelRegistry:
         """A model as it is now. Raises NotFound."""
         return self._slots.model_state(model or naming.DEFAULT_MODEL)
 
-    async def watch(self, model: str = "") -> AsyncGenerator[ModelState, None]:
-        """Yields each model's state now, then its newest state after changes; "" for all.
+    def watch(
+        self, model: str = "", after: Mapping[str, int] | None = None
+    ) -> AsyncGenerator[ModelState, None]:
+        """Yields each model's state now, then its state after each change; "" for all.
+
+        No revision is left out: one that went by unseen comes as it was, without what was staged
+        then. Of what changes between two revisions, as staging, only the newest state comes.
+
+        Args:
+            after: The last revision, by model, that the caller has seen: what came after it comes
+                first.
 
         Raises:
             NotFound: no such model.
             Unavailable: the server stops.
         """
-        if model:
-            self._catalog.model(model)
-        with self._changes.subscribe() as watcher:
-            names = {model} if model else set(self._catalog.models)
-            while names:
-                for name in sorted(names):
-                    yield self.model_state(name)
-                names = set()
-                while not names and (changed := await watcher.next()):
-                    names = changed & {model} if model else changed
-        raise Unavailable("the server stops", reason="STOPPING")
+        return watch_models(self._catalog, self._changes, self.model_state, model, after or {})
 
     async def _load_version(
         self, model: str, source: str, note: RequestNote | None
@@ -355,7 +346,7 @@ class ModelRegistry:
                 await self._slots.stage(record, commit=lambda: self._catalog.add(record, note))
             except HotclipError:
                 if not known:
-                    await self._stager.blocking(lambda: self._loader.delete(manifest.id))
+                    await self._stager.delete(manifest.id)
                 raise
             return self._catalog.version(manifest.id)
 
@@ -371,7 +362,7 @@ class ModelRegistry:
 
     async def _delete(self, record: VersionRecord) -> None:
         await self._slots.remove(record)
-        await self._stager.blocking(lambda: self._loader.delete(record.id))
+        await self._stager.delete(record.id)
 
     async def _resume(self, row: ModelRow, *, required: bool) -> None:
         try:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
-from secrets import token_hex
 
 from hotclip_server.errors import Aborted, FailedPrecondition
 from hotclip_server.models.audience import Alone, Audience
-from hotclip_server.models.catalog import Catalog
+from hotclip_server.models.catalog import Catalog, RequestNote
 from hotclip_server.models.directory import Selection
 from hotclip_server.models.flip import FlipParticipant
 from hotclip_server.models.residents import Pin, Resident, Residents
@@ -79,6 +77,8 @@ class Slots:
             staged_versions=tuple(others),
             etag=row.etag,
             space_id=live.spec.space_id if live is not None else "",
+            revision=row.revision,
+            change_time=row.change_time,
         )
 
     async def stage(
@@ -135,14 +135,22 @@ class Slots:
         collections: Sequence[str],
         *,
         trial: bool,
+        gates: Sequence[FlipParticipant] = (),
+        note: RequestNote | None = None,
     ) -> bool:
         """Makes `target(row)` live; must not be cancelled between its commit and its end.
+
+        Args:
+            gates: Take part in this flip only, before all others.
+            note: Of the caller's request; if it was done before, nothing happens.
 
         Returns:
             False if the target is not resident: nothing has changed.
         """
         async with self._flipping:
             row = self._catalog.model(model)
+            if note is not None and await self._catalog.find_request(note) is not None:
+                return True
             check_etag(row, etag)
             version_id = target(row)
             resident = self.residents.adopt(version_id)
@@ -150,11 +158,11 @@ class Slots:
                 return False
             new = row
             if version_id != row.live:
-                new = replace(row, live=version_id, previous=row.live, etag=token_hex(8))
+                new = row.changed(live=version_id, previous=row.live)
             # A staging meanwhile may push it out of its slot; the pin keeps it from closing.
             with Pin(self.residents, resident):
                 actions = await self._catalog.write_flip(
-                    row, new, tuple(self.participants), collections, trial=trial
+                    row, new, (*gates, *self.participants), collections, trial=trial, note=note
                 )
                 if trial:
                     return True
@@ -172,11 +180,17 @@ class Slots:
                         self.trim(model)
             return True
 
-    async def unload(self, record: VersionRecord) -> None:
-        """Lets a version drain that is neither live nor retained."""
+    async def unload(self, record: VersionRecord, *, keep_rollback: bool) -> None:
+        """Lets a version drain that is neither live nor retained.
+
+        Args:
+            keep_rollback: Nor previous.
+        """
         async with self._loading, self._flipping:
             self._require_unused(record)
             if self._catalog.model(record.model).previous == record.id:
+                if keep_rollback:
+                    raise _in_use(record.id, "a rollback returns to it")
                 await self._catalog.release_previous(record.model)
             self._forget(record)
             await self.audience.told()
@@ -186,7 +200,7 @@ class Slots:
         async with self._loading, self._flipping:
             self._require_unused(record)
             if self._catalog.model(record.model).previous == record.id:
-                raise _in_use(record.id, "it is the previous version")
+                raise _in_use(record.id, "a rollback returns to it")
             await self._catalog.remove(record.id)
             self._forget(record)
             await self.audience.told()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import Enum
+from secrets import token_hex
 
+from hotclip_server.models.lineage import Lineage
 from hotclip_server.models.protocol import VersionManifest
 
 
@@ -33,6 +35,8 @@ class VersionRecord:
     model: str
     create_time: datetime
     metrics: Mapping[str, float]
+    lineage: Lineage | None = None
+    """None: no job made it."""
 
     @property
     def id(self) -> str:
@@ -50,6 +54,21 @@ class ModelRow:
     previous: str
     """Version id; empty if none."""
     etag: str
+    revision: int = 0
+    """How often `live` or `previous` has changed."""
+    change_time: datetime | None = None
+    """When they last did."""
+
+    def changed(self, *, live: str, previous: str) -> ModelRow:
+        """The next revision."""
+        return replace(
+            self,
+            live=live,
+            previous=previous,
+            etag=token_hex(8),
+            revision=self.revision + 1,
+            change_time=datetime.now(UTC),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +86,8 @@ class ModelState:
     """Changes whenever `live_version` or `previous_version` does."""
     space_id: str
     """Space of the live version; empty if none."""
+    revision: int = 0
+    """How often `live_version` or `previous_version` has changed: the changes have these
+    numbers, without gaps."""
+    change_time: datetime | None = None
+    """When they last did; None: never."""

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import grpc
+from google.protobuf.json_format import ParseDict
 
 from hotclip_proto.v1 import job_pb2, model_pb2, model_pb2_grpc
 from hotclip_server.artifacts.store import ArtifactStore
@@ -20,6 +21,7 @@ from hotclip_server.models.protocol import ArchitectureInfo, VersionManifest
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.state import ModelState, VersionRecord, VersionState
 from hotclip_server.services.exporting import export_job, fingerprint, import_job
+from hotclip_server.services.gates import gates_from_proto
 from hotclip_server.services.jobs import job_to_proto
 from hotclip_server.services.paging import Key, PageRequest
 
@@ -118,6 +120,8 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             etag=request.etag,
             validate_only=request.validate_only,
             collections=tuple(request.collections),
+            gates=gates_from_proto(request.gates),
+            request_id=request.request_id,
         )
         return model_to_proto(state)
 
@@ -125,13 +129,19 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self, request: model_pb2.RollbackRequest, context: Context
     ) -> model_pb2.Model:
         """Makes the previous version live."""
-        return model_to_proto(await self._registry.rollback(request.model, etag=request.etag))
+        state = await self._registry.rollback(
+            request.model, etag=request.etag, request_id=request.request_id
+        )
+        return model_to_proto(state)
 
     async def UnloadVersion(  # noqa: N802 - named by the proto
         self, request: model_pb2.UnloadVersionRequest, context: Context
     ) -> model_pb2.Version:
         """Frees memory."""
-        return self._version(await self._registry.unload(_named(request.version)))
+        record = await self._registry.unload(
+            _named(request.version), keep_rollback=not request.release_rollback
+        )
+        return self._version(record)
 
     async def DeleteVersion(  # noqa: N802 - named by the proto
         self, request: model_pb2.DeleteVersionRequest, context: Context
@@ -183,8 +193,9 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     async def WatchModels(  # noqa: N802 - named by the proto
         self, request: model_pb2.WatchModelsRequest, context: Context
     ) -> AsyncIterator[model_pb2.Model]:
-        """The state now, then the newest after each change."""
-        async with aclosing(self._registry.watch(request.model)) as states:
+        """What came after the revisions that were seen, the state now, then each change."""
+        after = dict(request.after_revisions)
+        async with aclosing(self._registry.watch(request.model, after)) as states:
             async for state in states:
                 yield model_to_proto(state)
 
@@ -209,14 +220,18 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
 def model_to_proto(state: ModelState) -> model_pb2.Model:
     """As the wire has it."""
-    return model_pb2.Model(
+    model = model_pb2.Model(
         name=state.name,
         live_version=state.live_version,
         previous_version=state.previous_version,
         staged_versions=state.staged_versions,
         etag=state.etag,
         space_id=state.space_id,
+        revision=state.revision,
     )
+    if state.change_time is not None:
+        model.change_time.FromDatetime(state.change_time)
+    return model
 
 
 def version_to_proto(record: VersionRecord, state: VersionState) -> model_pb2.Version:
@@ -241,6 +256,10 @@ def version_to_proto(record: VersionRecord, state: VersionState) -> model_pb2.Ve
     version.create_time.FromDatetime(record.create_time)
     for name, value in sorted(record.metrics.items()):
         version.metrics.add(name=name, value=value)
+    if (lineage := record.lineage) is not None:
+        version.lineage.job = lineage.job
+        version.lineage.datasets.update(lineage.datasets)
+        ParseDict(dict(lineage.config), version.lineage.config)
     return version
 
 

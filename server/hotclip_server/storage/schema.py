@@ -44,6 +44,8 @@ versions = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("metrics", JSON, nullable=False, default=dict),
+    # What the job that made it was told; null if no job did.
+    Column("lineage", JSON),
     Column("create_time", DateTime(timezone=True), nullable=False),
 )
 
@@ -54,6 +56,23 @@ models = Table(
     Column("live_version", String(64), ForeignKey("versions.id"), nullable=True),
     Column("previous_version", String(64), ForeignKey("versions.id"), nullable=True),
     Column("etag", String(64), nullable=False),
+    # Counts the rows of `model_changes`.
+    Column("revision", BigInteger, nullable=False, default=0),
+    Column("change_time", DateTime(timezone=True)),
+)
+
+# What was live when: a row for each change of a row of `models`, from revision 1, gapless.
+model_changes = Table(
+    "model_changes",
+    metadata,
+    Column("model", String(128), ForeignKey("models.name"), primary_key=True),
+    Column("revision", BigInteger, primary_key=True),
+    # Versions that may be gone; empty if there was none.
+    Column("live_version", String(64), nullable=False),
+    Column("previous_version", String(64), nullable=False),
+    Column("etag", String(64), nullable=False),
+    Column("space_id", String(64), nullable=False),
+    Column("time", DateTime(timezone=True), nullable=False),
 )
 
 jobs = Table(

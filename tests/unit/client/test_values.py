@@ -122,7 +122,7 @@ def test_targets_and_timeouts() -> None:
 
 def test_only_calls_that_may_run_twice_are_retried() -> None:
     retried = {method for methods in RETRIED.values() for method in methods}
-    writing = {"ActivateVersion", "Rollback", "Upsert", "Delete", "DeleteVersion", "CancelJob"}
+    writing = {"UnloadVersion", "Upsert", "Delete", "DeleteVersion", "CancelJob"}
     assert not retried & writing
     assert "Encode" in retried
 

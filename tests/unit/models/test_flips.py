@@ -14,6 +14,7 @@ from support.versions import FakeLoader
 from hotclip_server.errors import (
     FailedPrecondition,
     HotclipError,
+    InvalidArgument,
     NotFound,
     Unavailable,
 )
@@ -112,9 +113,9 @@ async def test_watchers_see_the_newest_state(registry: ModelRegistry) -> None:
     assert first.live_version == "v-a"
     await registry.activate("", await load(registry, "b"))
     await registry.rollback("")
-    # A slow watcher gets one state, the newest.
-    second = await anext(watch)
-    assert (second.live_version, second.previous_version) == ("v-a", "v-b")
+    # A slow watcher gets every revision, and of what is not one the newest.
+    seen = [await anext(watch) for _ in range(2)]
+    assert [(s.live_version, s.previous_version) for s in seen] == [("v-b", "v-a"), ("v-a", "v-b")]
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await anext(watch)
@@ -128,3 +129,70 @@ async def test_watchers_end_when_the_registry_stops(tmp_path: Path, loader: Fake
         await anext(watch)
     with pytest.raises(Unavailable):
         await anext(watch)
+
+
+async def test_a_request_that_comes_again_flips_nothing(registry: ModelRegistry) -> None:
+    await load(registry, "b")
+    etag = registry.model_state().etag
+    first = await registry.activate("", "v-b", etag=etag, request_id="r")
+    # Its etag is an old one by now; that it was done counts first.
+    assert await registry.activate("", "v-b", etag=etag, request_id="r") == first
+    back = await registry.rollback("", request_id="r")  # another method, another request
+    assert back.live_version == "v-a"
+    assert await registry.rollback("", request_id="r") == back
+    assert await registry.activate("", "v-b", etag=etag, request_id="r") == back
+    with pytest.raises(InvalidArgument) as caught:
+        await registry.activate("", "v-a", request_id="r")
+    assert caught.value.reason == "REQUEST_ID_REUSED"
+    trial = await registry.activate("", "v-b", request_id="s", validate_only=True)
+    assert trial == back
+    assert (await registry.activate("", "v-b", request_id="s")).live_version == "v-b"
+
+
+async def test_of_two_equal_requests_at_once_one_flips(registry: ModelRegistry) -> None:
+    await registry.activate("", await load(registry, "b"))
+    states = await asyncio.gather(*(registry.rollback("", request_id="r") for _ in range(4)))
+    assert {state.live_version for state in states} == {"v-a"}
+    assert registry.model_state().revision == states[0].revision == 3
+
+
+async def test_a_refused_request_may_come_again(registry: ModelRegistry) -> None:
+    participant = Participant()
+    participant.registry = registry
+    registry.add_flip_participant(participant)
+    await load(registry, "b")
+    participant.veto = "SHADOW_INCOMPLETE"
+    with pytest.raises(HotclipError, match="shadow"):
+        await registry.activate("", "v-b", request_id="r")
+    participant.veto = ""
+    assert (await registry.activate("", "v-b", request_id="r")).live_version == "v-b"
+
+
+async def test_a_watcher_goes_on_where_it_was(tmp_path: Path, loader: FakeLoader) -> None:
+    async with running(tmp_path, loader) as registry:
+        for seed in "bc":
+            await registry.activate("", await load(registry, seed))
+        await registry.rollback("")
+        await registry.unload("v-c")
+        before = registry.model_state()
+        assert (before.revision, before.previous_version) == (5, "")
+    async with running(tmp_path, loader) as registry:
+        assert registry.model_state() == before
+        watch = registry.watch("default", {"default": 1})
+        seen = [await anext(watch) for _ in range(4)]
+        assert [(s.revision, s.live_version, s.previous_version) for s in seen] == [
+            (2, "v-b", "v-a"),
+            (3, "v-c", "v-b"),
+            (4, "v-b", "v-c"),
+            (5, "v-b", ""),
+        ]
+        assert seen[-1] == before
+        assert len({state.etag for state in seen}) == len({s.change_time for s in seen}) == 4
+        assert seen[0].space_id == seen[2].space_id == before.space_id != seen[1].space_id
+        # As fast as they come, and not only the newest.
+        for seed in "ab":
+            await registry.activate("", await load(registry, seed))
+        assert [(await anext(watch)).revision for _ in range(2)] == [6, 7]
+        # Of another server's past nothing is made up.
+        ahead = registry.watch("default", {"default": 99, "other": 1})
+        assert (await anext(ahead)).revision == 7

@@ -1,12 +1,12 @@
-"""A hypothesis state machine of the registry: loads, swaps, pins, holders, restarts and
-crashes in any order, against a model of what must be.
+"""A hypothesis state machine of the registry: loads, swaps, requests that come again, pins,
+holders, restarts and crashes in any order, against a model of what must be.
 """
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
-from dataclasses import replace
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ HOLDERS = st.sampled_from(["collection:x", "collection:y"])
 
 
 class RegistryMachine(RuleBasedStateMachine):
-    """`live`, `previous`, `known` and `held` are what the real registry must agree with."""
+    """`history`, `known` and `held` are what the real registry must agree with."""
 
     pins: Bundle[tuple[Pin, str]] = Bundle("pins")
 
@@ -44,12 +44,23 @@ class RegistryMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.loop = asyncio.new_event_loop()
         self.loader = FakeLoader()
-        self.live, self.previous = "v-a", ""
+        self.history = [("v-a", "")]
+        """Live and previous version, of each revision."""
+        self.requests: list[tuple[str, str, str]] = []
+        """Request id, version (empty: a rollback) and etag of what was done."""
         self.known = {"v-a"}
         self.held: set[tuple[str, str]] = set()
         self.open_pins: set[Pin] = set()
         self.old_etags: set[str] = set()
         self.start()
+
+    @property
+    def live(self) -> str:
+        return self.history[-1][0]
+
+    @property
+    def previous(self) -> str:
+        return self.history[-1][1]
 
     def start(self) -> None:
         self.database = Database(f"sqlite:///{Path(self.folder.name) / 'hotclip.db'}")
@@ -110,7 +121,7 @@ class RegistryMachine(RuleBasedStateMachine):
         etag = self.registry.model_state().etag
         state = self.run(self.registry.activate("", version, etag=etag if use_etag else ""))
         if version != self.live:
-            self.live, self.previous = version, self.live
+            self.history.append((version, self.live))
             self.old_etags.add(etag)
         assert state.live_version == version
 
@@ -129,21 +140,67 @@ class RegistryMachine(RuleBasedStateMachine):
                 self.run(self.registry.rollback(""))
         else:
             self.run(self.registry.rollback(""))
-            self.live, self.previous = self.previous, self.live
+            self.history.append((self.previous, self.live))
         assert len(self.loader.loads) == loads
 
-    @rule(seed=SEEDS)
-    def unload(self, seed: str) -> None:
+    @rule(seed=st.one_of(st.none(), SEEDS), use_etag=st.booleans())
+    def ask_with_an_id(self, seed: str | None, use_etag: bool) -> None:
+        """An activation, or a rollback, that may come again."""
+        version = f"v-{seed}" if seed else ""
+        if version not in self.known if version else not self.previous:
+            return
+        etag = self.registry.model_state().etag
+        request = (f"r{len(self.requests)}", version, etag if use_etag else "")
+        self.requests.append(request)
+        target = version or self.previous
+        self.send(request)
+        if target != self.live:
+            self.history.append((target, self.live))
+            self.old_etags.add(etag)
+
+    def send(self, request: tuple[str, str, str]) -> None:
+        request_id, version, etag = request
+        if version:
+            self.run(self.registry.activate("", version, etag=etag, request_id=request_id))
+        else:
+            self.run(self.registry.rollback("", etag=etag, request_id=request_id))
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def ask_again(self, data: st.DataObject) -> None:
+        """Nothing happens, whatever has happened since: also if its version is gone."""
+        self.send(data.draw(st.sampled_from(self.requests)))
+
+    @rule(data=st.data())
+    def watch_from_a_revision(self, data: st.DataObject) -> None:
+        seen = data.draw(st.integers(0, len(self.history)))
+
+        async def follow() -> list[tuple[int, str, str]]:
+            found = []
+            async with aclosing(self.registry.watch("default", {"default": seen})) as states:
+                async for state in states:
+                    found.append((state.revision, state.live_version, state.previous_version))
+                    if state.revision == len(self.history):
+                        break
+            return found
+
+        numbered = [(n, *both) for n, both in enumerate(self.history, start=1)]
+        # The state now always comes.
+        assert self.run(follow()) == (numbered[seen:] or numbered[-1:])
+
+    @rule(seed=SEEDS, keep_rollback=st.booleans())
+    def unload(self, seed: str, keep_rollback: bool) -> None:
         version = f"v-{seed}"
         if version not in self.known:
             return
-        if version == self.live or any(held == version for held, _ in self.held):
+        needed = version == self.live or (keep_rollback and version == self.previous)
+        if needed or any(held == version for held, _ in self.held):
             with pytest.raises(FailedPrecondition):
-                self.run(self.registry.unload(version))
+                self.run(self.registry.unload(version, keep_rollback=keep_rollback))
             return
-        self.run(self.registry.unload(version))
+        self.run(self.registry.unload(version, keep_rollback=keep_rollback))
         if version == self.previous:
-            self.previous = ""
+            self.history.append((self.live, ""))
         assert not self.resident(version)
 
     @rule(seed=SEEDS)
@@ -206,10 +263,26 @@ class RegistryMachine(RuleBasedStateMachine):
         catalog = self.registry._catalog
         row = catalog.model("default")
         if version != row.live:
-            new = replace(row, live=version, previous=row.live, etag=f"crash-{len(self.old_etags)}")
+            new = row.changed(live=version, previous=row.live)
             self.run(catalog.write_flip(row, new, (), (), trial=False))
             self.old_etags.add(row.etag)
-            self.live, self.previous = version, row.live
+            self.history.append((version, row.live))
+        self.restart()
+
+    @rule(seed=SEEDS)
+    def crash_between_files_and_row(self, seed: str) -> None:
+        """The process dies when a version is stored and not yet recorded."""
+        self.loader.import_source(f"fake:{seed}")
+        self.restart()
+
+    @rule(seed=SEEDS)
+    def crash_between_row_and_files(self, seed: str) -> None:
+        """The process dies when a version is forgotten and its files are still there."""
+        version = f"v-{seed}"
+        if version in (self.live, self.previous) or version not in self.known:
+            return
+        self.run(self.registry._catalog.remove(version))
+        self.known.discard(version)
         self.restart()
 
     @invariant()
@@ -219,6 +292,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.settle()
         state = self.registry.model_state()
         assert (state.live_version, state.previous_version) == (self.live, self.previous)
+        assert state.revision == len(self.history)
         assert [r.version_id for r, live in self.registry if live] == [self.live]
         states = [
             self.registry.version_state(record.id) for record in self.registry.list_versions()

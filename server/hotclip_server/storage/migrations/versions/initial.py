@@ -75,6 +75,7 @@ def upgrade() -> None:
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("metrics", sa.JSON(), nullable=False),
+        sa.Column("lineage", sa.JSON(), nullable=True),
         sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_versions")),
     )
@@ -127,6 +128,8 @@ def upgrade() -> None:
         sa.Column("live_version", sa.String(length=64), nullable=True),
         sa.Column("previous_version", sa.String(length=64), nullable=True),
         sa.Column("etag", sa.String(length=64), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("change_time", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(
             ["live_version"], ["versions.id"], name=op.f("fk_models_live_version_versions")
         ),
@@ -134,6 +137,20 @@ def upgrade() -> None:
             ["previous_version"], ["versions.id"], name=op.f("fk_models_previous_version_versions")
         ),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_models")),
+    )
+    op.create_table(
+        "model_changes",
+        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("live_version", sa.String(length=64), nullable=False),
+        sa.Column("previous_version", sa.String(length=64), nullable=False),
+        sa.Column("etag", sa.String(length=64), nullable=False),
+        sa.Column("space_id", sa.String(length=64), nullable=False),
+        sa.Column("time", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model"], ["models.name"], name=op.f("fk_model_changes_model_models")
+        ),
+        sa.PrimaryKeyConstraint("model", "revision", name=op.f("pk_model_changes")),
     )
     op.create_table(
         "sources",
