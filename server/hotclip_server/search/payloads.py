@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 
 _WHOLE = float(2**53)
 """Up to here a double tells whole numbers apart."""
@@ -29,8 +29,34 @@ def payload_from_struct(struct: Struct, max_bytes: int) -> dict[str, Any]:
 def payload_to_struct(payload: dict[str, Any]) -> Struct:
     """The Struct of a JSON object."""
     struct = Struct()
-    struct.update(payload)
+    write_payload(struct, payload)
     return struct
+
+
+def write_payload(struct: Struct, payload: dict[str, Any]) -> None:
+    """Writes a JSON object into an empty Struct."""
+    # Struct.update does the same in twice the time: a search has hundreds of these.
+    fields = struct.fields
+    for key, value in payload.items():
+        _write(fields[key], value)
+
+
+def _write(target: Value, value: Any) -> None:
+    if isinstance(value, str):
+        target.string_value = value
+    elif isinstance(value, bool):
+        target.bool_value = value
+    elif isinstance(value, int | float):
+        target.number_value = value
+    elif value is None:
+        target.null_value = NULL_VALUE
+    elif isinstance(value, dict):
+        target.struct_value.SetInParent()
+        write_payload(target.struct_value, value)
+    else:
+        target.list_value.SetInParent()
+        for inner in value:
+            _write(target.list_value.values.add(), inner)
 
 
 def _value(value: Value) -> Any:

@@ -17,6 +17,7 @@ from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.search.collections import Collections
 from hotclip_server.search.filters import filter_from_proto
+from hotclip_server.search.payloads import write_payload
 from hotclip_server.search.protocol import ShardInfo
 from hotclip_server.search.records import CollectionRecord
 from hotclip_server.search.searcher import DEFAULT_LIMIT, Found, SearchOptions
@@ -191,7 +192,7 @@ def found_to_proto(found: Found) -> search_pb2.SearchResponse:
         for match in matches:
             # In place: a Struct that is passed in is copied.
             hit = result.hits.add(id=match.id, score=match.score)
-            hit.payload.update(match.payload)
+            write_payload(hit.payload, match.payload)
     return response
 
 
