@@ -129,7 +129,7 @@ class Download:
             InvalidArgument: It can't be written there.
         """
         if self._path.exists():
-            if not self._path.is_file() or _sha256(self._path) != self._source.sha256:
+            if not self._path.is_file() or sha256_of(self._path) != self._source.sha256:
                 raise AlreadyExists(f"{self._path} exists and is not this artifact")
             return self._path
         try:
@@ -201,6 +201,7 @@ class Download:
         self._digest, self._place = hashlib.sha256(), 0
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

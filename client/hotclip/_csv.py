@@ -63,6 +63,9 @@ class CsvRows:
         if not all(self._columns):
             known = ", ".join(NAMES)
             raise InvalidArgument.field("columns", f"{list(columns)}: known are {known}")
+        # A quote or the end of a line can't separate cells.
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in "\"'\\\r\n"):
+            raise InvalidArgument.field("delimiter", f"{delimiter!r} separates no cells")
         self._delimiter = delimiter
 
     def __iter__(self) -> Iterator[ImagePair | BadRow]:
@@ -75,10 +78,11 @@ class CsvRows:
         skip = not self._columns and bool(columns)
         columns = columns or self._guess(rows)
         reader = csv_lines(dialect, _lines_after(sample, self._lines))
-        for line, cells in reader:
+        for line, last, cells in reader:
             where = f"line {line}"
             if isinstance(cells, csv.Error):
                 yield BadRow(where, "", f"not CSV: {cells}")
+                yield from _swallowed(line, last)
             elif not any(cell.strip() for cell in cells):
                 continue
             elif skip:
@@ -88,7 +92,10 @@ class CsvRows:
                 hint = f"a text with {dialect.delimiter!r} needs quotes"
                 yield BadRow(where, "", f"{problem}: {hint}")
             else:
-                yield from pairs_of_record(_record(columns, cells), where, self._places)
+                made = list(pairs_of_record(_record(columns, cells), where, self._places))
+                yield from made
+                if len(cells) < len(columns) and isinstance(made[0], BadRow):
+                    yield from _swallowed(line, last)
 
     def _header(self, rows: Sequence[Sequence[str]]) -> list[str | None]:
         columns = _columns(rows[0]) if rows else []
@@ -127,21 +134,27 @@ class CsvRows:
         )
 
 
+def _swallowed(first: int, last: int) -> Iterator[BadRow]:
+    """Lines that a quote has taken away from a row that is none: rows that nobody would miss."""
+    for line in range(first + 1, last + 1):
+        yield BadRow(f"line {line}", "", f"within the quotes that begin in line {first}")
+
+
 def csv_lines(
     dialect: Dialect, lines: Iterable[str]
-) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Rows, or why one can't be read, each with the number of its first line."""
+) -> Iterator[tuple[int, int, list[str] | csv.Error]]:
+    """Rows, or why one can't be read, each with the numbers of its first and its last line."""
     reader = dialect.rows(lines)
     while True:
         first = reader.line_num + 1  # type: ignore[attr-defined]  # of csv.reader
+        found: list[str] | csv.Error
         try:
-            cells = next(reader)
+            found = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield first, error
-        else:
-            yield first, cells
+            found = error
+        yield first, reader.line_num, found  # type: ignore[attr-defined]  # of csv.reader
 
 
 def _lines_after(sample: str, lines: IO[str]) -> Iterator[str]:
@@ -207,13 +220,13 @@ def _sniff(
             if best is None or value > best[0]:
                 best = (value, dialect, rows)
     if best is None:
-        raise InvalidArgument.field("delimiter", "empty")
+        raise RuntimeError("no dialect was tried. This is a bug.")
     return best[1], best[2]
 
 
 def _sampled(dialect: Dialect, sample: str, whole: bool) -> list[list[str]]:
     lines = csv_lines(dialect, io.StringIO(sample, newline=""))
-    rows = [cells for _, cells in lines if not isinstance(cells, csv.Error)]
+    rows = [cells for _, _, cells in lines if not isinstance(cells, csv.Error)]
     rows = [cells for cells in rows if any(cell.strip() for cell in cells)]
     return rows if whole or len(rows) < 2 else rows[:-1]
 

@@ -125,6 +125,14 @@ def _encoding(file: Path, told: str) -> str:
     return told
 
 
+def names_file(text: str) -> bool:
+    """Whether a file of this name is here: a caller may have meant it where a str is a dataset."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long, or no name at all
+        return False
+
+
 def rows_of(data: object) -> Rows:
     """Where the pairs of an argument come from.
 

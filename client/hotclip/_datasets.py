@@ -64,6 +64,12 @@ def dataset(message: dataset_pb2.Dataset) -> Dataset:
     )
 
 
+def no_dataset(name: str) -> InvalidArgument:
+    """There is none of this name, but a file that was perhaps meant."""
+    problem = f"there is no dataset {name!r}, and the file of this name is Path({name!r})"
+    return InvalidArgument.field("data", problem)
+
+
 def content_name(rows: Rows) -> str:
     """A name that the same pairs always get: "pairs-" and 32 hex digits. Reads every image.
 

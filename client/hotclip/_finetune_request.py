@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from hotclip import _finetuning as names
+from hotclip._message import filled, put, unfit
 from hotclip.errors import InvalidArgument
 from hotclip_proto.v1 import finetune_pb2
 
@@ -68,52 +69,52 @@ def finetune_request(
 ) -> finetune_pb2.FineTuneRequest:
     """The request without its datasets. Raises InvalidArgument naming the first bad field."""
     kind, metric = names.loss_of(loss)
-    request = finetune_pb2.FineTuneRequest(
-        model=model,
-        base_version=base_version,
-        val_split=val_split,
-        epochs=epochs,
-        max_steps=max_steps,
-        batch_size=batch_size,
-        chunk_size=chunk_size,
-        method=names.method_of(method),
-        lock_image=lock_image,
-        lock_text=lock_text,
-        loss=kind,
-        positives=names.positives_of(positives),
-        negatives=negatives,
-        prompts=[prompts] if isinstance(prompts, str) else prompts,
-        preserve=preserve,
-        optimizer=names.optimizer_of(optimizer),
-        learning_rate=learning_rate,
-        warmup=warmup,
-        scheduler=names.scheduler_of(scheduler),
-        weight_decay=weight_decay,
-        layer_decay=layer_decay,
-        clip_norm=clip_norm,
-        ema=ema,
-        precision=names.precision_of(precision),
-        augment=augment,
-        seed=seed,
-        keep_checkpoints=keep_checkpoints,
-        wise_ft=_wise_ft(wise_ft),
-        soup=soup,
-        export_onnx=export_onnx,
-        activation=names.activation_of(activation),
-        isolation=names.isolation_of(isolation),
-        device=device,
-        trackers=[trackers] if isinstance(trackers, str) else trackers,
-        k=k,
-        compat=names.compat_of(compat),
-        name=name,
-        description=description,
-        request_id=request_id or uuid.uuid4().hex,
-        validate_only=validate_only,
-    )
+    values = {
+        "model": model,
+        "base_version": base_version,
+        "val_split": val_split,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "chunk_size": chunk_size,
+        "method": names.method_of(method),
+        "lock_image": lock_image,
+        "lock_text": lock_text,
+        "loss": kind,
+        "positives": names.positives_of(positives),
+        "negatives": negatives,
+        "prompts": [prompts] if isinstance(prompts, str) else prompts,
+        "preserve": preserve,
+        "optimizer": names.optimizer_of(optimizer),
+        "learning_rate": learning_rate,
+        "warmup": warmup,
+        "scheduler": names.scheduler_of(scheduler),
+        "weight_decay": weight_decay,
+        "layer_decay": layer_decay,
+        "clip_norm": clip_norm,
+        "ema": ema,
+        "precision": names.precision_of(precision),
+        "augment": augment,
+        "seed": seed,
+        "keep_checkpoints": keep_checkpoints,
+        "wise_ft": _wise_ft(wise_ft),
+        "soup": soup,
+        "export_onnx": export_onnx,
+        "activation": names.activation_of(activation),
+        "isolation": names.isolation_of(isolation),
+        "device": device,
+        "trackers": [trackers] if isinstance(trackers, str) else trackers,
+        "k": k,
+        "compat": names.compat_of(compat),
+        "name": name,
+        "description": description,
+        "request_id": request_id or uuid.uuid4().hex,
+        "validate_only": validate_only,
+    }
+    request = filled(finetune_pb2.FineTuneRequest, values)
     if lora is not None:
-        request.lora.CopyFrom(
-            finetune_pb2.Lora(**_known("lora", lora, ("rank", "alpha", "dora", "targets")))
-        )
+        known = _known("lora", lora, ("rank", "alpha", "dora", "targets"))
+        request.lora.CopyFrom(filled(finetune_pb2.Lora, known, "lora"))
     _set_metric_loss(request, metric, loss_options, miner, miner_options, items_per_class)
     _set_freeze(request, freeze)
     _set_optimizer(request, optimizer_options)
@@ -124,6 +125,8 @@ def finetune_request(
 
 def _known(field: str, given: Options, known: Sequence[str]) -> dict[str, Any]:
     """The options. Raises InvalidArgument for one that is not known."""
+    if not isinstance(given, Mapping):
+        raise InvalidArgument.field(field, f"must have some of {', '.join(known)} by name")
     for name in given:
         if name not in known:
             raise InvalidArgument.field(f"{field}.{name}", f"is none of {', '.join(known)}")
@@ -152,7 +155,7 @@ def _set_metric_loss(
     request.metric_loss.name = name
     request.metric_loss.miner = names.miner_of(miner)
     if items_per_class is not None:
-        request.metric_loss.items_per_class = items_per_class
+        put(request.metric_loss, "items_per_class", items_per_class, "items_per_class")
     for field, given, target in (
         ("loss_options", options, request.metric_loss.options),
         ("miner_options", miner_options, request.metric_loss.miner_options),
@@ -177,7 +180,9 @@ def _set_freeze(request: finetune_pb2.FineTuneRequest, freeze: Freeze) -> None:
     elif isinstance(freeze, int):
         if freeze < 0:
             raise InvalidArgument.field("freeze", f"must be 0 or more blocks, is {freeze}")
-        request.freeze_layers = freeze
+        put(request, "freeze_layers", freeze, "freeze")
+    elif not isinstance(freeze, Sequence):
+        raise InvalidArgument.field("freeze", f"can't be {freeze!r}")
     else:
         for tower in [freeze] if isinstance(freeze, str) else freeze:
             match tower:
@@ -201,14 +206,14 @@ def _set_optimizer(request: finetune_pb2.FineTuneRequest, options: Options | Non
     for name, value in given.items():
         if name == "weight_decay" and request.HasField("weight_decay"):
             raise InvalidArgument.field("optimizer_options.weight_decay", "is given twice")
-        setattr(request, name, value)
+        put(request, name, value, f"optimizer_options.{name}")
 
 
 def _set_scheduler(request: finetune_pb2.FineTuneRequest, options: Options | None) -> None:
     known = {"cycles": "scheduler_cycles", "num_cycles": "scheduler_cycles"}
     known["power"] = "scheduler_power"
     for name, value in _known("scheduler_options", options or {}, tuple(known)).items():
-        setattr(request, known[name], value)
+        put(request, known[name], value, f"scheduler_options.{name}")
 
 
 def _set_stopping(request: finetune_pb2.FineTuneRequest, stopping: bool | Options | None) -> None:
@@ -217,7 +222,7 @@ def _set_stopping(request: finetune_pb2.FineTuneRequest, stopping: bool | Option
     known = ("monitor", "patience", "min_delta", "mode")
     given = _known("early_stopping", {} if stopping is True else stopping, known)
     given["mode"] = names.mode_of(given.get("mode", "auto"))
-    request.early_stopping.CopyFrom(finetune_pb2.EarlyStopping(**given))
+    request.early_stopping.CopyFrom(filled(finetune_pb2.EarlyStopping, given, "early_stopping"))
 
 
 def _wise_ft(given: float | Options | None) -> float | None:
@@ -226,4 +231,8 @@ def _wise_ft(given: float | Options | None) -> float | None:
     options = _known("wise_ft", given, ("finetuned_weight", "alpha"))
     if len(options) != 1:
         raise InvalidArgument.field("wise_ft", "must have finetuned_weight or its alias alpha")
-    return float(*options.values())
+    [(name, value)] = options.items()
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise unfit(f"wise_ft.{name}", value, error) from error

@@ -161,7 +161,7 @@ def mode_of(name: str) -> finetune_pb2.EarlyStopping.Mode.ValueType:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")
+    return str(name).lower().replace("_", "").replace("-", "")
 
 
 def _lookup(field: str, name: str, known: Mapping[str, T]) -> T:

@@ -19,11 +19,12 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hotclip._artifacts import sha256_of
 from hotclip._embeddings import Embeddings
 from hotclip._inputs import Item, Text, image_of, is_single
 from hotclip._parcel import CONFIG_FILE
 from hotclip._resize import ImagePreprocessing
-from hotclip.errors import FailedPrecondition, InvalidArgument
+from hotclip.errors import DataLoss, FailedPrecondition, InvalidArgument
 
 Tower: TypeAlias = Literal["clip-text", "clip-vision"]
 LOCAL_FILE = "hotclip_local.json"
@@ -111,6 +112,7 @@ def get_model(
 
     Raises:
         InvalidArgument: Not such a file; a delta is imported into a server first.
+        DataLoss: A file is not what was exported (reason CHECKSUM).
         FailedPrecondition: A package is missing (reason PACKAGE_MISSING), the artifact has no
             ONNX files (reason NOT_ONNX) or a tokenizer that only open_clip has (reason
             TOKENIZER_UNSUPPORTED).
@@ -168,9 +170,22 @@ def _inner(folder: Path) -> Path:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """What the exporting server wrote of the version; nothing for a model from elsewhere."""
+    """What the exporting server wrote of the version; nothing for a model from elsewhere.
+
+    Raises:
+        DataLoss: That, or a file that it names, is not what was exported.
+    """
     path = folder / MANIFEST_FILE
-    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        files: dict[str, str] = found["files"]
+        good = all(sha256_of(folder / Path(name).name) == told for name, told in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataLoss(f"{folder.name} is damaged: {error!r}", reason="CHECKSUM") from error
+    if not good:
+        raise DataLoss(f"{folder.name} is damaged: a checksum does not match", reason="CHECKSUM")
     return found
 
 

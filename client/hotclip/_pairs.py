@@ -197,9 +197,9 @@ def check(rows: Rows, tolerance: Tolerance) -> int:
             bad += 1
             if len(kept) < _MAX_KEPT:
                 kept.append(row)
-    if bad > tolerance.allowed(count):
+    if bad > tolerance.allowed(count) or (bad and bad == count):
         raise invalid(rows.name, kept, bad, count, reason="PAIRS_INVALID")
-    if count == bad:
+    if not count:
         raise InvalidArgument.field(rows.name, "no row at all", reason="PAIRS_INVALID")
     return count
 

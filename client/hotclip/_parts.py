@@ -32,7 +32,8 @@ class _Unsendable(Exception):
 
 
 class Parts:
-    """Reads one image at a time and gives each content once, before the row that names it.
+    """Reads the images of one row at a time and gives each content once, before the row that names
+    it; of a row that can't be sent it gives none.
 
     The same rows give the same parts.
     """
@@ -52,27 +53,27 @@ class Parts:
                 continue
             pair = _pair(row)
             try:
-                for image, field in _images(row):
-                    key, data = self._read(image, field)
-                    if data is not None:
-                        block.weigh(len(data))
-                        yield Part(image=dataset_pb2.DatasetImage(key=key, data=data))
-                    if field == "image":
-                        pair.image_key = key
-                    else:
-                        pair.negative_image_keys.append(key)
+                # All of them first: the server refuses images that no row names.
+                read = [(field, *self._read(image, field)) for image, field in _images(row)]
             except _Unsendable as error:
                 yield from block.reject(BadRow(row.where, error.field, error.reason))
-            else:
-                yield from block.add(pair)
+                continue
+            for field, key, data in read:
+                if data is not None and self._give(key):
+                    block.weigh(len(data))
+                    yield Part(image=dataset_pb2.DatasetImage(key=key, data=data))
+                if field == "image":
+                    pair.image_key = key
+                else:
+                    pair.negative_image_keys.append(key)
+            yield from block.add(pair)
         yield from block.rest()
 
     def _read(self, image: Image, field: str) -> tuple[str, bytes | None]:
-        """The image's key, and its bytes if they were not given before."""
-        if image is self._last[0]:
-            return self._last[1], None
-        if key := self._of_source.get(image.source):
-            return key, None
+        """The image's key, and its bytes if they may not have been given before."""
+        known = self._last[1] if image is self._last[0] else self._of_source.get(image.source, "")
+        if known and bytes.fromhex(known) in self._given:
+            return known, None
         try:
             data = encoded_of(image.load())
         except InvalidArgument as error:
@@ -80,16 +81,22 @@ class Parts:
             raise _Unsendable(field, told) from error
         if len(data) > self._largest:
             raise _Unsendable(field, f"has {len(data)} bytes, {self._largest} are allowed")
+        key = hashlib.sha256(data).hexdigest()
+        self._last = (image, key)
+        if image.source:
+            self._of_source[image.source] = key
+        return key, data
+
+    def _give(self, key: str) -> bool:
+        """Notes that an image is given; false if it was before."""
         if len(self._given) >= _REMEMBERED:
             self._given.clear()
             self._of_source.clear()
-        digest = hashlib.sha256(data)
-        self._last = (image, digest.hexdigest())
-        if image.source:
-            self._of_source[image.source] = digest.hexdigest()
-        known = digest.digest() in self._given
-        self._given.add(digest.digest())
-        return digest.hexdigest(), None if known else data
+        digest = bytes.fromhex(key)
+        if digest in self._given:
+            return False
+        self._given.add(digest)
+        return True
 
 
 class _Block:

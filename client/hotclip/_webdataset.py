@@ -8,7 +8,8 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO
+from functools import partial
+from typing import IO, Any
 
 from hotclip._inputs import MAX_IMAGE_BYTES, Image
 from hotclip._jsonl import record_of
@@ -21,6 +22,7 @@ _TEXT, _RECORD, _LABEL = "txt", "json", "cls"
 _LONGEST_TEXT = 1 << 20
 _LONGEST_HEADER = 1 << 20
 _MAX_SUFFIXES = 100  # that are counted one by one
+_BLOCK = 1 << 16
 _EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -87,6 +89,8 @@ class TarRows:
                     last = member.name
                     if not member.isdir():
                         yield tar, member
+                if ending == [""] and _goes_on(tar):
+                    ending = ["something follows its end; several tars go into a folder"]
         except _DAMAGE as error:
             raise self._damaged(str(error), last) from error
         if ending != [""]:
@@ -107,6 +111,8 @@ class TarRows:
             sample.spoil(kind, f".{suffix} has {member.size} bytes, {most} are allowed")
         elif kind == "image" and sample.image is not None:
             sample.spoil(kind, "more than one image")
+        elif suffix in sample.texts:
+            sample.spoil(kind, f"more than one .{suffix}")
         else:
             data = self._read(member, tar)
             if kind == "image":
@@ -151,6 +157,15 @@ class TarRows:
         return InvalidArgument.field(
             "path", f"{self._name} is damaged{at}: {problem}", reason="PAIRS_INVALID"
         )
+
+
+def _goes_on(tar: tarfile.TarFile) -> bool:
+    """Whether anything but padding follows the end of an uncompressed tar, such as another tar,
+    which nobody would miss."""
+    stream: Any = tar.fileobj
+    if stream.comptype != "tar":
+        return False
+    return any(block.strip(b"\0") for block in iter(partial(stream.read, _BLOCK), b""))
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -241,6 +241,13 @@ def test_evaluate_follows_the_job(shell: Shell, tuned: str) -> None:
     assert ["shapes", "32"] in [row.split()[:2] for row in rows]
     assert "bad rows, left out         1" in shell.run("datasets", "report", "shapes")[0]
     assert shell.run("finetune", "shapes", "--validate-only")[0] == "valid\n"
+    old = shell.folder / "old.csv"
+    old.write_bytes("image;text\n0.png;ein Würfel\nnone.png;nichts\n".encode("latin-1"))
+    _, err = shell.run("datasets", "upload", "old.csv", exits=2)
+    assert "is not utf-8" in err
+    told = ("--encoding", "latin-1", "--delimiter", ";", "--max-bad-share", "0.5")
+    assert shell.json("datasets", "upload", "old.csv", *told)["pairs"] == 1
+    shell.run("datasets", "delete", "old")
 
 
 def test_an_interrupted_command_leaves_the_job_alone(shell: Shell, tuned: str) -> None:
@@ -277,6 +284,7 @@ def shell_state(shell: Shell, job: str) -> str:
         (("finetune", "nothing.csv"), 2, "data: no file 'nothing.csv'"),
         (("finetune", "nothing"), 1, "no dataset 'nothing'"),
         (("finetune", "nothing", "--epochs", "0"), 2, "epochs: must be"),
+        (("finetune", "nothing", "--epochs", "-1"), 2, "epochs: can't be -1"),
         (("finetune", "x", "--epochs", "many"), 2, "argument --epochs: invalid int value: 'many'"),
         (("finetune", "x", "--trackers", "neptune"), 2, "--trackers: invalid choice: 'neptune'"),
         *NOT_INSTALLED,

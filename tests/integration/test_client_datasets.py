@@ -60,6 +60,16 @@ async def test_every_kind_of_file_is_the_same_dataset(
     client.delete_dataset("kinds")
 
 
+async def test_a_file_that_is_given_as_a_str_is_told_from_a_dataset(
+    client: Client, server: ServerProcess, folder: Path
+) -> None:
+    with pytest.raises(InvalidArgument, match=r"the file of this name is Path"):
+        client.finetune(str(folder / "pairs.csv"), validate_only=True)
+    async with AsyncClient(server.address) as twin:
+        with pytest.raises(InvalidArgument, match=r"the file of this name is Path"):
+            await twin.evaluate(str(folder / "pairs.csv"))
+
+
 async def test_bad_rows_are_listed_and_left_out(
     client: Client, server: ServerProcess, folder: Path
 ) -> None:
@@ -105,6 +115,20 @@ def test_labels_and_negatives_come_back(client: Client, folder: Path) -> None:
     back = client.download_dataset("labelled", folder / "back")
     assert client.upload_dataset("labelled", back).id == stored.id
     client.delete_dataset("labelled")
+
+
+def test_a_row_with_a_negative_that_is_no_picture_is_left_out(client: Client, folder: Path) -> None:
+    (folder / "6.png").write_bytes(drawn_pairs()[6][0])
+    (folder / "text.png").write_text("no picture")
+    bad = '{"image": "6.png", "text": "a", "negative_images": ["text.png"]}'
+    with (folder / "pairs.jsonl").open("a") as file:
+        file.write(f"\n{bad}\n")
+    stored = client.upload_dataset("negatives", folder / "pairs.jsonl", max_bad_rows=1)
+    assert (stored.pairs, stored.images) == (6, 6)
+    assert stored.report is not None
+    [row] = stored.report.listed
+    assert (row.where, row.field) == ("line 7", "negative_images")
+    client.delete_dataset("negatives")
 
 
 def many(count: int) -> list[tuple[bytes, str]]:

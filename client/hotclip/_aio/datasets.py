@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hotclip import _datasets as parse
 from hotclip._aio.connection import Connection, Duplex
-from hotclip._dataset_file import PairSource, rereadable_rows_of, rows_of
+from hotclip._dataset_file import PairSource, names_file, rereadable_rows_of, rows_of
 from hotclip._datasets import Dataset, DatasetWriter, content_name
 from hotclip._pairs import Rows, Tolerance, check
 from hotclip._reconnect import Attempts
@@ -140,6 +140,11 @@ async def dataset_for(
 ) -> str:
     """The name of a dataset with this data: a str is one; anything else is uploaded if new."""
     if isinstance(data, str):
+        if await self._connection.run(partial(names_file, data)):
+            try:
+                await get_dataset(self, data)
+            except NotFound as error:
+                raise parse.no_dataset(data) from error
         return data
     # Gone through three times: to check it, to name it, to send it.
     rows = await self._connection.run(partial(rereadable_rows_of, data))

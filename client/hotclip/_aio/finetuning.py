@@ -22,6 +22,7 @@ from hotclip._finetuning import (
     TrackerName,
     compat_of,
 )
+from hotclip._message import filled
 from hotclip._upload_bar import ShowProgress
 from hotclip_proto.v1 import finetune_pb2
 
@@ -99,7 +100,7 @@ async def finetune(
         index_data: Further images that evaluation searches among.
         val_split: Share of the groups held out without eval_data, in [0, 0.5].
         epochs: Passes over the data, 1 to 1,000.
-        max_steps: Ends after so many steps at the latest.
+        max_steps: Steps in total, instead of epochs.
         batch_size: Pairs a step, 2 to 65,536.
         chunk_size: Images or texts that a tower sees at a time; decides memory, not the
             result; 0: chosen by the server.
@@ -268,17 +269,18 @@ async def evaluate(
     Raises:
         InvalidArgument, NotFound: As finetune.
     """
-    request = finetune_pb2.EvaluateRequest(
-        model=model,
-        version=version,
-        k=k,
-        compat=compat_of(compat),
-        alphas=alphas,
-        base_version=base_version,
-        prompts=[prompts] if isinstance(prompts, str) else prompts,
-        name=name,
-        request_id=request_id or uuid.uuid4().hex,
-    )
+    values = {
+        "model": model,
+        "version": version,
+        "k": k,
+        "compat": compat_of(compat),
+        "alphas": alphas,
+        "base_version": base_version,
+        "prompts": [prompts] if isinstance(prompts, str) else prompts,
+        "name": name,
+        "request_id": request_id or uuid.uuid4().hex,
+    }
+    request = filled(finetune_pb2.EvaluateRequest, values)
     request.dataset = await dataset_for(self, data, upload_progress)
     if index_data is not None:
         request.index_dataset = await dataset_for(self, index_data, upload_progress)

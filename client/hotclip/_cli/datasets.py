@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hotclip import Client, Dataset, DatasetFile
-from hotclip._cli.arguments import add_command
+from hotclip._cli.arguments import add_command, add_options
 from hotclip._cli.output import clean, print_fields, print_json, print_table
 
 
@@ -23,13 +23,14 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     upload = add("upload", _upload, "Store a CSV, JSON lines or WebDataset file under a name")
     upload.add_argument("file", type=Path, help="CSV or JSON lines with paths of images, or a tar")
     upload.add_argument("--name", default="", help="[default: name of the file]")
-    upload.add_argument("--description", default="", metavar="TEXT", help="Free text")
+    names = add_options(upload, Client.upload_dataset, without=("pairs", "name", "progress"))
+    upload.set_defaults(names=names)
     upload.add_argument(
-        "--max-bad-rows",
-        type=int,
-        default=0,
-        metavar="N",
-        help="Store the others if so many rows are bad [default: 0]",
+        "--encoding", default="utf-8", help="Of CSV and JSON lines [default: utf-8]"
+    )
+    upload.add_argument("--delimiter", help="Of CSV [default: found]")
+    upload.add_argument(
+        "--fetch-urls", action="store_true", help="Fetch images behind http and https URLs"
     )
     for name, run, about in (
         ("report", _report, "Show what was found in a dataset when it was uploaded"),
@@ -51,10 +52,14 @@ def _list(client: Client, options: argparse.Namespace) -> int:
 def _upload(client: Client, options: argparse.Namespace) -> int:
     stored = client.upload_dataset(
         options.name or options.file.name.partition(".")[0],
-        DatasetFile(options.file),
-        description=options.description,
-        max_bad_rows=options.max_bad_rows,
+        DatasetFile(
+            options.file,
+            encoding=options.encoding,
+            delimiter=options.delimiter,
+            fetch_urls=options.fetch_urls,
+        ),
         progress=not options.json,
+        **{name: getattr(options, name) for name in options.names if hasattr(options, name)},
     )
     return _tell(stored, options)
 

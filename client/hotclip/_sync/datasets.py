@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hotclip import _datasets as parse
-from hotclip._dataset_file import PairSource, rereadable_rows_of, rows_of
+from hotclip._dataset_file import PairSource, names_file, rereadable_rows_of, rows_of
 from hotclip._datasets import Dataset, DatasetWriter, content_name
 from hotclip._pairs import Rows, Tolerance, check
 from hotclip._reconnect import Attempts
@@ -138,6 +138,11 @@ def _converse(
 def dataset_for(self: Client, data: str | PairSource, progress: ShowProgress = False) -> str:
     """The name of a dataset with this data: a str is one; anything else is uploaded if new."""
     if isinstance(data, str):
+        if self._connection.run(partial(names_file, data)):
+            try:
+                get_dataset(self, data)
+            except NotFound as error:
+                raise parse.no_dataset(data) from error
         return data
     # Gone through three times: to check it, to name it, to send it.
     rows = self._connection.run(partial(rereadable_rows_of, data))

@@ -20,7 +20,7 @@ from support.parity import INPUTS, assert_parity
 from support.pictures import encoded, photograph
 
 import hotclip
-from hotclip.errors import FailedPrecondition, InvalidArgument
+from hotclip.errors import DataLoss, FailedPrecondition, InvalidArgument
 from hotclip_server.artifacts.archive import unpack
 from hotclip_server.artifacts.records import ArtifactFormat
 
@@ -96,6 +96,22 @@ def test_ids_are_open_clips(workshop: Workshop, tmp_path: Path) -> None:
         local = LocalTokenizer(file / "tokenizer.json", settings, {"trim": "none"})
         theirs = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS).numpy()
         np.testing.assert_array_equal(local(TEXTS), theirs)
+
+
+def test_a_damaged_model_is_not_read(workshop: Workshop, tmp_path: Path) -> None:
+    folder = tmp_path / "unpacked"
+    folder.mkdir()
+    unpack(workshop.artifacts.path(workshop.export(workshop.make("clip"))), folder)
+    for name in ("open_clip_model.safetensors", "open_clip_config.json", "hotclip_version.json"):
+        good = (folder / name).read_bytes()
+        flipped = bytearray(good)
+        flipped[-3] ^= 1
+        for bad in (bytes(flipped), good[: len(good) // 2]):
+            (folder / name).write_bytes(bad)
+            with pytest.raises(DataLoss):
+                hotclip.get_model(folder, "clip-text")
+        (folder / name).write_bytes(good)
+    assert hotclip.get_model(folder, "clip-text").encode(["a"]).shape[0] == 1
 
 
 def test_what_is_wrong_is_said(

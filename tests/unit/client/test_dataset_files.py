@@ -77,6 +77,14 @@ def test_files_in_many_shapes(folder: Path, name: str, text: str) -> None:
     assert [p.image.load().image[8:] for p in pairs] == [b"a.png", b"c, d.png"]
 
 
+@pytest.mark.parametrize("delimiter", [", ", "'", "\n", "\\"])
+def test_a_delimiter_that_separates_nothing_is_refused(folder: Path, delimiter: str) -> None:
+    file = DatasetFile(write(folder, "d.csv", "image,text\na.png,x\n"), delimiter=delimiter)
+    with pytest.raises(InvalidArgument) as caught:
+        read(file)
+    assert [violation.field for violation in caught.value.fields] == ["delimiter"]
+
+
 # Without "\r", which csv.writer does not quote.
 TEXTS = st.text(
     st.characters(exclude_categories=("Cs",), exclude_characters="\0\r"), min_size=1, max_size=12
@@ -247,6 +255,27 @@ def test_bad_rows_are_named_by_line(
     folder: Path, name: str, text: str, rows: list[tuple[str, str]]
 ) -> None:
     assert told(write(folder, name, text)) == rows
+
+
+def test_rows_within_an_open_quote_are_counted(folder: Path) -> None:
+    text = 'text,image\nx,a.png\n"open,b.png\n'
+    short = rows_of(write(folder, "p.csv", text + "y,b.png\n" * 3))
+    assert told(write(folder, "p.csv", text + "y,b.png\n" * 3)) == [
+        ("line 3", "image"),
+        *((f"line {n}", "") for n in (4, 5, 6)),
+    ]
+    with pytest.raises(InvalidArgument, match="line 6: within the quotes that begin in line 3"):
+        check(short, Tolerance(max_bad_rows=3))
+    # A cell ends where it is too long, and so does what it takes away.
+    rows = list(rows_of(write(folder, "p.csv", text + "y,b.png\n" * 20_000)))
+    assert len(rows) == 20_002
+    good = [row for row in rows if isinstance(row, ImagePair)]
+    assert {pair.text for pair in good} == {"x", "y"}
+    # A text of several lines is one, also where a later cell is missing.
+    label = 'text,image,label\n"two\nlines",a.png\n'
+    assert [p.text for p in read(write(folder, "p.csv", label))] == ["two\nlines"]
+    with pytest.raises(InvalidArgument, match=r"line 2.image: no such image: none.png"):
+        check(rows_of(write(folder, "p.csv", "text,image\nx,none.png\n")), Tolerance(9))
 
 
 @pytest.mark.parametrize(

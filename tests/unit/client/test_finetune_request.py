@@ -176,6 +176,24 @@ def test_finetuners_freeze_leaves_the_projections(fake: FakeEncode) -> None:
         ({"wise_ft": {}}, "wise_ft"),
         ({"activation": "maybe"}, "activation"),
         ({"isolation": "thread"}, "isolation"),
+        ({"method": None}, "method"),
+        ({"epochs": -1}, "epochs"),
+        ({"epochs": "three"}, "epochs"),
+        ({"seed": -1}, "seed"),
+        ({"soup": 1 << 40}, "soup"),
+        ({"learning_rate": "1e-5"}, "learning_rate"),
+        ({"prompts": 7}, "prompts"),
+        ({"name": "\ud800"}, "name"),
+        ({"freeze": 1.5}, "freeze"),
+        ({"freeze": 1 << 40}, "freeze"),
+        ({"lora": 4}, "lora"),
+        ({"lora": {"rank": -1}}, "lora.rank"),
+        ({"optimizer_options": {"momentum": "much"}}, "optimizer_options.momentum"),
+        ({"scheduler_options": {"cycles": -1}}, "scheduler_options.cycles"),
+        ({"early_stopping": 3}, "early_stopping"),
+        ({"early_stopping": {"patience": -1}}, "early_stopping.patience"),
+        ({"wise_ft": {"alpha": "half"}}, "wise_ft.alpha"),
+        ({"loss": "NCALoss", "items_per_class": -4}, "items_per_class"),
     ],
 )
 def test_a_name_that_is_not_known_is_refused(
@@ -185,6 +203,18 @@ def test_a_name_that_is_not_known_is_refused(
         client.finetune("data", **changes)
     assert [violation.field for violation in caught.value.fields] == [field]
     assert not fake.jobs.started
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"k": -1}, "k"), ({"alphas": ["half"]}, "alphas"), ({"name": 7}, "name")],
+)
+def test_a_value_of_an_evaluation_that_does_not_fit_is_named(
+    fake: FakeEncode, changes: dict[str, Any], field: str
+) -> None:
+    with Client(fake.address) as client, pytest.raises(InvalidArgument) as caught:
+        client.evaluate("data", **changes)
+    assert [violation.field for violation in caught.value.fields] == [field]
 
 
 def test_the_twins_take_the_same_and_describe_all_of_it() -> None:

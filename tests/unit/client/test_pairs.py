@@ -124,6 +124,18 @@ def test_what_cannot_be_sent_is_told_in_its_place(tmp_path: Path) -> None:
     ]
 
 
+def test_of_a_row_that_cannot_be_sent_no_image_is_given(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.png"
+    gone.write_bytes(b"1")
+    rows = list(rows_of([Pair("a", b"5", negative_images=[b"6", gone]), ("b", b"5"), ("c", b"7")]))
+    gone.unlink()
+    messages = list(Parts(rows, Limits()))
+    assert [m.WhichOneof("part") for m in messages] == ["image", "rejected", "image", "pairs"]
+    named = {p.image_key for m in messages for p in m.pairs.pairs}
+    assert {m.image.key for m in messages if m.HasField("image")} == named
+    assert [m.image.data for m in messages if m.HasField("image")] == [b"5", b"7"]
+
+
 def test_messages_of_rows_are_bounded() -> None:
     messages = parts_of([Pair("x" * 8000, b"1") for _ in range(1000)])
     assert len(messages) > 15

@@ -100,6 +100,9 @@ def test_bad_samples_are_named(tmp_path: Path) -> None:
         ("9.png", PNG + b"9"),
         ("9.txt", b"good"),
         ("2.txt", b"late"),
+        ("10.png", PNG),
+        ("10.txt", b"one"),
+        ("10.txt", b"two"),
     ]
     assert found(write(tmp_path, tar_of(files))) == [
         ("shard.tar: sample 0", "image"),
@@ -111,6 +114,7 @@ def test_bad_samples_are_named(tmp_path: Path) -> None:
         ("shard.tar: sample 8", "text"),
         ("good", "", "9"),
         ("shard.tar: sample 2", "image"),
+        ("shard.tar: sample 10", "text"),
     ]
 
 
@@ -172,6 +176,14 @@ def test_a_damaged_header_in_the_middle_is_found(tmp_path: Path) -> None:
     data[data.index(b"002.png")] ^= 1
     with pytest.raises(InvalidArgument, match=r"damaged at 001\.txt"):
         found(write(tmp_path, bytes(data)))
+
+
+def test_tars_one_after_the_other_are_not_taken_for_the_first(tmp_path: Path) -> None:
+    two = tar_of(FILES[:4]) + tar_of(FILES[4:])
+    with pytest.raises(InvalidArgument, match="something follows its end"):
+        found(write(tmp_path, two, "two.tar"))
+    padded = write(tmp_path, tar_of(FILES[:4]) + bytes(1 << 17), "padded.tar")
+    assert len(found(padded)) == 2
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
