@@ -240,9 +240,9 @@ def _insert(connection: Connection, record: DatasetRecord) -> None:
 
 
 def _get(connection: Connection, dataset: str) -> DatasetRecord:
-    row = connection.execute(
-        sa.select(datasets).where(sa.or_(datasets.c.id == dataset, datasets.c.name == dataset))
-    ).first()
+    # Another one may have been given a name that is the id of this.
+    query = sa.select(datasets).where(sa.or_(datasets.c.id == dataset, datasets.c.name == dataset))
+    row = connection.execute(query.order_by(datasets.c.id != dataset)).first()
     if row is None:
         raise NotFound(f"no dataset {dataset!r}", reason="DATASET_NOT_FOUND")
     return _record(row)

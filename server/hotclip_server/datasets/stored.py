@@ -69,8 +69,8 @@ class StoredDataset:
                 file.seek(0)
                 for line in file:
                     yield json.loads(line)
-        except OSError as error:
-            raise self._damaged(str(error)) from error
+        except (OSError, KeyError, TypeError) as error:
+            raise self._damaged(repr(error)) from error
 
     def _damaged(self, what: str) -> DataLoss:
         return DataLoss(f"dataset {self.id} is damaged: {what}", reason="DATASET_DAMAGED")

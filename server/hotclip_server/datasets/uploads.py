@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import secrets
 import shutil
@@ -69,7 +70,7 @@ class Uploads:
         """
         with self._lock:
             if upload_id in self._refused:
-                raise self._refused[upload_id]
+                raise self._refused[upload_id].with_traceback(None)
             folder = self._root / upload_id
             if not UPLOAD_ID.fullmatch(upload_id) or not folder.is_dir():
                 raise NotFound(f"no unfinished upload {upload_id!r}", reason="UPLOAD_NOT_FOUND")
@@ -86,7 +87,7 @@ class Uploads:
         upload.discard()
         with self._lock:
             self._open.pop(upload.id, None)
-            self._refused[upload.id] = why
+            self._refused[upload.id] = _bare(why)
             while len(self._refused) > MOST_REFUSED:
                 del self._refused[next(iter(self._refused))]
 
@@ -106,7 +107,7 @@ class Uploads:
             self._open = {name: each for name, each in self._open.items() if not each.closed}
             oldest = time.time() - self._limits.upload_expiry_s
             for folder in self._root.glob("up-*"):
-                if folder.name not in self._open and _last_used(folder) < oldest:
+                if folder.name not in self._open and last_used(folder) < oldest:
                     log.info("upload %s was left and is removed", folder.name)
                     shutil.rmtree(folder, ignore_errors=True)
 
@@ -121,8 +122,19 @@ class Uploads:
         return upload
 
 
-def _last_used(folder: Path) -> float:
-    """Seconds since the epoch."""
-    times = [folder.stat().st_mtime]
-    times += [entry.stat().st_mtime for entry in folder.iterdir()]
+def _bare(error: HotclipError) -> HotclipError:
+    """The same error without the frames that raised it, which hold whole messages."""
+    kept = error.__class__.__new__(error.__class__)
+    kept.args = error.args
+    kept.__dict__.update(error.__dict__)
+    return kept
+
+
+def last_used(folder: Path) -> float:
+    """Seconds since the epoch; infinite if somebody is removing it."""
+    try:
+        times = [folder.stat().st_mtime]
+        times += [entry.stat().st_mtime for entry in folder.iterdir()]
+    except FileNotFoundError:
+        return math.inf
     return max(times)

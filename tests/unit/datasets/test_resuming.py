@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import os
 import shutil
 import tracemalloc
+import weakref
+from dataclasses import fields
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -18,11 +22,12 @@ from hotclip import _digest
 from hotclip._digest import START
 from hotclip_proto.v1 import dataset_pb2
 from hotclip_server.datasets.records import DatasetLimits, DatasetRecord, Sent
-from hotclip_server.datasets.report import BadRow
+from hotclip_server.datasets.report import BadRow, DatasetInvalid, DatasetReport
 from hotclip_server.datasets.rows import Row
 from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.datasets.stored import StoredDataset
 from hotclip_server.datasets.upload import DatasetUpload
+from hotclip_server.datasets.uploads import last_used
 from hotclip_server.errors import Aborted, NotFound, ResourceExhausted
 
 PAIRS = drawn_pairs()[:8]
@@ -190,3 +195,35 @@ def test_memory_does_not_grow_with_the_upload(tmp_path: Path) -> None:
     assert staged.counts.size_bytes > 4 << 20
     assert peak < 1 << 20
     upload.discard()
+
+
+def test_a_folder_that_is_being_removed_is_left_alone(tmp_path: Path) -> None:
+    assert last_used(tmp_path / "gone") == math.inf
+    assert last_used(tmp_path) <= tmp_path.stat().st_mtime
+
+
+async def test_a_refusal_holds_on_to_no_message(store: DatasetStore) -> None:
+    class Message:
+        """As large as a client likes."""
+
+    def read(_: Message) -> None:
+        raise DatasetInvalid(report, 0)
+
+    report = DatasetReport.from_json(
+        {**dict.fromkeys((f.name for f in fields(DatasetReport)), 0), "listed": [], "notes": []}
+    )
+    upload = await store.begin(TERMS)
+    message = Message()
+    left = weakref.ref(message)
+    try:
+        read(message)
+    except DatasetInvalid as error:
+        await store.refuse(upload, error)
+    del message
+    gc.collect()
+    assert left() is None
+    for _ in range(2):
+        with pytest.raises(DatasetInvalid) as again:
+            await store.resume(upload.id)
+        assert again.value.report is report
+        assert "0 of 0 rows are bad" in again.value.message

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hotclip_server.datasets.records import DatasetLimits, Sent, UploadTerms
 from hotclip_server.datasets.report import BadRow, DatasetInvalid, DatasetReport
 from hotclip_server.datasets.rows import Row
 from hotclip_server.datasets.store import DatasetStore
-from hotclip_server.datasets.upload import IMAGES, PAIRS, DatasetUpload
+from hotclip_server.datasets.upload import IMAGES, MANIFEST, PAIRS, DatasetUpload
 from hotclip_server.errors import (
     AlreadyExists,
     DataLoss,
@@ -91,6 +92,19 @@ async def test_same_content_is_the_same_dataset_in_any_order(store: DatasetStore
     assert [record.report for record in found] == [None, None]
     before = (unnamed.create_time, unnamed.id)
     assert [record.id for record in await store.list(limit=9, before=before)] == [first.id]
+
+
+async def test_an_id_is_no_other_datasets_name(store: DatasetStore) -> None:
+    pairs = drawn_pairs()
+    wanted = (await put(store, "first", pairs[:3])).id
+    await store.delete("first")
+    await put(store, wanted, pairs[:5])
+    assert (await store.get(wanted)).counts.pairs == 5
+    assert (await put(store, "second", pairs[:3])).id == wanted
+    assert (await store.get(wanted)).name == "second"
+    loaded = store.load(wanted)
+    assert len(loaded.pairs) == 3
+    loaded.close()
 
 
 async def test_every_bad_row_is_named(store: DatasetStore, tmp_path: Path) -> None:
@@ -277,6 +291,21 @@ async def test_a_flipped_byte_is_found(store: DatasetStore, tmp_path: Path, name
     with pytest.raises(DataLoss):
         [stored.image_bytes(pair.image_key) for pair in stored.pairs]
     stored.close()
+
+
+async def test_a_damaged_manifest_is_damage_too(store: DatasetStore, tmp_path: Path) -> None:
+    record = await put(store, "shapes", drawn_pairs()[:2])
+    path = tmp_path / "datasets" / record.id / MANIFEST
+    good = path.read_bytes()
+    for place in range(len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        try:
+            stored = store.load(record.id)
+        except DataLoss:
+            continue
+        with suppress(DataLoss):
+            assert {pair.text for pair in stored.pairs} == {"a red square", "a red circle"}
+        stored.close()
 
 
 async def test_a_dataset_that_a_job_needs_stays(store: DatasetStore, database: Database) -> None:
