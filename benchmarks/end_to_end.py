@@ -101,7 +101,6 @@ def tune(client: Client, texts: Sequence[str], images: Sequence[bytes], steps: i
         list(zip(texts, images, strict=True)),
         method="full",
         max_steps=steps,
-        epochs=steps,
         batch_size=16,
         learning_rate=1e-4,
         activation="never",

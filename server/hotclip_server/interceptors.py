@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 
 from hotclip_server.drain import Drain
 from hotclip_server.errors import (
+    FieldViolation,
     HotclipError,
     InvalidArgument,
     ResourceExhausted,
@@ -32,27 +33,48 @@ log = logging.getLogger(__name__)
 
 DOMAIN = "hotclip"
 PUSHBACK = "grpc-retry-pushback-ms"
+MOST_MESSAGE_BYTES, MOST_FIELD_BYTES, MOST_VIOLATION_BYTES = 1024, 256, 2048
+"""Of a status. It travels in the trailers, its message twice, and peers refuse trailers of more
+than 8 KiB: the caller would learn nothing."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def status_of(error: HotclipError) -> status_pb2.Status:
     """The google.rpc.Status of a domain error: ErrorInfo always, BadRequest for bad fields,
-    RetryInfo for overload."""
-    status = status_pb2.Status(code=grpc_code(error), message=error.message)
+    RetryInfo for overload. What is long is cut, and of many bad fields the first are named."""
+    message = cut(error.message, MOST_MESSAGE_BYTES)
+    status = status_pb2.Status(code=grpc_code(error), message=message)
     status.details.add().Pack(
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     )
     if error.violations:
-        bad = error_details_pb2.BadRequest()
-        for violation in error.violations:
-            bad.field_violations.add(field=violation.field, description=violation.reason)
-        status.details.add().Pack(bad)
+        status.details.add().Pack(_bad_request(error.violations))
     if isinstance(error, Unavailable):
         delay = Duration()
         delay.FromMilliseconds(round(1000 * error.retry_after_s))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return status
+
+
+def cut(text: str, most: int) -> str:
+    """At most so many bytes of a text as UTF-8; what is cut ends with an ellipsis."""
+    data = text.encode()
+    return text if len(data) <= most else f"{data[: most - 3].decode(errors='ignore')}…"
+
+
+def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
+    bad, left = error_details_pb2.BadRequest(), MOST_VIOLATION_BYTES
+    for violation in violations:
+        found = bad.field_violations.add(
+            field=cut(violation.field, MOST_FIELD_BYTES),
+            description=cut(violation.reason, MOST_MESSAGE_BYTES),
+        )
+        left -= found.ByteSize()
+        if left < 0 and len(bad.field_violations) > 1:
+            del bad.field_violations[-1]
+            break
+    return bad
 
 
 def grpc_code(error: HotclipError) -> int:

@@ -210,6 +210,7 @@ def test_bad_requests_name_every_field(stubs: Stubs) -> None:
         description="x" * 5000,
         train_dataset="",
         val_split=0.9,
+        max_steps=None,
         epochs=0,
         batch_size=1,
         learning_rate=-1.0,
@@ -248,6 +249,37 @@ def test_unknown_names(stubs: Stubs, changes: dict[str, str], code: grpc.StatusC
     with pytest.raises(grpc.RpcError) as refused:
         stubs.tuning.FineTune(tune(**changes))
     assert refused.value.code() is code
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "first"),
+    [
+        ({"prompts": ["a photo of a {}."] * 256}, grpc.StatusCode.INVALID_ARGUMENT, "prompts[0]"),
+        ({"train_dataset": "ä" * 100_000}, grpc.StatusCode.NOT_FOUND, ""),
+        ({"trackers": ["ö" * 3000] * 9}, grpc.StatusCode.INVALID_ARGUMENT, "trackers[0]"),
+    ],
+)
+def test_however_much_is_wrong_the_caller_hears_of_it(
+    stubs: Stubs, changes: dict[str, object], code: grpc.StatusCode, first: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        stubs.tuning.FineTune(tune(**changes))
+    assert refused.value.code() is code
+    assert len(str(refused.value.details()).encode()) <= 1024
+    bad = error_details_pb2.BadRequest()
+    named = any(detail.Unpack(bad) for detail in rpc_status.from_call(refused.value).details)
+    assert named == bool(first)
+    assert [violation.field for violation in bad.field_violations[:1]] == [first] * named
+
+
+def test_too_few_images_are_refused_before_a_job_is_made(stubs: Stubs) -> None:
+    stubs.upload("two", drawn_pairs()[:2])
+    with pytest.raises(grpc.RpcError, match="3 at least, of which val_split holds one out"):
+        stubs.tuning.FineTune(tune(train_dataset="two"))
+    fits = tune(train_dataset="two", val_split=0.0, validate_only=True)
+    assert stubs.tuning.FineTune(fits).id == ""
+    measured = tune(train_dataset="two", eval_dataset="shapes", val_split=None, validate_only=True)
+    assert stubs.tuning.FineTune(measured).id == ""
 
 
 def test_validate_only_and_request_id(stubs: Stubs) -> None:

@@ -33,7 +33,7 @@ def stubs(server: ServerProcess) -> Iterator[Stubs]:
     with grpc.insecure_channel(server.address) as channel:
         stubs = Stubs(channel)
         stubs.upload("shapes", drawn_pairs())
-        stubs.upload("one-family", [(image, "the same") for image, _ in drawn_pairs()[:2]])
+        stubs.upload("one-family", [(image, "the same") for image, _ in drawn_pairs()[:3]])
         yield stubs
 
 

@@ -232,8 +232,9 @@ class _ActivationEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Activation.
     ACTIVATION_UNSPECIFIED: _Activation.ValueType  # 0
     """IF_BETTER."""
     ACTIVATION_IF_BETTER: _Activation.ValueType  # 1
-    """If the held-out monitor beats the live version; with no held-out data it stays
-    staged. Compare-and-set: measured against the version that is live at the end.
+    """If the held-out monitor beats the live version, or the base where none is live; with no
+    held-out data it stays staged. Compare-and-set: measured against the version that is live
+    at the end.
     """
     ACTIVATION_ALWAYS: _Activation.ValueType  # 2
     """Always."""
@@ -246,8 +247,9 @@ class Activation(_Activation, metaclass=_ActivationEnumTypeWrapper):
 ACTIVATION_UNSPECIFIED: Activation.ValueType  # 0
 """IF_BETTER."""
 ACTIVATION_IF_BETTER: Activation.ValueType  # 1
-"""If the held-out monitor beats the live version; with no held-out data it stays
-staged. Compare-and-set: measured against the version that is live at the end.
+"""If the held-out monitor beats the live version, or the base where none is live; with no
+held-out data it stays staged. Compare-and-set: measured against the version that is live
+at the end.
 """
 ACTIVATION_ALWAYS: Activation.ValueType  # 2
 """Always."""
@@ -511,7 +513,7 @@ class FineTuneRequest(message.Message):
     epochs: builtins.int
     """Passes over the data, 1 to 1,000; default 5."""
     max_steps: builtins.int
-    """Optimizer steps in total, instead of epochs; 1 to 100,000,000."""
+    """Optimizer steps in total, instead of epochs and not beside them; 1 to 100,000,000."""
     batch_size: builtins.int
     """Pairs a step, 2 to 65,536; default 64."""
     learning_rate: builtins.float
@@ -544,7 +546,7 @@ class FineTuneRequest(message.Message):
     """Check everything, start nothing; the returned job has no id."""
     index_dataset: builtins.str
     """Images that searches of the evaluation run over in addition to the held-out ones:
-    dataset id or name; empty: only the held-out images.
+    dataset id or name; empty: only the held-out images. Needs held-out data.
     """
     augment: builtins.bool
     """Random-resized crops of (0.9, 1) of the image; default true."""
@@ -575,15 +577,15 @@ class FineTuneRequest(message.Message):
     optimizer: Optimizer.ValueType
     """Default AdamW."""
     beta1: builtins.float
-    """First moment of AdamW and Adam, in [0, 1); default 0.9."""
+    """First moment of AdamW and Adam, in [0, 1); default 0.9. Refused with others."""
     beta2: builtins.float
-    """Second moment of AdamW and Adam, in [0, 1); default 0.98."""
+    """Second moment of AdamW and Adam, in [0, 1); default 0.98. Refused with others."""
     momentum: builtins.float
-    """Of SGD, in [0, 1); default 0.9."""
+    """Of SGD, in [0, 1); default 0.9. Refused with others."""
     scheduler_cycles: builtins.int
-    """Falls of COSINE_WITH_RESTARTS, 1 to 100; default 2."""
+    """Falls of COSINE_WITH_RESTARTS, 1 to 100; default 2. Refused with others."""
     scheduler_power: builtins.float
-    """Exponent of POLYNOMIAL, above 0, at most 10; default 2."""
+    """Exponent of POLYNOMIAL, above 0, at most 10; default 2. Refused with others."""
     precision: Precision.ValueType
     """Default by device."""
     chunk_size: builtins.int

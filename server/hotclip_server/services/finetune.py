@@ -62,7 +62,7 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
         require_installed(wish.spec["trackers"])
         model, version = self._version(request.model, request.base_version, "base_version")
         train = await self._datasets.get(request.train_dataset)
-        _check_trainable(train)
+        _check_trainable(train, splits=not request.eval_dataset and wish.spec["val_split"] > 0)
         spec = FineTuneSpec(
             model=model,
             base_version=version,
@@ -167,8 +167,9 @@ def fingerprint(request: finetune_pb2.FineTuneRequest | finetune_pb2.EvaluateReq
     return hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _check_trainable(dataset: DatasetRecord) -> None:
-    if dataset.counts.images < 2:
-        raise InvalidArgument.field(
-            "train_dataset", f"{dataset.name!r} has one image, training needs two at least"
-        )
+def _check_trainable(dataset: DatasetRecord, *, splits: bool) -> None:
+    images, least = dataset.counts.images, 3 if splits else 2
+    if images < least:
+        more = ", of which val_split holds one out" if splits else ""
+        problem = f"{dataset.name!r} has {images} images, training needs {least} at least{more}"
+        raise InvalidArgument.field("train_dataset", problem)

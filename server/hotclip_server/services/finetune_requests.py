@@ -44,6 +44,14 @@ _PLAIN = ("lock_image", "lock_text", "freeze_layers", "chunk_size", "seed")
 # Narrower than the trainer's own.
 _RANGES = {"epochs": (1, 1000), "batch_size": (2, 65_536), "chunk_size": (0, 65_536)}
 _CHOSEN = ("loss", "positives", "method", "scheduler", "optimizer", "precision")
+_ONLY_WITH = (
+    ("beta1", "optimizer", ("adamw", "adam")),
+    ("beta2", "optimizer", ("adamw", "adam")),
+    ("momentum", "optimizer", ("sgd",)),
+    ("scheduler_cycles", "scheduler", ("cosine_with_restarts",)),
+    ("scheduler_power", "scheduler", ("polynomial",)),
+)
+"""Settings that other choices than these would leave without effect."""
 
 
 class TrainingGround(Protocol):
@@ -73,6 +81,7 @@ def check_fine_tune(request: pb.FineTuneRequest) -> FineTuneWish:
         *name_violations(request.name, request.description),
         *request_id_violations(request.request_id),
         *_choice_problems(request),
+        *_useless_problems(request),
         *_data_problems(request),
         *_prompt_problems(request.prompts),
         *_k_problems(request),
@@ -216,6 +225,23 @@ def _choice_problems(request: pb.FineTuneRequest) -> Iterator[FieldViolation]:
         yield FieldViolation("lora", f"is of no use with the method {asked}")
 
 
+def _useless_problems(request: pb.FineTuneRequest) -> Iterator[FieldViolation]:
+    """What was given and would be without effect."""
+    given = {field.name for field, _ in request.ListFields()}
+    for name, by, kinds in _ONLY_WITH:
+        chosen = CHOICES[by].get(getattr(request, by))
+        if name in given and chosen is not None and chosen not in kinds:
+            yield FieldViolation(name, f"is of no use with the {by} {chosen}")
+    if request.HasField("epochs") and request.HasField("max_steps"):
+        yield FieldViolation("max_steps", "is instead of epochs: give one of them")
+    if request.loss == pb.LOSS_METRIC:
+        reason = "is of no use with the loss metric, which knows classes alone"
+        if request.positives in (pb.POSITIVES_MASK, pb.POSITIVES_OFF):
+            yield FieldViolation("positives", reason)
+        if request.negatives:
+            yield FieldViolation("negatives", reason)
+
+
 def _data_problems(request: pb.FineTuneRequest) -> Iterator[FieldViolation]:
     if not request.train_dataset:
         yield FieldViolation("train_dataset", "is required")
@@ -224,6 +250,8 @@ def _data_problems(request: pb.FineTuneRequest) -> Iterator[FieldViolation]:
         yield FieldViolation("val_split", reason)
     if request.HasField("val_split") and request.val_split and request.eval_dataset:
         yield FieldViolation("val_split", "contradicts eval_dataset: give one of them")
+    if request.index_dataset and not _measured(request):
+        yield FieldViolation("index_dataset", "needs held-out data: eval_dataset or val_split")
 
 
 def _prompt_problems(prompts: Sequence[str]) -> Iterator[FieldViolation]:

@@ -57,17 +57,13 @@ def test_everything_that_is_asked_for_arrives() -> None:
             freeze_layers=1,
             lock_text=True,
             loss=pb.LOSS_METRIC,
-            positives=pb.POSITIVES_MASK,
             negatives=0,
             metric_loss=metric(**TRIPLET, options={"margin": 0.2, "swap": True}),
             preserve=2,
             optimizer=pb.OPTIMIZER_SGD,
             scheduler=pb.SCHEDULER_POLYNOMIAL,
             scheduler_power=3,
-            scheduler_cycles=4,
             momentum=0.5,
-            beta1=0.8,
-            beta2=0.9,
             precision=pb.PRECISION_FP32,
             augment=False,
             seed=2**63 - 1,
@@ -91,7 +87,8 @@ def test_everything_that_is_asked_for_arrives() -> None:
     assert dict(config.metric_loss.options) == {"margin": 0.2, "swap": True}
     assert config.lora == LoraConfig(rank=4, alpha=8.0, dora=True, targets=("q", "mlp"))
     assert config.augment == AugmentConfig(crop=(1.0, 1.0))
-    assert (config.optimizer, config.scheduler, config.positives) == ("sgd", "polynomial", "mask")
+    assert (config.optimizer, config.momentum) == ("sgd", 0.5)
+    assert (config.scheduler, config.scheduler_power) == ("polynomial", 3)
     assert (config.chunk_size, config.freeze_layers, config.negatives) == (8, 1, 0)
     assert spec["prompts"] == ("{label}", "a {label}")
     # A lower rank is better, unless the caller says otherwise.
@@ -102,6 +99,24 @@ def test_everything_that_is_asked_for_arrives() -> None:
     assert spec["isolation"] is Isolation.PROCESS
     assert spec["trackers"] == (Tracker.WANDB, Tracker.MLFLOW)
     assert (spec["k"], spec["compat"]) == (5, "finetuner")
+
+
+def test_settings_that_exclude_each_other_arrive_as_well() -> None:
+    config = check_fine_tune(
+        request(
+            epochs=3,
+            positives=pb.POSITIVES_MASK,
+            negatives=2,
+            scheduler=pb.SCHEDULER_COSINE_WITH_RESTARTS,
+            scheduler_cycles=4,
+            beta1=0.8,
+            beta2=0.9,
+            index_dataset="more",
+        )
+    ).spec["config"]
+    assert (config.epochs, config.max_steps) == (3, None)
+    assert (config.positives, config.negatives) == ("mask", 2)
+    assert (config.scheduler_cycles, config.beta1, config.beta2) == (4, 0.8, 0.9)
 
 
 def metric(**values: Any) -> pb.MetricLoss:
@@ -125,8 +140,22 @@ def metric(**values: Any) -> pb.MetricLoss:
         ({"learning_rate": float("nan")}, ["learning_rate"]),
         ({"warmup": 1.0}, ["warmup"]),
         ({"scheduler": 77}, ["scheduler"]),
-        ({"scheduler_cycles": 0}, ["scheduler_cycles"]),
-        ({"scheduler_power": 11}, ["scheduler_power"]),
+        (
+            {"scheduler": pb.SCHEDULER_COSINE_WITH_RESTARTS, "scheduler_cycles": 0},
+            ["scheduler_cycles"],
+        ),
+        ({"scheduler": pb.SCHEDULER_POLYNOMIAL, "scheduler_power": 11}, ["scheduler_power"]),
+        ({"scheduler_cycles": 3}, ["scheduler_cycles"]),
+        ({"scheduler": pb.SCHEDULER_LINEAR, "scheduler_power": 3}, ["scheduler_power"]),
+        ({"momentum": 0.5}, ["momentum"]),
+        ({"optimizer": pb.OPTIMIZER_SGD, "beta1": 0.8, "beta2": 0.9}, ["beta1", "beta2"]),
+        ({"epochs": 3, "max_steps": 9}, ["max_steps"]),
+        ({"index_dataset": "more", "val_split": 0.0}, ["index_dataset"]),
+        (
+            {**METRIC, "metric_loss": metric(**TRIPLET), "positives": pb.POSITIVES_OFF},
+            ["positives"],
+        ),
+        ({**METRIC, "metric_loss": metric(**TRIPLET), "negatives": 1}, ["negatives"]),
         ({"weight_decay": -1}, ["weight_decay"]),
         ({"clip_norm": 0}, ["clip_norm"]),
         ({"loss": 77}, ["loss"]),
@@ -174,7 +203,7 @@ def metric(**values: Any) -> pb.MetricLoss:
         ({"optimizer": 77}, ["optimizer"]),
         ({"beta1": 1.0}, ["beta1"]),
         ({"beta2": -0.5}, ["beta2"]),
-        ({"momentum": 1.5}, ["momentum"]),
+        ({"optimizer": pb.OPTIMIZER_SGD, "momentum": 1.5}, ["momentum"]),
         ({"ema": 1.5}, ["ema"]),
         ({"precision": 77}, ["precision"]),
         ({"seed": 2**63}, ["seed"]),
