@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from hotclip_server.pace import PIECE_BYTES, Pause, never
 
 _OPTIONAL = frozenset({"text.transformer.embeddings.position_ids"})
 """A buffer that older files of Hugging Face towers have; open_clip drops it too."""
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How safetensors tells of an error of the system, which it raises as its own."""
 
 
 def master_weights(model: nn.Module, pause: Pause = never) -> dict[str, Tensor]:
@@ -39,9 +43,20 @@ def master_weights(model: nn.Module, pause: Pause = never) -> dict[str, Tensor]:
     return state
 
 
-def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file; not atomic and not synced, that is for the folder it is in."""
-    save_file(dict(state), path, metadata={"format": "pt"})
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file; not atomic and not synced, that is for the folder it is in.
+
+    Raises:
+        OSError: it can't be written, e.g. because the disk is full.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        found = _SYSTEM_ERROR.search(str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def check_weights(model: nn.Module, path: Path) -> None:

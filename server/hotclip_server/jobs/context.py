@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -22,6 +22,7 @@ Stage = Literal["STEP", "BEFORE", "EPOCH", "AFTER", "ALPHA"]
 
 STEP_EVENT_INTERVAL_S = 0.2
 """Least time between two events of single steps: each one is a write that waits for the disk."""
+EVENTS_PAGE = 1024
 YIELD_CHECK_S = 0.002
 HEADROOM_S = 0.1
 """Predicted work that may wait before requests are felt to be late."""
@@ -184,8 +185,7 @@ class JobContext:
 
     def resumed(self, from_step: int) -> None:
         """The job goes on from a state; steps after it that were told before come again."""
-        with self._database.transaction() as connection:
-            attempt = store.attempts(connection, self.id) + self.restarts
+        attempt = store.attempt_of(self._events(), self.restarts)
         event = job_pb2.ResumedEvent(from_step=from_step, attempt=attempt)
         self._append(job_pb2.JobEvent(resumed=event))
 
@@ -229,6 +229,17 @@ class JobContext:
             event, progress = self._held_back
             self._held_back = None
             self._write([event], progress)
+
+    def _events(self) -> Iterator[job_pb2.JobEvent]:
+        """The log so far, page by page: of a long one it takes a while, and others write too."""
+        seq = 0
+        while True:
+            with self._database.transaction() as connection:
+                events = store.events_after(connection, self.id, seq, limit=EVENTS_PAGE)
+            yield from events
+            if not events:
+                return
+            seq = events[-1].seq
 
     def _append(self, event: job_pb2.JobEvent, *, progress: float | None = None) -> None:
         held_back, self._held_back = self._held_back, None

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from hotclip_server.encoding.weights import write_tensors
 from hotclip_server.errors import DataLoss, FailedPrecondition
 from hotclip_server.models.manifest import WEIGHTS_FILE, StoredVersion, is_version_id
 
@@ -97,7 +97,7 @@ def write_delta(base: StoredVersion, version: StoredVersion, out: Path) -> dict[
         changed=len(made) - low_rank,
         low_rank=low_rank,
     )
-    save_file(made, out / DELTA_WEIGHTS, metadata={"format": "pt"})
+    write_tensors(made, out / DELTA_WEIGHTS)
     (out / DELTA_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", "utf-8")
     return {name: out / name for name in (DELTA_FILE, DELTA_WEIGHTS)}
 

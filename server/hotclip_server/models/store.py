@@ -30,7 +30,7 @@ from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
 from hotclip_server.encoding.protocol import EncoderSpec, Tower
 from hotclip_server.encoding.spaces import space_id
 from hotclip_server.encoding.tokenizer import TextTokenizer, load_tokenizer, tokenizer_inputs
-from hotclip_server.encoding.weights import master_weights, read_weights, write_weights
+from hotclip_server.encoding.weights import master_weights, read_weights, write_tensors
 from hotclip_server.errors import DataLoss, FailedPrecondition, NotFound
 from hotclip_server.models.delta import DELTA_FILE, DeltaInfo, apply_delta
 from hotclip_server.models.manifest import (
@@ -141,7 +141,7 @@ class VersionStore:
                 shutil.copyfile(path, folder / name)
             tokenizer = {name: sha256_file(folder / name) for name in sorted(files)}
             (folder / CONFIG_FILE).write_bytes(config.to_json())
-            write_weights(state, folder / WEIGHTS_FILE)
+            write_tensors(state, folder / WEIGHTS_FILE)
             inputs = tokenizer_inputs(tokenizer, config), dict(config.preprocess)
             text, vision = (
                 encoder_id(tower, state, config.model, of_tower, self._pause)

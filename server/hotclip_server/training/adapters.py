@@ -43,7 +43,8 @@ class Adapter:
         changed = torch.addmm(self.base, self.up, self.down, alpha=self.scale)
         if self.lengths is None:
             return changed
-        factors: Tensor = self.lengths / changed.detach().norm(dim=1)
+        norms = changed.detach().norm(dim=1).clamp_min(torch.finfo(changed.dtype).tiny)
+        factors: Tensor = self.lengths / norms  # a row of zeros stays one
         return factors[:, None] * changed
 
     def factors(self) -> dict[str, nn.Parameter]:

@@ -2,7 +2,7 @@
 
     <folder>/
         state-000007/state.safetensors    weights, their average, moments of the optimizer
-                     manifest.json        where the run stood, sha256 of the file
+                     manifest.json        where the run stood, sha256 of the file and of itself
         weights-000003/weights.safetensors, manifest.json
 
 States are numbered in the order in which they were written; the newest whole one counts. Of
@@ -11,6 +11,7 @@ states the newest `keep` stay, of weights those that a kept state, or the run, n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -22,9 +23,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from hotclip_server.encoding.weights import write_tensors
 from hotclip_server.errors import DataLoss
 from hotclip_server.storage.atomic import (
     new_folder,
@@ -66,6 +68,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
         self._keep = max(1, keep)
+        self._damaged: set[str] = set()
         remove_leftovers(folder)
 
     def save(self, snapshot: Snapshot, notes: Mapping[str, Any], used: Collection[str]) -> int:
@@ -104,6 +107,7 @@ class Checkpoints:
                 tensors, manifest = _read(folder, STATE)
             except DataLoss as error:
                 log.warning("a checkpoint is left out: %s", error.message)
+                self._damaged.add(folder.name)
                 continue
             parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
             for key, tensor in tensors.items():
@@ -134,11 +138,12 @@ class Checkpoints:
         temporary = new_folder(self._folder)
         try:
             file = temporary / f"{kind}.safetensors"
-            save_file(
+            write_tensors(
                 {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file
             )
-            described = {**manifest, "sha256": sha256_file(file)}
-            (temporary / MANIFEST).write_text(json.dumps(described), encoding="utf-8")
+            content = {**manifest, "sha256": sha256_file(file)}
+            told = {"sha256": _digest(content), "content": content}
+            (temporary / MANIFEST).write_text(json.dumps(told), encoding="utf-8")
             size = file.stat().st_size
             final = self._folder / f"{kind}-{number:06}"
             publish_folder(temporary, final)
@@ -151,15 +156,24 @@ class Checkpoints:
 
     def _remove_old(self, used: Collection[str]) -> None:
         states = self._folders(STATE)
-        needed = set(used)
-        for folder in states[-self._keep :]:
-            needed.update(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["uses"])
+        whole = [folder for folder in states if folder.name not in self._damaged]
+        kept = whole[-self._keep :]
+        needed = set(used).union(*map(_uses, kept))
         unused = [folder for folder in self._folders(WEIGHTS) if folder.name not in needed]
-        for folder in [*states[: -self._keep], *unused]:
+        for folder in [*(folder for folder in states if folder not in kept), *unused]:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _folders(self, kind: str) -> list[Path]:
         return sorted(self._folder.glob(f"{kind}-*"))
+
+
+def _uses(state: Path) -> set[str]:
+    """Weights that a state names; none if that can't be read, for then the state can't either."""
+    try:
+        return set(_read_manifest(state)["uses"])
+    except DataLoss as error:
+        log.warning("a checkpoint is left out: %s", error.message)
+        return set()
 
 
 def library_versions() -> dict[str, str]:
@@ -168,11 +182,28 @@ def library_versions() -> dict[str, str]:
 
 
 def _read(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    file = folder / f"{kind}.safetensors"
+    file, manifest = folder / f"{kind}.safetensors", _read_manifest(folder)
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if sha256_file(file) != manifest["sha256"]:
             raise DataLoss(f"{folder.name} is damaged", reason="CHECKPOINT_DAMAGED")
         return load_file(file), manifest
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise DataLoss(f"{folder.name}: {error}", reason="CHECKPOINT_DAMAGED") from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content: dict[str, Any] = told["content"]
+        whole = _digest(content) == told["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{folder.name}: {MANIFEST}: {error!r}"
+        raise DataLoss(problem, reason="CHECKPOINT_DAMAGED") from error
+    if not whole:
+        raise DataLoss(f"{folder.name}: {MANIFEST} is damaged", reason="CHECKPOINT_DAMAGED")
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """sha256 of JSON, which survives being written and read, hex."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

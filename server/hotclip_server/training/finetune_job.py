@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from hotclip_server.errors import Aborted, HotclipError, ResourceExhausted
-from hotclip_server.jobs.context import JobContext, JobResult
+from hotclip_server.jobs.context import Cancelled, JobContext, JobResult
 from hotclip_server.jobs.records import JobKind
 from hotclip_server.jobs.releases import Releases
 from hotclip_server.jobs.specs import ActivationRule, FineTuneSpec, Isolation
 from hotclip_server.models.memory import free_bytes_of
 from hotclip_server.training.child_work import child_work
+from hotclip_server.training.config import Method
 from hotclip_server.training.finetune_work import Made, Work, Workplace, local_work
 from hotclip_server.training.jobs import MONITOR
 
 ACTIVATION_ATTEMPTS = 5
-MEMORY_FACTOR = 6
-"""Bytes that training takes at least, a byte of the weights file: weights, their average,
-gradients, two moments of AdamW, and one more while loading. Activations come on top."""
+MEMORY_FACTORS: Mapping[Method, int] = {"full": 6, "lit": 4, "lora": 3, "projection": 3, "auto": 3}
+"""Bytes that training takes at least, a byte of the weights file. "full": weights, their average,
+gradients, two moments of AdamW, and one more while loading; the others have only the first and the
+last of what they leave as it is. Activations come on top."""
 
 
 class FineTuneHandler:
@@ -50,7 +52,7 @@ class FineTuneHandler:
         """Trains and releases; see `JobHandler.run`."""
         spec = FineTuneSpec.from_json(job.spec)
         place = replace(self._place, device=spec.device or self._place.device)
-        self._require_memory(place, spec.base_version)
+        self._require_memory(place, spec)
         with self._work(place, job, spec) as work:
             result = self._release(job, spec, work, work.make())
             return replace(result, artifacts=self._exported(job, spec, result.result_version))
@@ -62,10 +64,15 @@ class FineTuneHandler:
             return child_work(place, job, spec)
         return local_work(place, job, spec)
 
-    def _require_memory(self, place: Workplace, version: str) -> None:
+    def _require_memory(self, place: Workplace, spec: FineTuneSpec) -> None:
         """A process that the kernel ends for want of memory serves nobody."""
+        config = spec.config
+        locked = config.locks_image or config.lock_text
+        factor = MEMORY_FACTORS["lit" if locked and config.method == "full" else config.method]
+        factor += config.preserve > 0  # the base beside it
         free = (self._free_bytes or free_bytes_of(place.device))()
-        needed = place.versions.read_manifest(version).size_bytes * MEMORY_FACTOR
+        version = spec.base_version
+        needed = place.versions.read_manifest(version).size_bytes * factor
         if free is not None and free < needed:
             raise ResourceExhausted(
                 f"training version {version} needs {needed} bytes at least, {free} are free",
@@ -82,6 +89,9 @@ class FineTuneHandler:
             return (self._export_onnx(job, version, spec.model),)
         except HotclipError as error:
             job.log(f"version {version} has no ONNX files: {error.message}", "WARNING")
+            return ()
+        except Cancelled:  # too late for what is released already: only this is left out
+            job.log(f"version {version} has no ONNX files: cancelled", "WARNING")
             return ()
 
     def _release(self, job: JobContext, spec: FineTuneSpec, work: Work, made: Made) -> JobResult:
@@ -105,20 +115,26 @@ class FineTuneHandler:
     def _activate_if_better(
         self, job: JobContext, spec: FineTuneSpec, work: Work, version: str, score: float
     ) -> JobResult:
-        """Compare-and-set: against whatever is live now, on the same held-out data."""
+        """Compare-and-set: against whatever is live now, on the same held-out data; against the
+        base where nothing is."""
         for _ in range(ACTIVATION_ATTEMPTS):
             state = self._releases.state(spec.model)
             live = state.live_version
-            present = work.score_of(live)
+            if live == version:
+                # By an attempt that was broken off then, unless nothing was changed at all.
+                return _result(job, version, version != spec.base_version, "it is live")
+            rival = live or spec.base_version
+            present = work.score_of(rival)
             if not score > present:
-                why = f"staged: {MONITOR} {score:.4f}, live version {live} has {present:.4f}"
+                whose = "live version" if live else "nothing is live, its base"
+                why = f"staged: {MONITOR} {score:.4f}, {whose} {rival} has {present:.4f}"
                 return _result(job, version, False, why)
             try:
                 self._releases.activate(spec.model, version, etag=state.etag)
             except Aborted:
                 job.log("another version went live meanwhile; comparing again")
                 continue
-            why = f"activated: {MONITOR} {score:.4f}, version {live} had {present:.4f}"
+            why = f"activated: {MONITOR} {score:.4f}, version {rival} had {present:.4f}"
             return _result(job, version, True, why)
         return _result(job, version, False, "staged: the live version kept changing")
 

@@ -123,6 +123,8 @@ class Run:
         try:
             for event in events:
                 if self._handle(event, trainer):
+                    events.close()
+                    trainer.keep_average()
                     break
                 if isinstance(event, EpochEnd):
                     continue  # it is over, for the state too, with the next event
@@ -133,7 +135,6 @@ class Run:
             events.close()  # the model has the weights of the last whole step again
             self._save(trainer)
             raise
-        events.close()
         self._choose()
 
     def interpolate(self, base: Mapping[str, Tensor], alpha: float) -> None:

@@ -5,7 +5,7 @@ It knows nothing of what serves, so that it runs on a thread of the server or in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from hotclip_server.jobs.context import JobContext
 from hotclip_server.jobs.specs import FineTuneSpec
 from hotclip_server.storage.atomic import require_free_space
 from hotclip_server.training.checkpoints import Checkpoints
+from hotclip_server.training.config import Method
 from hotclip_server.training.evaluate import Evaluation
 from hotclip_server.training.finetune_run import CHECKPOINT_EVERY_S, Run
 from hotclip_server.training.gradients import Drawing
@@ -33,11 +34,12 @@ from hotclip_server.training.jobs import (
     training_errors,
 )
 from hotclip_server.training.pairs import PairSet
-from hotclip_server.training.prompts import with_texts
+from hotclip_server.training.prompts import count_pairs, with_texts
 from hotclip_server.training.split import split_pairs
 
-DISK_FACTOR = 4
-"""Bytes of a state, a byte of the weights file: weights, their average, two moments of AdamW."""
+DISK_FACTORS: Mapping[Method, float] = {"full": 4, "lit": 3, "lora": 0.5, "projection": 0.5}
+"""Bytes of a state, a byte of the weights file: of what is trained the weights, their average and
+two moments of AdamW."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +107,10 @@ class Workplace:
 @contextmanager
 def local_work(place: Workplace, job: JobContext, spec: FineTuneSpec) -> Iterator[Work]:
     """A fine-tune on this thread; its data is closed at the end."""
-    if place.threads:
-        torch.set_num_threads(place.threads)  # of this thread alone
     names = (spec.train_dataset, spec.eval_dataset, spec.index_dataset)
     with (
         training_errors(),
+        _own_threads(place.threads),
         own_stream(place.device),
         openmp_in_background(place.device) if place.cooperates else nullcontext(),
         opened(place.datasets, *names) as (train_set, eval_set, index_set),
@@ -126,6 +127,19 @@ def local_work(place: Workplace, job: JobContext, spec: FineTuneSpec) -> Iterato
             with_texts(held_out, spec.prompts),
             with_texts(index_set, spec.prompts),
         )
+
+
+@contextmanager
+def _own_threads(count: int) -> Iterator[None]:
+    """Inside, torch computes with so many threads, 0: as before. A run that goes on takes as many
+    as it had; the next one on this thread does not."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class LocalWork:
@@ -200,11 +214,12 @@ class LocalWork:
         """A run that fills the disk an hour later helps nobody."""
         spec = self._spec
         weights = self._place.versions.read_manifest(spec.base_version).size_bytes
-        states = DISK_FACTOR * (max(1, spec.keep_checkpoints) + 1)
+        pairs = count_pairs(self._training.pairs)
+        config = spec.config.resolved(pairs=pairs, logit_bias=False, device=self._place.device)
+        states = DISK_FACTORS[config.method] * (max(1, spec.keep_checkpoints) + 1)
+        needed = round(weights * (states + 2 + spec.soup))
         folder.mkdir(parents=True, exist_ok=True)
-        require_free_space(
-            folder, weights * (states + 2 + spec.soup), floor=self._place.min_free_disk_bytes
-        )
+        require_free_space(folder, needed, floor=self._place.min_free_disk_bytes)
 
 
 def _divide(

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from hotclip_server.encoding.engines.linear import multiplies_in
-from hotclip_server.errors import FieldViolation
+from hotclip_server.errors import DataLoss, FieldViolation
 from hotclip_server.models.manifest import WEIGHTS_FILE
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.selection import LOGIT_PARAMETERS, model_violations
@@ -48,14 +48,21 @@ class Ground:
 
 
 def weight_shapes(file: Path) -> Mapping[str, Sequence[int]]:
-    """Shapes of the floating-point weights in a safetensors file by name; no weight is read."""
-    with safe_open(file, "pt") as weights:
-        slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
-        return {
-            name: tuple(part.get_shape())
-            for name, part in slices.items()
-            if part.get_dtype() in ("F32", "F16", "BF16") or name in LOGIT_PARAMETERS
-        }
+    """Shapes of the floating-point weights in a safetensors file by name; no weight is read.
+
+    Raises:
+        DataLoss: it is damaged or gone.
+    """
+    try:
+        with safe_open(file, "pt") as weights:
+            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
+            return {
+                name: tuple(part.get_shape())
+                for name, part in slices.items()
+                if part.get_dtype() in ("F32", "F16", "BF16") or name in LOGIT_PARAMETERS
+            }
+    except (OSError, SafetensorError) as error:
+        raise DataLoss(f"{file.parent.name}: {file.name} can't be read: {error}") from error
 
 
 def device_problem(device: str) -> str:

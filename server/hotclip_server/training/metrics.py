@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotclip_server.training.docarray_metrics import docarray_metrics
+from hotclip_server.training.errors import InvalidPairs
 from hotclip_server.training.ties import TiedRanking
 
 Compat: TypeAlias = Literal["standard", "finetuner", "clip_benchmark"]
@@ -45,12 +46,12 @@ def retrieval_metrics(
     """Means over the queries that have a relevant item; `queries` is their number.
 
     Each row is one query: scores [n], higher is better, and gains [n], above 0 for what is
-    relevant. Raises ValueError for a score or gain that is not finite, a negative gain, for
-    k < 1 and if no query counts.
+    relevant. Raises ValueError for a score or gain that is not finite, a negative gain and
+    k < 1; InvalidPairs if no query counts.
     """
     found = [query_metrics(scores, gains, k, compat) for scores, gains in rows if gains.any()]
     if not found:
-        raise ValueError("no query has a relevant item in the index")
+        raise InvalidPairs("no query has a relevant item in the index: all scores are 0")
     means = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
     means["mean_rank"] = means.pop("rank")
     means["median_rank"] = float(np.median([one["rank"] for one in found]))

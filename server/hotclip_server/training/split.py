@@ -15,7 +15,8 @@ def split_pairs(data: PairSet, share: float, seed: int) -> tuple[SomePairs, Some
 
     A family is what hangs together by the same image, text or group, directly or through other
     pairs; it goes to one side whole, so no caption and no image is on both. Which side depends on
-    the seed and the family's content, not on the order of the pairs. What a training pair names as
+    the seed and the family's content, not on the order of the pairs. One so large that the share
+    would be overshot is trained on, unless all are. What a training pair names as
     wrong is left out where it is held out: negatives join no families, else hard ones would tie
     everything together.
 
@@ -28,9 +29,11 @@ def split_pairs(data: PairSet, share: float, seed: int) -> tuple[SomePairs, Some
     wanted = share * len(data.pairs)
     held: set[int] = set()
     for members in order:
-        if held and len(held) + len(members) / 2 > wanted:
-            continue
-        held.update(members)
+        if len(held) + len(members) / 2 <= wanted:
+            held.update(members)
+    if order and not held:  # every family is large
+        smallest = min(order, key=len)
+        held.update(smallest)
     training = [pair for i, pair in enumerate(data.pairs) if i not in held]
     validation = [pair for i, pair in enumerate(data.pairs) if i in held]
     if not training or not validation:

@@ -184,6 +184,12 @@ class Trainer:
                 value = torch.empty_like(stored, device=parameter.device if fused else None)
             self._optimizer.state[parameter][entry] = value.copy_(stored)
 
+    def keep_average(self) -> None:
+        """Puts the moving average, if there is one, into the model for good, as the end of `run`
+        does: for who ends it at an EpochEnd."""
+        if self._average is not None:
+            self._average.swap_in()
+
     def run(self) -> Generator[TrainEvent, None, None]:
         """Trains, yielding what happened.
 
@@ -210,8 +216,7 @@ class Trainer:
             with breathing(self._clip.model, self._pause):
                 while self._epoch_is_over() or self._progress.step < self.steps:
                     yield from self._end_epoch() if self._epoch_is_over() else self._step()
-            if self._average is not None:
-                self._average.swap_in()
+            self.keep_average()
         finally:
             self._clip.model.eval().requires_grad_(False)
             self._clip.model.zero_grad(set_to_none=True)

@@ -1,5 +1,7 @@
 """Weights are checked against the model before they are used."""
 
+import errno
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from support.small_models import model_cfg, random_model
 from torch import Tensor, nn
 
 from hotclip_server.encoding.architecture import OpenClipConfig, build_model
-from hotclip_server.encoding.weights import master_weights, read_weights, write_weights
+from hotclip_server.encoding.weights import master_weights, read_weights, write_tensors
 from hotclip_server.errors import DataLoss, FailedPrecondition
 
 State = dict[str, Tensor]
@@ -28,12 +30,24 @@ def test_there_and_back(model: nn.Module, tmp_path: Path, dtype: torch.dtype) ->
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in master_weights(model).items()
     }
-    write_weights(state, tmp_path / "weights")
+    write_tensors(state, tmp_path / "weights")
     other = build_model(CONFIG, tmp_path)
     read_weights(other, tmp_path / "weights")
     for name, value in other.state_dict().items():
         assert value.dtype == (torch.float32 if value.is_floating_point() else torch.int64)
         assert torch.equal(value, state[name].to(value.dtype)), name
+
+
+def test_a_write_that_the_system_refuses_is_told_as_such(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_tensors({"a": torch.zeros(1 << 16)}, tmp_path / "weights")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())
 
 
 def without(state: State) -> None:
@@ -73,7 +87,7 @@ def test_weights_that_do_not_fit(
 
 
 def test_a_file_cut_short(model: nn.Module, tmp_path: Path) -> None:
-    write_weights(master_weights(model), tmp_path / "weights")
+    write_tensors(master_weights(model), tmp_path / "weights")
     data = (tmp_path / "weights").read_bytes()
     (tmp_path / "weights").write_bytes(data[:-1])
     with pytest.raises(DataLoss):

@@ -52,7 +52,25 @@ async def test_a_job_that_got_further_is_resumed_again(database: Database) -> No
             saved.checkpoint.step += lives % 2
             store.append(connection, record.id, [saved])
             assert [job.name for job in store.recover(connection, resume=True)] == ["slow"]
-            assert store.attempts(connection, record.id) == lives
+            events = store.events_after(connection, record.id, 0, limit=999)
+            assert store.attempt_of(events, 0) == lives
+
+
+async def test_no_two_attempts_have_one_number(database: Database) -> None:
+    restarts = {1: 2, 2: 0, 3: 1}  # of processes, in each life of the server
+    with database.transaction() as connection:
+        record, _ = store.create(connection, new_job("twice"))
+        told = []
+        for lives, again in restarts.items():
+            store.set_state(connection, record.id, JobState.PREPARING)
+            for restart in range(again + 1):
+                if lives + restart > 1:  # the very first one does not go on from anything
+                    events = store.events_after(connection, record.id, 0, limit=999)
+                    told.append(store.attempt_of(events, restart))
+                    event = job_pb2.ResumedEvent(from_step=lives, attempt=told[-1])
+                    store.append(connection, record.id, [job_pb2.JobEvent(resumed=event)])
+            store.recover(connection, resume=True)
+    assert told == [2, 3, 4, 5, 6]
 
 
 async def test_interrupted_jobs_go_on_by_themselves_but_not_for_ever(database: Database) -> None:

@@ -11,6 +11,7 @@ from support.exporting import write_multilingual
 from support.small_models import write_model
 
 from hotclip_server.encoding.engines.linear import multiplies_in
+from hotclip_server.errors import DataLoss
 from hotclip_server.training.config import LoraConfig, TrainConfig
 from hotclip_server.training.ground import Ground, device_problem, weight_shapes
 
@@ -29,6 +30,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def problems(folders: dict[str, Path], kind: str, config: TrainConfig, device: str = "") -> list:
     found = Ground("cpu", folders.__getitem__).problems(config, kind, device, 5000)
     return [violation.field for violation in found]
+
+
+def test_damaged_weights_are_told_as_such(tmp_path: Path) -> None:
+    for damage in (b"", b"\xff" * 64):
+        file = tmp_path / "open_clip_model.safetensors"
+        file.write_bytes(damage)
+        with pytest.raises(DataLoss, match="can't be read"):
+            weight_shapes(file)
+        file.unlink()
+    with pytest.raises(DataLoss):
+        weight_shapes(file)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "projection", "lit", "auto"])

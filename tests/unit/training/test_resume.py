@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from support.jobs import all_events, ended, kinds
 
 from hotclip_proto.v1 import job_pb2
@@ -23,9 +25,11 @@ from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.jobs.specs import EarlyStopping, FineTuneSpec
 from hotclip_server.jobs.states import JobState
+from hotclip_server.models.protocol import VersionManifest
 from hotclip_server.storage.database import Database
 from hotclip_server.training.checkpoints import Checkpoints
-from hotclip_server.training.events import Step
+from hotclip_server.training.config import LoraConfig, MetricLossConfig
+from hotclip_server.training.events import EpochEnd, Step
 from hotclip_server.training.finetune_job import FineTuneHandler
 from hotclip_server.training.progress import Snapshot
 from hotclip_server.training.trainer import Trainer
@@ -149,6 +153,31 @@ async def test_it_stops_early_and_keeps_the_best_epoch(database: Database, tmp_p
     assert record.metrics["monitor"] == max(epoch["monitor"] for epoch in epochs)
 
 
+async def test_stopped_early_with_nothing_held_out_it_keeps_the_average(
+    database: Database, tmp_path: Path
+) -> None:
+    rule = EarlyStopping(monitor="epoch_loss", patience=3, min_delta=0.0, higher=True)
+    config = replace(SLOW, learning_rate=1e-3, ema=0.5)
+    asked = replace(spec(held_out=False), config=config, early_stopping=rule)
+    shelf = Shelf({"base": tiny_clip()})
+    runner = runner_of(database, shelf, tmp_path)
+    await runner.start()
+    job = await submitted(runner, asked)
+    record = await ended(runner, job)
+    events = await all_events(runner, job)
+    await runner.stop()
+    assert record.state is JobState.SUCCEEDED, record.error
+    told = sum(e.metric.stage == job_pb2.MetricEvent.STAGE_EPOCH for e in events)
+    assert 4 <= told < 40
+    clip = tiny_clip()
+    run = Trainer(clip, colours(12), config).run()
+    while not (isinstance(event := next(run), EpochEnd) and event.epoch == told):
+        pass
+    average, kept = weights(clip), weights(shelf.saved[0])  # it holds the average now
+    for name, tensor in average.items():
+        torch.testing.assert_close(kept[name], tensor, rtol=0, atol=1e-7)
+
+
 async def test_a_soup_is_no_worse_than_its_best_member(database: Database, tmp_path: Path) -> None:
     shelf = Shelf({"base": tiny_clip()})
     runner = runner_of(database, shelf, tmp_path)
@@ -211,6 +240,26 @@ def test_the_newest_whole_state_counts(tmp_path: Path) -> None:
     older = checkpoints.load()
     assert older is not None
     assert older.snapshot.progress.step == 3
+    # It gives its place to the next one, and what is whole stays.
+    checkpoints.save(older.snapshot, {}, ())
+    assert sorted(p.name for p in tmp_path.glob("state-*")) == ["state-000003", "state-000005"]
+
+
+def test_a_damaged_manifest_is_found_and_holds_nothing_up(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for number, snapshot in enumerate(snapshots(2), 1):
+        name = checkpoints.save_weights(dict(snapshot.weights))
+        checkpoints.save(snapshot, {"number": number}, {name})
+    manifest = tmp_path / "state-000002" / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"step": 2', '"step": 3'))
+    assert manifest.read_text() != text
+    stored = Checkpoints(tmp_path, keep=2).load()
+    assert stored is not None
+    assert (stored.snapshot.progress.step, stored.notes["number"]) == (1, 1)
+    manifest.write_text(text[: len(text) // 2])
+    checkpoints.save(stored.snapshot, {}, ())
+    assert sorted(p.name for p in tmp_path.glob("state-*")) == ["state-000002", "state-000003"]
 
 
 def test_a_full_disk_leaves_the_states_that_were_there(
@@ -220,18 +269,33 @@ def test_a_full_disk_leaves_the_states_that_were_there(
     first, second = (copied for copied in snapshots(2))
     checkpoints.save(first, {}, ())
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(*_: object, **__: object) -> None:  # as safetensors says it
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("hotclip_server.training.checkpoints.save_file", full)
-    with pytest.raises(ResourceExhausted):
+    monkeypatch.setattr("hotclip_server.encoding.weights.save_file", full)
+    with pytest.raises(ResourceExhausted) as caught:
         checkpoints.save(second, {}, ())
+    assert caught.value.reason == "DISK_FULL"
     assert [path.name for path in tmp_path.iterdir()] == ["state-000001"]
 
 
-@pytest.mark.parametrize("resnet", [False, True])
-def test_a_restored_run_takes_the_same_steps(resnet: bool) -> None:
-    config = replace(CONFIG, ema=0.5)
+@pytest.mark.parametrize(
+    ("resnet", "changes"),
+    [
+        (False, {}),
+        (True, {}),
+        (False, {"method": "lora", "lora": LoraConfig(dora=True, targets=("q", "v", "mlp"))}),
+        (False, {"method": "projection", "ema": 0.0}),
+        (False, {"optimizer": "sgd", "learning_rate": 0.1}),
+        (False, {"optimizer": "adam", "preserve": 1.0, "lock_text": True}),
+        (
+            False,
+            {"loss": "metric", "metric_loss": MetricLossConfig(name="NCALoss", items_per_class=2)},
+        ),
+    ],
+)
+def test_a_restored_run_takes_the_same_steps(resnet: bool, changes: dict[str, Any]) -> None:
+    config = replace(CONFIG, **{"ema": 0.5, **changes})
     whole = tiny_clip(resnet=resnet)
     list(Trainer(whole, colours(12), config).run())
     first = Trainer(tiny_clip(resnet=resnet), colours(12), config)
@@ -270,3 +334,41 @@ async def test_what_a_crash_left_of_other_jobs_is_removed(
     await runner.delete(job)
     assert list(folder.iterdir()) == []
     await asyncio.sleep(0)
+
+
+class Counting(Shelf):
+    """Notes how many threads torch has where a version is stored."""
+
+    def save_trained(self, model: torch.nn.Module, *, base: str, source: str) -> VersionManifest:
+        self.threads = torch.get_num_threads()
+        return super().save_trained(model, base=base, source=source)
+
+
+async def test_a_run_that_goes_on_has_the_threads_that_it_had_and_the_next_one_its_own(
+    database: Database, tmp_path: Path
+) -> None:
+    shelf, usual = Counting({"base": tiny_clip()}), torch.get_num_threads()
+    runner = runner_of(database, shelf, tmp_path)
+    await runner.start()
+    job = await submitted(runner, replace(spec(), config=SLOW))
+    async for event in runner.watch(job):
+        if event.HasField("checkpoint"):
+            break
+    await runner.cancel(job)
+    assert (await ended(runner, job)).state is JobState.CANCELLED
+    await runner.stop()
+    torch.set_num_threads(usual + 1)  # as on another machine
+    try:
+        runner = runner_of(database, shelf, tmp_path)
+        await runner.start()
+        for expected in (usual, usual + 1):
+            if expected == usual:
+                await runner.resume(job)
+            else:
+                job = await submitted(runner, spec())
+            record = await ended(runner, job)
+            assert record.state is JobState.SUCCEEDED, record.error
+            assert shelf.threads == expected
+        await runner.stop()
+    finally:
+        torch.set_num_threads(usual)

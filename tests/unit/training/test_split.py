@@ -71,3 +71,18 @@ def test_negatives_that_are_held_out_are_not_trained_on() -> None:
     assert not held & left
     assert sum("of no pair" in p.negative_texts for p in training.pairs) == 40
     assert validation.pairs[0] in found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_large_family_is_trained_on(seed: int) -> None:
+    found = [
+        *(Pair(f"same{i}", "a text that many images have") for i in range(60)),
+        *(Pair(f"image{i}", f"text{i}") for i in range(40)),
+    ]
+    training, validation = split_pairs(MemoryPairs(found, {}), 0.1, seed)
+    assert len(validation.pairs) == 10
+    assert len(training.pairs) == 90
+    # Where every family is large, the smallest is held out.
+    halves = [Pair(f"{i}", "x" if i < 7 else "y") for i in range(10)]
+    _, validation = split_pairs(MemoryPairs(halves, {}), 0.1, seed)
+    assert {pair.text for pair in validation.pairs} == {"y"}

@@ -144,6 +144,18 @@ def test_low_rank_changes_stay_low_rank_through_training(resnet: bool, dora: boo
                 assert sizes[1] < 1e-3 * sizes[0] or sizes[0] < 1e-6
 
 
+def test_a_row_of_zeros_has_no_direction_to_learn_but_harms_nothing():
+    clip = tiny_clip()
+    name = "transformer.resblocks.0.attn.in_proj_weight"
+    with torch.no_grad():
+        clip.model.get_parameter(name)[5] = 0
+    before = weights(clip)
+    list(train(clip, colours(), replace(LORA, lora=LoraConfig(rank=1, dora=True))))
+    after = weights(clip)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in after.values())
+    assert not torch.equal(after[name], before[name])
+
+
 def test_each_method_changes_what_it_says():
     for method, allowed in (
         ("full", lambda name: True),

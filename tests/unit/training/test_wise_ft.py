@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,30 @@ async def test_a_run_ends_with_files(database: Database) -> None:
     assert any("no such graph" in event.log.message for event in events)
     await runner.stop()
     assert exported == ["default/new"] * 2
+
+
+async def test_cancelled_after_the_release_it_has_succeeded(database: Database) -> None:
+    loop, desk = asyncio.get_running_loop(), Desk()
+
+    def export(job: JobContext, version: str, model: str) -> str:
+        asyncio.run_coroutine_threadsafe(runner.cancel(job.id), loop).result()
+        job.check_cancelled()
+        return "art-1"
+
+    handler = FineTuneHandler(
+        place(Shelf({"base": tiny_clip()}), database), desk, export_onnx=export
+    )
+    runner = JobRunner(database, [handler])
+    await runner.start()
+    asked = replace(spec(), export_onnx=True)
+    job = await runner.submit(NewJob(kind=JobKind.FINE_TUNE, spec=asked.to_json()))
+    record = await ended(runner, job.id)
+    events = await all_events(runner, job.id)
+    await runner.stop()
+    assert desk.live == "new"
+    assert record.state is JobState.SUCCEEDED, record.error
+    assert (record.result_version, record.activated, record.artifacts) == ("new", True, ())
+    assert any("no ONNX files: cancelled" in event.log.message for event in events)
 
 
 async def test_versions_are_measured_along_the_line(database: Database) -> None:
