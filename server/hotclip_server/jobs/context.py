@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -185,7 +185,7 @@ class JobContext:
 
     def resumed(self, from_step: int) -> None:
         """The job goes on from a state; steps after it that were told before come again."""
-        attempt = store.attempt_of(self._events(), self.restarts)
+        attempt = attempt_of(self._events(), self.restarts)
         event = job_pb2.ResumedEvent(from_step=from_step, attempt=attempt)
         self._append(job_pb2.JobEvent(resumed=event))
 
@@ -252,3 +252,17 @@ class JobContext:
         with self._database.transaction() as connection:
             store.append(connection, self.id, events, progress=progress)
         self._changed(self.id)
+
+
+def attempt_of(events: Iterable[job_pb2.JobEvent], restarts: int) -> int:
+    """Number of the attempt that goes on now, from 1: more than of any that was told before.
+
+    Args:
+        events: Of the job so far.
+        restarts: How often the work was begun again since the job was begun.
+    """
+    begun = told = 0
+    for event in events:
+        begun += event.state.state == job_pb2.JOB_STATE_PREPARING
+        told = max(told, event.resumed.attempt)
+    return max(begun + restarts, told + 1)

@@ -8,7 +8,7 @@ the same transaction raises: numbers have no gaps, whoever writes and whenever i
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -256,20 +256,6 @@ def _interruptions(connection: Connection, job_id: str) -> int:
         elif event.checkpoint.step > furthest:
             count, furthest = 0, event.checkpoint.step
     return count
-
-
-def attempt_of(events: Iterable[job_pb2.JobEvent], restarts: int) -> int:
-    """Number of the attempt that goes on now, from 1: more than of any that was told before.
-
-    Args:
-        events: Of the job so far.
-        restarts: How often the work was begun again since the job was begun.
-    """
-    begun = told = 0
-    for event in events:
-        begun += event.state.state == job_pb2.JOB_STATE_PREPARING
-        told = max(told, event.resumed.attempt)
-    return max(begun + restarts, told + 1)
 
 
 def _events(connection: Connection, job_id: str) -> Iterator[job_pb2.JobEvent]:

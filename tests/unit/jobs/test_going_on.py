@@ -6,7 +6,7 @@ from support.jobs import Gate, Handler, ended, new_job
 
 from hotclip_proto.v1 import job_pb2
 from hotclip_server.jobs import store
-from hotclip_server.jobs.context import JobResult
+from hotclip_server.jobs.context import JobResult, attempt_of
 from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.jobs.states import JobState
@@ -53,7 +53,7 @@ async def test_a_job_that_got_further_is_resumed_again(database: Database) -> No
             store.append(connection, record.id, [saved])
             assert [job.name for job in store.recover(connection, resume=True)] == ["slow"]
             events = store.events_after(connection, record.id, 0, limit=999)
-            assert store.attempt_of(events, 0) == lives
+            assert attempt_of(events, 0) == lives
 
 
 async def test_no_two_attempts_have_one_number(database: Database) -> None:
@@ -66,7 +66,7 @@ async def test_no_two_attempts_have_one_number(database: Database) -> None:
             for restart in range(again + 1):
                 if lives + restart > 1:  # the very first one does not go on from anything
                     events = store.events_after(connection, record.id, 0, limit=999)
-                    told.append(store.attempt_of(events, restart))
+                    told.append(attempt_of(events, restart))
                     event = job_pb2.ResumedEvent(from_step=lives, attempt=told[-1])
                     store.append(connection, record.id, [job_pb2.JobEvent(resumed=event)])
             store.recover(connection, resume=True)
