@@ -17,7 +17,7 @@ from hotclip_server.jobs.context import JobContext
 from hotclip_server.jobs.specs import FineTuneSpec
 from hotclip_server.storage.atomic import require_free_space
 from hotclip_server.training.checkpoints import Checkpoints
-from hotclip_server.training.config import Method
+from hotclip_server.training.config import AUTO_LORA_BELOW, Method
 from hotclip_server.training.evaluate import Evaluation
 from hotclip_server.training.finetune_run import CHECKPOINT_EVERY_S, Run
 from hotclip_server.training.gradients import Drawing
@@ -214,9 +214,11 @@ class LocalWork:
         """A run that fills the disk an hour later helps nobody."""
         spec = self._spec
         weights = self._place.versions.read_manifest(spec.base_version).size_bytes
-        pairs = count_pairs(self._training.pairs)
-        config = spec.config.resolved(pairs=pairs, logit_bias=False, device=self._place.device)
-        states = DISK_FACTORS[config.method] * (max(1, spec.keep_checkpoints) + 1)
+        method = spec.config.method
+        if method == "auto":
+            few = count_pairs(self._training.pairs) < AUTO_LORA_BELOW
+            method = "lora" if few else "full"
+        states = DISK_FACTORS[method] * (max(1, spec.keep_checkpoints) + 1)
         needed = round(weights * (states + 2 + spec.soup))
         folder.mkdir(parents=True, exist_ok=True)
         require_free_space(folder, needed, floor=self._place.min_free_disk_bytes)
