@@ -32,6 +32,14 @@ class Collection:
     """Points that the approximate index covers; the others are compared one by one."""
     indexing: bool
     """Whether the index is being built."""
+    previous_version: str
+    """Version that a rollback binds it to again; its vectors get every write. Empty if none."""
+    has_texts: bool
+    """Whether it ever held points of texts: then it follows only versions with its clip-text."""
+    has_images: bool
+    """Whether it ever held points of images: then only those with its clip-vision."""
+    has_vectors: bool
+    """Whether it holds points given as vectors: then only those of its space."""
 
 
 def collection(message: search_pb2.Collection) -> Collection:
@@ -51,4 +59,8 @@ def collection(message: search_pb2.Collection) -> Collection:
         shadow_complete=message.shadow_complete,
         indexed_points=message.indexed_points,
         indexing=message.indexing,
+        previous_version=message.previous_version,
+        has_texts=message.has_texts,
+        has_images=message.has_images,
+        has_vectors=message.has_vectors,
     )

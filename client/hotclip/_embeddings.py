@@ -56,6 +56,9 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
     Attributes:
         version: Id of the version that made every row.
         space_id: Space of the rows; only vectors of one space may be compared.
+        text_encoder_id: Encoder of the rows of texts; empty if unknown. Vectors of one encoder may
+            be compared whatever their version: stored ones stay valid while it is the same.
+        vision_encoder_id: Encoder of the rows of images; empty if unknown.
         model: Name of the model.
         scales: Of int8 and "binary": float32 (n,), what an integer or a sign stands for;
             0 for a failed item. Rows by index (`e[3]`, `e[2:5]`, `e[mask]`) keep theirs;
@@ -67,6 +70,8 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
 
     version: str
     space_id: str
+    text_encoder_id: str
+    vision_encoder_id: str
     model: str
     scales: NDArray[np.float32] | None
     errors: tuple[ItemError, ...]
@@ -79,6 +84,8 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
         version: str,
         space_id: str,
         model: str = "",
+        text_encoder_id: str = "",
+        vision_encoder_id: str = "",
         dim: int | None = None,
         scales: NDArray[np.float32] | None = None,
         errors: tuple[ItemError, ...] = (),
@@ -86,18 +93,30 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
     ) -> Embeddings:
         array = np.asarray(values).view(cls)
         array.version, array.space_id, array.model = version, space_id, model
+        array.text_encoder_id, array.vision_encoder_id = text_encoder_id, vision_encoder_id
         array._bits = 8 * array.shape[-1] if dim is None else dim
         array.scales, array.errors, array.timings = scales, errors, timings
         return array
 
     @classmethod
-    def of_rows(cls, rows: Rows, *, version: str, space_id: str, model: str = "") -> Embeddings:
+    def of_rows(
+        cls,
+        rows: Rows,
+        *,
+        version: str,
+        space_id: str,
+        model: str = "",
+        text_encoder_id: str = "",
+        vision_encoder_id: str = "",
+    ) -> Embeddings:
         """Of an answer's rows."""
         return cls(
             rows.values,
             version=version,
             space_id=space_id,
             model=model,
+            text_encoder_id=text_encoder_id,
+            vision_encoder_id=vision_encoder_id,
             dim=rows.dim,
             scales=rows.scales,
         )
@@ -137,6 +156,8 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
             version=self.version,
             space_id=self.space_id,
             model=self.model,
+            text_encoder_id=self.text_encoder_id,
+            vision_encoder_id=self.vision_encoder_id,
             errors=self.errors,
             timings=self.timings,
         )
@@ -166,6 +187,8 @@ class Embeddings(np.ndarray[Any, np.dtype[Any]]):
         self.version = getattr(source, "version", "")
         self.space_id = getattr(source, "space_id", "")
         self.model = getattr(source, "model", "")
+        self.text_encoder_id = getattr(source, "text_encoder_id", "")
+        self.vision_encoder_id = getattr(source, "vision_encoder_id", "")
         self._bits: int = getattr(source, "_bits", 0)
         kind: Kind = getattr(source, "_kind", "float")
         self._kind = _KINDS.get(self.dtype.char, kind) if kind == "float" else kind

@@ -292,6 +292,7 @@ class EncodePlan:
 
     def _begin(self) -> None:
         self._pin = self._space = self._model = ""
+        self._encoders = ("", "")
         self._timings = Timings()
         self._rows: list[tuple[slice, Rows]] = []
         self._errors: list[ItemError] = []
@@ -331,6 +332,7 @@ class EncodePlan:
             )
         rows, errors = chunk.rows(reply)
         self._pin, self._space, self._model = reply.version, reply.space_id, reply.model
+        self._encoders = reply.text_encoder_id, reply.vision_encoder_id
         self._timings = self._timings.plus(reply.timings)
         self._rows.append((slice(chunk.start, chunk.start + len(rows)), rows))
         self._errors += errors
@@ -367,7 +369,12 @@ class EncodePlan:
             raise ItemsFailed(errors, total)
         whole = assembled(self._rows, total)  # chunks of which nothing was sent stay zero
         vectors = Embeddings.of_rows(
-            whole, version=self._pin, space_id=self._space, model=self._model
+            whole,
+            version=self._pin,
+            space_id=self._space,
+            model=self._model,
+            text_encoder_id=self._encoders[0],
+            vision_encoder_id=self._encoders[1],
         )
         if self.single:
             vectors = vectors[0]

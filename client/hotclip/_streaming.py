@@ -118,6 +118,8 @@ class Window:
             version=answer.response.version,
             space_id=answer.response.space_id,
             model=answer.response.model,
+            text_encoder_id=answer.response.text_encoder_id,
+            vision_encoder_id=answer.response.vision_encoder_id,
         )
         yield from self._hand_out(head.chunk, vectors, errors)
         yield from self.ready()

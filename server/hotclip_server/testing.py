@@ -25,6 +25,7 @@ from hotclip_server.config import ServerConfig
 from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice, EngineFigures
 from hotclip_server.encoding.preprocessing import ImagePreprocessing
 from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower, Truncate
+from hotclip_server.encoding.spaces import space_id
 from hotclip_server.errors import InvalidArgument, NotFound
 from hotclip_server.lifecycle import App
 from hotclip_server.models.protocol import VersionManifest
@@ -53,19 +54,23 @@ class FakeEncoder:
     Args:
         seed: Makes another version, of another space.
         dim: Elements of a vector.
+        vision: Seed of clip-vision, if it is that of another version.
     """
 
-    def __init__(self, seed: str = "fake", *, dim: int = 32, image_size: int = 8) -> None:
+    def __init__(
+        self, seed: str = "fake", *, dim: int = 32, image_size: int = 8, vision: str = ""
+    ) -> None:
+        self._seeds = {Tower.TEXT: seed, Tower.VISION: vision or seed}
+        encoders = [_digest(seed, tower.value) for tower, seed in self._seeds.items()]
         self._spec = EncoderSpec(
             architecture="fake",
             dim=dim,
             image_size=image_size,
             context_length=77,
-            text_encoder_id=_digest(seed, "text"),
-            vision_encoder_id=_digest(seed, "vision"),
-            space_id=_digest(seed, "space"),
+            text_encoder_id=encoders[0],
+            vision_encoder_id=encoders[1],
+            space_id=space_id(*encoders),
         )
-        self._seed = seed
         self.faults = Faults()
         self.batches: list[tuple[Tower, int]] = []
         """Tower and size of every batch that ran."""
@@ -79,7 +84,12 @@ class FakeEncoder:
     def preparation(self) -> dict[str, Any]:
         """Who makes it anew prepares the same."""
         spec = self._spec
-        return {"seed": self._seed, "dim": spec.dim, "image_size": spec.image_size}
+        return {
+            "seed": self._seeds[Tower.TEXT],
+            "dim": spec.dim,
+            "image_size": spec.image_size,
+            "vision": self._seeds[Tower.VISION],
+        }
 
     @property
     def image_preprocessing(self) -> ImagePreprocessing:
@@ -137,7 +147,7 @@ class FakeEncoder:
 
     def vector(self, item: Prepared) -> NDArray[np.float32]:
         """The vector of one item, float32 of shape (dim,)."""
-        content = f"{self._seed}/{item.tower.value}/".encode() + item.array.tobytes()
+        content = f"{self._seeds[item.tower]}/{item.tower.value}/".encode() + item.array.tobytes()
         row = _noise(content, self._spec.dim).astype(np.float32) - 127.5
         unit: NDArray[np.float32] = row / np.linalg.norm(row)
         return unit
@@ -155,7 +165,8 @@ class FakeEncoder:
 
 
 class FakeLoader:
-    """Versions by name: the source "fake:<seed>" is a version whose encoder has that seed.
+    """Versions by name: the source "fake:<seed>" is a version whose encoder has that seed; that of
+    "fake:<seed>@<other>" has the clip-vision of "fake:<other>", as if it was locked.
 
     Keeps everything in memory: two servers one after the other on the same data need the same
     loader.
@@ -175,12 +186,12 @@ class FakeLoader:
     def load(self, version_id: str, *, device: str) -> FakeEncoder:
         """Makes the encoder, or gives the one that was put into `encoders` before."""
         source = self._source(version_id)
-        return self.encoders.setdefault(version_id, FakeEncoder(source))
+        return self.encoders.setdefault(version_id, _encoder_of(source))
 
     def read_manifest(self, version_id: str) -> VersionManifest:
         """What the version is."""
         source = self._source(version_id)
-        encoder = self.encoders.get(version_id) or FakeEncoder(source)
+        encoder = self.encoders.get(version_id) or _encoder_of(source)
         return VersionManifest(
             id=version_id,
             spec=encoder.spec,
@@ -244,3 +255,9 @@ def _digest(*parts: str) -> str:
 
 def _noise(content: bytes, count: int) -> NDArray[np.uint8]:
     return np.frombuffer(hashlib.shake_128(content).digest(count), np.uint8)
+
+
+def _encoder_of(source: str) -> FakeEncoder:
+    scheme, _, seed = source.partition(":")
+    other = seed.partition("@")[2]
+    return FakeEncoder(source, vision=f"{scheme}:{other}" if other else "")

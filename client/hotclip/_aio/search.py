@@ -313,7 +313,8 @@ async def search(
         filter: Only points that match; a mapping means equality of each key.
         score_threshold: Only hits of at least this cosine.
         exact: Compare with every vector instead of the approximate index.
-        expected_space_id: If set, the collection must be of this space.
+        expected_space_id: If set, the answer must be of this space: by the bound version, or by
+            another that is resident and whose vectors of the collection are kept.
         timeout: Seconds; None: the client's default.
 
     Returns:
@@ -357,7 +358,9 @@ async def reindex(
 ) -> AsyncRun:
     """Starts building a collection's vectors anew for a version, beside the old ones.
 
-    When the job has ended, activate puts version and vectors live together.
+    When the job has ended, activate puts version and vectors live together. A collection of
+    whose vectors the version changes none, e.g. of images when clip-vision was locked, needs
+    none of this: activate takes it along as it is.
 
     Args:
         collection: Its name.
@@ -368,7 +371,8 @@ async def reindex(
 
     Raises:
         NotFound: No such collection or version.
-        FailedPrecondition: Its sources were not kept (reason SOURCES_MISSING).
+        FailedPrecondition: Sources were not kept (reason SOURCES_MISSING; `.metadata`: how many
+            `points`, and `ids` of the first ones as a JSON list).
     """
     connection = self._connection
     request = search_pb2.ReindexRequest(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from hotclip_proto.v1 import types_pb2 as hotclip__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhotclip_proto/v1/encode.proto\x12\nhotclip.v1\x1a\x1chotclip_proto/v1/types.proto\"\x8f\x02\n\rEncodeRequest\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.hotclip.v1.EncodeItem\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x19\n\x11\x65xpected_space_id\x18\x04 \x01(\t\x12 \n\x05\x64type\x18\x05 \x01(\x0e\x32\x11.hotclip.v1.DType\x12&\n\x08priority\x18\x06 \x01(\x0e\x32\x14.hotclip.v1.Priority\x12\x14\n\x0craw_features\x18\x07 \x01(\x08\x12\x12\n\ndimensions\x18\x08 \x01(\r\x12(\n\x08truncate\x18\t \x01(\x0e\x32\x16.hotclip.v1.Truncation\"X\n\x07Timings\x12\x15\n\rpreprocess_us\x18\x01 \x01(\x04\x12\x10\n\x08total_us\x18\x02 \x01(\x04\x12\x10\n\x08queue_us\x18\x03 \x01(\x04\x12\x12\n\ncompute_us\x18\x04 \x01(\x04\"\xb9\x01\n\x0e\x45ncodeResponse\x12(\n\x07vectors\x18\x01 \x01(\x0b\x32\x17.hotclip.v1.VectorBlock\x12%\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x15.hotclip.v1.ItemError\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x10\n\x08space_id\x18\x05 \x01(\t\x12$\n\x07timings\x18\x06 \x01(\x0b\x32\x13.hotclip.v1.Timings\"M\n\x13\x45ncodeStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.hotclip.v1.EncodeRequest\"%\n\x0cStreamLimits\x12\x15\n\rmax_in_flight\x18\x01 \x01(\r\"<\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x7f\n\x0cStreamAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x08response\x18\x02 \x01(\x0b\x32\x1a.hotclip.v1.EncodeResponseH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.hotclip.v1.StreamErrorH\x00\x42\t\n\x07outcome\"w\n\x14\x45ncodeStreamResponse\x12*\n\x06limits\x18\x01 \x01(\x0b\x32\x18.hotclip.v1.StreamLimitsH\x00\x12*\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x18.hotclip.v1.StreamAnswerH\x00\x42\x07\n\x05\x65vent\"\xed\x01\n\x0bRankRequest\x12%\n\x05query\x18\x01 \x01(\x0b\x32\x16.hotclip.v1.EncodeItem\x12*\n\ncandidates\x18\x02 \x03(\x0b\x32\x16.hotclip.v1.EncodeItem\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x19\n\x11\x65xpected_space_id\x18\x05 \x01(\t\x12(\n\x08truncate\x18\x06 \x01(\x0e\x32\x16.hotclip.v1.Truncation\x12&\n\x08priority\x18\x07 \x01(\x0e\x32\x14.hotclip.v1.Priority\"?\n\tRankScore\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06\x63osine\x18\x02 \x01(\x02\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"~\n\x0cRankResponse\x12%\n\x06scores\x18\x01 \x03(\x0b\x32\x15.hotclip.v1.RankScore\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08space_id\x18\x03 \x01(\t\x12$\n\x07timings\x18\x04 \x01(\x0b\x32\x13.hotclip.v1.Timings2\xe2\x01\n\rEncodeService\x12?\n\x06\x45ncode\x12\x19.hotclip.v1.EncodeRequest\x1a\x1a.hotclip.v1.EncodeResponse\x12U\n\x0c\x45ncodeStream\x12\x1f.hotclip.v1.EncodeStreamRequest\x1a .hotclip.v1.EncodeStreamResponse(\x01\x30\x01\x12\x39\n\x04Rank\x12\x17.hotclip.v1.RankRequest\x1a\x18.hotclip.v1.RankResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhotclip_proto/v1/encode.proto\x12\nhotclip.v1\x1a\x1chotclip_proto/v1/types.proto\"\x8f\x02\n\rEncodeRequest\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.hotclip.v1.EncodeItem\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x19\n\x11\x65xpected_space_id\x18\x04 \x01(\t\x12 \n\x05\x64type\x18\x05 \x01(\x0e\x32\x11.hotclip.v1.DType\x12&\n\x08priority\x18\x06 \x01(\x0e\x32\x14.hotclip.v1.Priority\x12\x14\n\x0craw_features\x18\x07 \x01(\x08\x12\x12\n\ndimensions\x18\x08 \x01(\r\x12(\n\x08truncate\x18\t \x01(\x0e\x32\x16.hotclip.v1.Truncation\"X\n\x07Timings\x12\x15\n\rpreprocess_us\x18\x01 \x01(\x04\x12\x10\n\x08total_us\x18\x02 \x01(\x04\x12\x10\n\x08queue_us\x18\x03 \x01(\x04\x12\x12\n\ncompute_us\x18\x04 \x01(\x04\"\xed\x01\n\x0e\x45ncodeResponse\x12(\n\x07vectors\x18\x01 \x01(\x0b\x32\x17.hotclip.v1.VectorBlock\x12%\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x15.hotclip.v1.ItemError\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x10\n\x08space_id\x18\x05 \x01(\t\x12$\n\x07timings\x18\x06 \x01(\x0b\x32\x13.hotclip.v1.Timings\x12\x17\n\x0ftext_encoder_id\x18\x07 \x01(\t\x12\x19\n\x11vision_encoder_id\x18\x08 \x01(\t\"M\n\x13\x45ncodeStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.hotclip.v1.EncodeRequest\"%\n\x0cStreamLimits\x12\x15\n\rmax_in_flight\x18\x01 \x01(\r\"<\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x7f\n\x0cStreamAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x08response\x18\x02 \x01(\x0b\x32\x1a.hotclip.v1.EncodeResponseH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.hotclip.v1.StreamErrorH\x00\x42\t\n\x07outcome\"w\n\x14\x45ncodeStreamResponse\x12*\n\x06limits\x18\x01 \x01(\x0b\x32\x18.hotclip.v1.StreamLimitsH\x00\x12*\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x18.hotclip.v1.StreamAnswerH\x00\x42\x07\n\x05\x65vent\"\xed\x01\n\x0bRankRequest\x12%\n\x05query\x18\x01 \x01(\x0b\x32\x16.hotclip.v1.EncodeItem\x12*\n\ncandidates\x18\x02 \x03(\x0b\x32\x16.hotclip.v1.EncodeItem\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x19\n\x11\x65xpected_space_id\x18\x05 \x01(\t\x12(\n\x08truncate\x18\x06 \x01(\x0e\x32\x16.hotclip.v1.Truncation\x12&\n\x08priority\x18\x07 \x01(\x0e\x32\x14.hotclip.v1.Priority\"?\n\tRankScore\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06\x63osine\x18\x02 \x01(\x02\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"\xb2\x01\n\x0cRankResponse\x12%\n\x06scores\x18\x01 \x03(\x0b\x32\x15.hotclip.v1.RankScore\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08space_id\x18\x03 \x01(\t\x12$\n\x07timings\x18\x04 \x01(\x0b\x32\x13.hotclip.v1.Timings\x12\x17\n\x0ftext_encoder_id\x18\x05 \x01(\t\x12\x19\n\x11vision_encoder_id\x18\x06 \x01(\t2\xe2\x01\n\rEncodeService\x12?\n\x06\x45ncode\x12\x19.hotclip.v1.EncodeRequest\x1a\x1a.hotclip.v1.EncodeResponse\x12U\n\x0c\x45ncodeStream\x12\x1f.hotclip.v1.EncodeStreamRequest\x1a .hotclip.v1.EncodeStreamResponse(\x01\x30\x01\x12\x39\n\x04Rank\x12\x17.hotclip.v1.RankRequest\x1a\x18.hotclip.v1.RankResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIMINGS']._serialized_start=349
   _globals['_TIMINGS']._serialized_end=437
   _globals['_ENCODERESPONSE']._serialized_start=440
-  _globals['_ENCODERESPONSE']._serialized_end=625
-  _globals['_ENCODESTREAMREQUEST']._serialized_start=627
-  _globals['_ENCODESTREAMREQUEST']._serialized_end=704
-  _globals['_STREAMLIMITS']._serialized_start=706
-  _globals['_STREAMLIMITS']._serialized_end=743
-  _globals['_STREAMERROR']._serialized_start=745
-  _globals['_STREAMERROR']._serialized_end=805
-  _globals['_STREAMANSWER']._serialized_start=807
-  _globals['_STREAMANSWER']._serialized_end=934
-  _globals['_ENCODESTREAMRESPONSE']._serialized_start=936
-  _globals['_ENCODESTREAMRESPONSE']._serialized_end=1055
-  _globals['_RANKREQUEST']._serialized_start=1058
-  _globals['_RANKREQUEST']._serialized_end=1295
-  _globals['_RANKSCORE']._serialized_start=1297
-  _globals['_RANKSCORE']._serialized_end=1360
-  _globals['_RANKRESPONSE']._serialized_start=1362
-  _globals['_RANKRESPONSE']._serialized_end=1488
-  _globals['_ENCODESERVICE']._serialized_start=1491
-  _globals['_ENCODESERVICE']._serialized_end=1717
+  _globals['_ENCODERESPONSE']._serialized_end=677
+  _globals['_ENCODESTREAMREQUEST']._serialized_start=679
+  _globals['_ENCODESTREAMREQUEST']._serialized_end=756
+  _globals['_STREAMLIMITS']._serialized_start=758
+  _globals['_STREAMLIMITS']._serialized_end=795
+  _globals['_STREAMERROR']._serialized_start=797
+  _globals['_STREAMERROR']._serialized_end=857
+  _globals['_STREAMANSWER']._serialized_start=859
+  _globals['_STREAMANSWER']._serialized_end=986
+  _globals['_ENCODESTREAMRESPONSE']._serialized_start=988
+  _globals['_ENCODESTREAMRESPONSE']._serialized_end=1107
+  _globals['_RANKREQUEST']._serialized_start=1110
+  _globals['_RANKREQUEST']._serialized_end=1347
+  _globals['_RANKSCORE']._serialized_start=1349
+  _globals['_RANKSCORE']._serialized_end=1412
+  _globals['_RANKRESPONSE']._serialized_start=1415
+  _globals['_RANKRESPONSE']._serialized_end=1593
+  _globals['_ENCODESERVICE']._serialized_start=1596
+  _globals['_ENCODESERVICE']._serialized_end=1822
 # @@protoc_insertion_point(module_scope)

@@ -128,6 +128,8 @@ class EncodeResponse(message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     SPACE_ID_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
+    TEXT_ENCODER_ID_FIELD_NUMBER: builtins.int
+    VISION_ENCODER_ID_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Model name."""
     version: builtins.str
@@ -137,6 +139,12 @@ class EncodeResponse(message.Message):
     encoders of so many elements: each id is the first 32 hex digits of
     sha256("<encoder_id>:<dimensions>"), the space's of sha256("<text>:<vision>").
     """
+    text_encoder_id: builtins.str
+    """Encoder of texts: a stored vector of one encoder stays valid in every version that has
+    it. After dimensions, as space_id.
+    """
+    vision_encoder_id: builtins.str
+    """Encoder of images and tensors."""
     @builtins.property
     def vectors(self) -> types_pb2.VectorBlock:
         """One row an item, in the request's order, of unit length unless raw_features. Rows
@@ -160,10 +168,12 @@ class EncodeResponse(message.Message):
         version: builtins.str = ...,
         space_id: builtins.str = ...,
         timings: Timings | None = ...,
+        text_encoder_id: builtins.str = ...,
+        vision_encoder_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["timings", b"timings", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["errors", b"errors", "model", b"model", "space_id", b"space_id", "timings", b"timings", "vectors", b"vectors", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["errors", b"errors", "model", b"model", "space_id", b"space_id", "text_encoder_id", b"text_encoder_id", "timings", b"timings", "vectors", b"vectors", "version", b"version", "vision_encoder_id", b"vision_encoder_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,10 +403,16 @@ class RankResponse(message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     SPACE_ID_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
+    TEXT_ENCODER_ID_FIELD_NUMBER: builtins.int
+    VISION_ENCODER_ID_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Id of the version that scored."""
     space_id: builtins.str
     """Its space."""
+    text_encoder_id: builtins.str
+    """Encoder of texts."""
+    vision_encoder_id: builtins.str
+    """Encoder of images and tensors."""
     @builtins.property
     def scores(self) -> containers.RepeatedCompositeFieldContainer[RankScore]:
         """One a candidate, by falling cosine."""
@@ -414,9 +430,11 @@ class RankResponse(message.Message):
         version: builtins.str = ...,
         space_id: builtins.str = ...,
         timings: Timings | None = ...,
+        text_encoder_id: builtins.str = ...,
+        vision_encoder_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["scores", b"scores", "space_id", b"space_id", "timings", b"timings", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["scores", b"scores", "space_id", b"space_id", "text_encoder_id", b"text_encoder_id", "timings", b"timings", "version", b"version", "vision_encoder_id", b"vision_encoder_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -121,7 +121,8 @@ class JobServiceServicer(object):
     def ResumeJob(self, request, context):
         """Puts an INTERRUPTED, CANCELLED or FAILED job back into the queue. A fine-tune
         goes on from its last checkpoint, to the same weights as if nothing had
-        happened; other jobs begin anew. Errors: NOT_FOUND,
+        happened; a reindex that was interrupted from what its shadow holds; other jobs begin
+        anew. Errors: NOT_FOUND,
         FAILED_PRECONDITION/JOB_NOT_RESUMABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

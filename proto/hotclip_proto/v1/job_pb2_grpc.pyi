@@ -56,7 +56,8 @@ class JobServiceStub:
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.ResumeJobRequest, _job_pb2.Job]
     """Puts an INTERRUPTED, CANCELLED or FAILED job back into the queue. A fine-tune
     goes on from its last checkpoint, to the same weights as if nothing had
-    happened; other jobs begin anew. Errors: NOT_FOUND,
+    happened; a reindex that was interrupted from what its shadow holds; other jobs begin
+    anew. Errors: NOT_FOUND,
     FAILED_PRECONDITION/JOB_NOT_RESUMABLE.
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]
@@ -92,7 +93,8 @@ class JobServiceAsyncStub(JobServiceStub):
     ResumeJob: _aio.UnaryUnaryMultiCallable[_job_pb2.ResumeJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Puts an INTERRUPTED, CANCELLED or FAILED job back into the queue. A fine-tune
     goes on from its last checkpoint, to the same weights as if nothing had
-    happened; other jobs begin anew. Errors: NOT_FOUND,
+    happened; a reindex that was interrupted from what its shadow holds; other jobs begin
+    anew. Errors: NOT_FOUND,
     FAILED_PRECONDITION/JOB_NOT_RESUMABLE.
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]  # type: ignore[assignment]
@@ -161,7 +163,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Puts an INTERRUPTED, CANCELLED or FAILED job back into the queue. A fine-tune
         goes on from its last checkpoint, to the same weights as if nothing had
-        happened; other jobs begin anew. Errors: NOT_FOUND,
+        happened; a reindex that was interrupted from what its shadow holds; other jobs begin
+        anew. Errors: NOT_FOUND,
         FAILED_PRECONDITION/JOB_NOT_RESUMABLE.
         """
 

@@ -433,8 +433,9 @@ class ActivateVersionRequest(message.Message):
     """The same id again changes nothing and returns the model as it is then."""
     @builtins.property
     def collections(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Shadow collections (Reindex) to put live in the same transaction; empty: all that
-        are complete for this version.
+        """Collections to take along in the same transaction, by their shadows (Reindex): all that
+        are named must be complete; empty: those that are. Collections that are bound to the
+        live version, and of whose vectors this one changes none, always come along.
         """
 
     @builtins.property

@@ -73,6 +73,10 @@ class Collection(message.Message):
     SHADOW_COMPLETE_FIELD_NUMBER: builtins.int
     INDEXED_POINTS_FIELD_NUMBER: builtins.int
     INDEXING_FIELD_NUMBER: builtins.int
+    HAS_TEXTS_FIELD_NUMBER: builtins.int
+    HAS_IMAGES_FIELD_NUMBER: builtins.int
+    HAS_VECTORS_FIELD_NUMBER: builtins.int
+    PREVIOUS_VERSION_FIELD_NUMBER: builtins.int
     name: builtins.str
     model: builtins.str
     version: builtins.str
@@ -97,6 +101,14 @@ class Collection(message.Message):
     """Points that the approximate index covers; the others are compared one by one."""
     indexing: builtins.bool
     """Whether the index is being built; searches go on meanwhile."""
+    has_texts: builtins.bool
+    """Whether it ever held points of texts; then it follows only versions with its clip-text."""
+    has_images: builtins.bool
+    """Whether it ever held points of images; then only those with its clip-vision."""
+    has_vectors: builtins.bool
+    """Whether it holds points given as vectors; then only those of its space."""
+    previous_version: builtins.str
+    """Version that a rollback binds it to again; its vectors get every write. Empty if none."""
     @builtins.property
     def create_time(self) -> timestamp_pb2.Timestamp: ...
     def __init__(
@@ -116,10 +128,14 @@ class Collection(message.Message):
         shadow_complete: builtins.bool = ...,
         indexed_points: builtins.int = ...,
         indexing: builtins.bool = ...,
+        has_texts: builtins.bool = ...,
+        has_images: builtins.bool = ...,
+        has_vectors: builtins.bool = ...,
+        previous_version: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "dim", b"dim", "indexed_points", b"indexed_points", "indexing", b"indexing", "keep_sources", b"keep_sources", "model", b"model", "name", b"name", "points", b"points", "shadow_complete", b"shadow_complete", "shadow_version", b"shadow_version", "space_id", b"space_id", "text_encoder_id", b"text_encoder_id", "version", b"version", "vision_encoder_id", b"vision_encoder_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "dim", b"dim", "has_images", b"has_images", "has_texts", b"has_texts", "has_vectors", b"has_vectors", "indexed_points", b"indexed_points", "indexing", b"indexing", "keep_sources", b"keep_sources", "model", b"model", "name", b"name", "points", b"points", "previous_version", b"previous_version", "shadow_complete", b"shadow_complete", "shadow_version", b"shadow_version", "space_id", b"space_id", "text_encoder_id", b"text_encoder_id", "version", b"version", "vision_encoder_id", b"vision_encoder_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,7 +306,14 @@ class UpsertRequest(message.Message):
 
     COLLECTION_FIELD_NUMBER: builtins.int
     POINTS_FIELD_NUMBER: builtins.int
+    ONLY_MISSING_SOURCES_FIELD_NUMBER: builtins.int
     collection: builtins.str
+    only_missing_sources: builtins.bool
+    """Only gives sources to points that were given as vectors, so that the collection can be
+    reindexed: they are stored anew from their items and keep payload and reference. Points that have
+    a source or are gone are left alone and not counted. FAILED_PRECONDITION/SOURCES_NOT_KEPT
+    of a collection that keeps none.
+    """
     @builtins.property
     def points(self) -> containers.RepeatedCompositeFieldContainer[Point]:
         """1 to max_items_per_request."""
@@ -300,10 +323,11 @@ class UpsertRequest(message.Message):
         *,
         collection: builtins.str = ...,
         points: abc.Iterable[Point] | None = ...,
+        only_missing_sources: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["collection", b"collection", "points", b"points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["collection", b"collection", "only_missing_sources", b"only_missing_sources", "points", b"points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -315,12 +339,18 @@ class UpsertResponse(message.Message):
     ERRORS_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     SPACE_ID_FIELD_NUMBER: builtins.int
+    TEXT_ENCODER_ID_FIELD_NUMBER: builtins.int
+    VISION_ENCODER_ID_FIELD_NUMBER: builtins.int
     upserted: builtins.int
     """Points stored."""
     version: builtins.str
     """Version that encoded."""
     space_id: builtins.str
     """Its space."""
+    text_encoder_id: builtins.str
+    """Its encoder of texts."""
+    vision_encoder_id: builtins.str
+    """Its encoder of images."""
     @builtins.property
     def errors(self) -> containers.RepeatedCompositeFieldContainer[types_pb2.ItemError]:
         """Points that were not, by index."""
@@ -332,10 +362,12 @@ class UpsertResponse(message.Message):
         errors: abc.Iterable[types_pb2.ItemError] | None = ...,
         version: builtins.str = ...,
         space_id: builtins.str = ...,
+        text_encoder_id: builtins.str = ...,
+        vision_encoder_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["errors", b"errors", "space_id", b"space_id", "upserted", b"upserted", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["errors", b"errors", "space_id", b"space_id", "text_encoder_id", b"text_encoder_id", "upserted", b"upserted", "version", b"version", "vision_encoder_id", b"vision_encoder_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -624,7 +656,7 @@ class Query(message.Message):
 
     @builtins.property
     def vector(self) -> Vector:
-        """Must be of the collection's space."""
+        """Of the collection's space, or of one that expected_space_id may name."""
 
     @builtins.property
     def combination(self) -> Combination:
@@ -853,7 +885,11 @@ class SearchRequest(message.Message):
     exact: builtins.bool
     """Compare with every vector instead of the approximate index."""
     expected_space_id: builtins.str
-    """If set, the collection must be of this space."""
+    """If set, the answer must be of this space: by the bound version, else by the rollback
+    target or a complete shadow while they get every write, else by another resident
+    version that changes none of the stored vectors; otherwise
+    FAILED_PRECONDITION/SPACE_MISMATCH. Not set, the space of the query vectors decides.
+    """
     @builtins.property
     def queries(self) -> containers.RepeatedCompositeFieldContainer[Query]:
         """1 to 256 queries."""
@@ -941,10 +977,16 @@ class SearchResponse(message.Message):
     RESULTS_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     SPACE_ID_FIELD_NUMBER: builtins.int
+    TEXT_ENCODER_ID_FIELD_NUMBER: builtins.int
+    VISION_ENCODER_ID_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Version that encoded the queries and the collection."""
     space_id: builtins.str
     """Space of both."""
+    text_encoder_id: builtins.str
+    """Its encoder of texts."""
+    vision_encoder_id: builtins.str
+    """Its encoder of images."""
     @builtins.property
     def results(self) -> containers.RepeatedCompositeFieldContainer[QueryResult]:
         """One a query, in order."""
@@ -955,10 +997,12 @@ class SearchResponse(message.Message):
         results: abc.Iterable[QueryResult] | None = ...,
         version: builtins.str = ...,
         space_id: builtins.str = ...,
+        text_encoder_id: builtins.str = ...,
+        vision_encoder_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["results", b"results", "space_id", b"space_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["results", b"results", "space_id", b"space_id", "text_encoder_id", b"text_encoder_id", "version", b"version", "vision_encoder_id", b"vision_encoder_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

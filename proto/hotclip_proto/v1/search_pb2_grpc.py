@@ -182,9 +182,13 @@ class SearchServiceServicer(object):
 
     def Reindex(self, request, context):
         """Queues a job that builds the collection's vectors anew with a staged version into
-        a shadow; ActivateVersion puts version and shadow live together. Points stored
-        without their source (keep_sources false) can't be reindexed. A job that fails or is
-        cancelled leaves no shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+        a shadow; ActivateVersion puts version and shadow live together. It goes on after a
+        restart of the server without encoding again what it had stored. A collection of
+        whose vectors the version changes none (it holds images only, and the version has the
+        same clip-vision) needs no shadow: ActivateVersion binds it to the version as it is.
+        Points without their source can't be encoded anew: ErrorInfo says how many `points`,
+        and `ids` of the first ones as a JSON list. A job that fails or is cancelled leaves no
+        shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
         FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -75,9 +75,13 @@ class SearchServiceStub:
     """
     Reindex: _grpc.UnaryUnaryMultiCallable[_search_pb2.ReindexRequest, _job_pb2.Job]
     """Queues a job that builds the collection's vectors anew with a staged version into
-    a shadow; ActivateVersion puts version and shadow live together. Points stored
-    without their source (keep_sources false) can't be reindexed. A job that fails or is
-    cancelled leaves no shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+    a shadow; ActivateVersion puts version and shadow live together. It goes on after a
+    restart of the server without encoding again what it had stored. A collection of
+    whose vectors the version changes none (it holds images only, and the version has the
+    same clip-vision) needs no shadow: ActivateVersion binds it to the version as it is.
+    Points without their source can't be encoded anew: ErrorInfo says how many `points`,
+    and `ids` of the first ones as a JSON list. A job that fails or is cancelled leaves no
+    shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
     FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
     """
 
@@ -127,9 +131,13 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """
     Reindex: _aio.UnaryUnaryMultiCallable[_search_pb2.ReindexRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Queues a job that builds the collection's vectors anew with a staged version into
-    a shadow; ActivateVersion puts version and shadow live together. Points stored
-    without their source (keep_sources false) can't be reindexed. A job that fails or is
-    cancelled leaves no shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+    a shadow; ActivateVersion puts version and shadow live together. It goes on after a
+    restart of the server without encoding again what it had stored. A collection of
+    whose vectors the version changes none (it holds images only, and the version has the
+    same clip-vision) needs no shadow: ActivateVersion binds it to the version as it is.
+    Points without their source can't be encoded anew: ErrorInfo says how many `points`,
+    and `ids` of the first ones as a JSON list. A job that fails or is cancelled leaves no
+    shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
     FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
     """
 
@@ -242,9 +250,13 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Queues a job that builds the collection's vectors anew with a staged version into
-        a shadow; ActivateVersion puts version and shadow live together. Points stored
-        without their source (keep_sources false) can't be reindexed. A job that fails or is
-        cancelled leaves no shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+        a shadow; ActivateVersion puts version and shadow live together. It goes on after a
+        restart of the server without encoding again what it had stored. A collection of
+        whose vectors the version changes none (it holds images only, and the version has the
+        same clip-vision) needs no shadow: ActivateVersion binds it to the version as it is.
+        Points without their source can't be encoded anew: ErrorInfo says how many `points`,
+        and `ids` of the first ones as a JSON list. A job that fails or is cancelled leaves no
+        shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
         FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
         """
 

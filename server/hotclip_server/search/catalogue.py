@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -26,14 +26,18 @@ from hotclip_server.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from hotclip_server.models.background import Background
+from hotclip_server.models.residents import Pin
 from hotclip_server.search import records
 from hotclip_server.search.encoding import Versions
 from hotclip_server.search.protocol import VectorStore
-from hotclip_server.search.records import CollectionRecord
+from hotclip_server.search.records import CollectionRecord, binding_of
 from hotclip_server.storage.database import Database, now
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+FLIP_POLL_S = 0.005
+"""Between two looks whether a flip that has committed shows."""
 
 
 class Catalogue:
@@ -59,6 +63,7 @@ class Catalogue:
         self._locks: dict[str, asyncio.Lock] = {}
         self._revisions: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self.unsettled: set[str] = set()
         """Collections whose shards may lack what SQLite has: after the start, and after a write
         that broke off in between."""
@@ -84,6 +89,7 @@ class Catalogue:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.settle()
 
     def get(self, name: str) -> CollectionRecord:
         """A collection. Raises NotFound, or Unavailable while the server starts."""
@@ -131,55 +137,66 @@ class Catalogue:
                 f"there are {self._max_collections} collections, the most allowed",
                 reason="TOO_MANY_COLLECTIONS",
             )
-        with self._versions.pin(model, version) as pin:
-            spec = pin.resident.spec
+        while True:
+            pin = self._versions.pin(model, version)
             record = CollectionRecord(
+                **asdict(binding_of(pin.resident)),
                 name=name,
                 model=pin.resident.model,
-                version=pin.resident.version_id,
-                space_id=spec.space_id,
-                text_encoder_id=spec.text_encoder_id,
-                vision_encoder_id=spec.vision_encoder_id,
-                dim=spec.dim,
                 keep_sources=keep_sources,
                 shard=new_shard(),
                 create_time=now(),
             )
-            await self._store.create(record.shard, record.dim)
-            try:
-                await self._database.run(lambda c: records.insert(c, record))
-            except IntegrityError as error:
-                await self._store.drop(record.shard)
-                raise AlreadyExists(f"there is a collection {name!r}") from error
-            self.apply(record)
-        return record
+            making = self._create(pin, record, anywhere=bool(version))
+            if await self._background.uninterrupted(making):
+                return record
+            await asyncio.sleep(FLIP_POLL_S)
 
     async def delete(self, name: str) -> None:
         """Removes a collection with its points. Raises NotFound."""
         self.get(name)
-        async with self.lock(name):
-            record = self.get(name)
-            await self._database.run(lambda c: records.delete(c, name))
-            del self._records[name]
-            self._revisions.pop(name, None)
-            self.unsettled.discard(name)
-            for holder, version in _holds(record).items():
-                self._versions.release(version, holder)
-            self._drop(set(record.targets().values()))
+        await self._background.uninterrupted(self._delete(name))
 
     async def change(
         self, name: str, change: Callable[[Connection, CollectionRecord], CollectionRecord]
     ) -> CollectionRecord:
-        """Changes a row in one transaction, then the copy."""
+        """Changes a row in one transaction, then the copy; both or none, if the caller goes too."""
 
-        def work(connection: Connection) -> CollectionRecord:
-            record = change(connection, records.read(connection, name))
-            records.update(connection, record)
+        def work(connection: Connection, record: CollectionRecord) -> CollectionRecord:
+            return records.update(connection, change(connection, record))
+
+        while (record := await self.commit(self.get(name), work)) is None:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(FLIP_POLL_S)
+        return record
+
+    async def commit(
+        self,
+        known: CollectionRecord,
+        work: Callable[[Connection, CollectionRecord], CollectionRecord],
+    ) -> CollectionRecord | None:
+        """Runs `work` in one transaction with the row, and applies the row that it gives; goes
+        on to its end when the caller is cancelled.
+
+        Returns:
+            None, and nothing was done, if the row is not what `known` says any more: a flip has
+            committed and is about to show, or somebody else changed it.
+
+        Raises:
+            NotFound: the collection is gone.
+        """
+
+        def guarded(connection: Connection) -> CollectionRecord | None:
+            record = records.read(connection, known.name)
+            current = record.generation == known.generation
+            return work(connection, record) if current else None
+
+        async def both() -> CollectionRecord | None:
+            record = await self._database.run(guarded)
+            if record is not None:
+                self.apply(record)
             return record
 
-        record = await self._database.run(work)
-        self.apply(record)
-        return record
+        return await self._background.uninterrupted(both())
 
     def apply(self, record: CollectionRecord) -> None:
         """Makes a committed row the one that requests see."""
@@ -208,38 +225,43 @@ class Catalogue:
 
         Complete shadows for the new version, or those of them that `names` lists, go live
         with it; so do shards kept for a rollback to it. What was live is kept, and gets every
-        write, as long as its version is the rollback target. Other collections stay bound.
+        write, as long as its version is the rollback target. A collection that is bound to the
+        version that was live, and of whose vectors the new one changes none, follows as it is:
+        also back. Other collections stay bound.
 
         Raises:
             NotFound: `names` lists a collection that the model does not have.
             FailedPrecondition: one that has no complete shadow; reason SHADOW_INCOMPLETE.
         """
         found = {r.name: r for r in records.read_all(connection) if r.model == model}
-        for name in names:
-            if name not in found:
-                raise NotFound(f"model {model!r} has no collection {name!r}")
-            if not self._ready(found[name], new_version):
-                raise FailedPrecondition(
-                    f"collection {name!r} has no complete shadow for version {new_version}",
-                    reason="SHADOW_INCOMPLETE",
-                )
         binding = records.read_binding(connection, model, new_version)
-        changed: list[CollectionRecord] = []
+        _, previous = records.read_model(connection, model)
+        changed: list[tuple[CollectionRecord, CollectionRecord]] = []
         for record in found.values():
-            wanted = not names or record.name in names or record.previous_version == new_version
+            named = record.name in names
             flipped = record
-            if wanted and record.version != new_version and self._ready(record, new_version):
-                flipped = record.bound_to(binding)
-            if flipped.previous_version not in (None, old_version, new_version):
+            if record.version != new_version:
+                follows = record.version == old_version and record.unchanged_by(binding)
+                ready = _ready(record, new_version)
+                if named and not ready and not follows:
+                    raise _no_shadow(record, new_version)
+                if ready and (not names or named or record.previous_version == new_version):
+                    flipped = record.bound_to(binding)
+                elif follows:
+                    flipped = record.followed_to(binding)
+            if flipped.previous_version not in (None, previous, new_version):
                 flipped = flipped.without_previous()
             if flipped != record:
-                records.update(connection, flipped)
-                changed.append(flipped)
+                changed.append((record, records.update(connection, flipped)))
+        if missing := set(names) - set(found):
+            raise NotFound(f"model {model!r} has no collection {min(missing)!r}")
 
         def finish() -> None:
-            for record in changed:
-                if record.name in self._records:
-                    self.apply(record)
+            for before, after in changed:
+                known = self._records.get(before.name)
+                # Not one that was deleted meanwhile, and perhaps made anew.
+                if known is not None and known.shard == before.shard:
+                    self.apply(after)
 
         return finish
 
@@ -247,13 +269,39 @@ class Catalogue:
         if not self._opened:
             raise Unavailable("collections are being opened", retry_after_s=1.0)
 
-    def _ready(self, record: CollectionRecord, version: str) -> bool:
-        if version == record.version:
-            return True
-        if record.name in self.unsettled:
-            return False
-        complete = version == record.shadow_version and record.shadow_complete
-        return complete or version == record.previous_version
+    async def _create(self, pin: Pin, record: CollectionRecord, *, anywhere: bool) -> bool:
+        """False if the version is not live any more, unless it may be `anywhere`: a flip that
+        does not know the collection would leave it behind."""
+
+        def insert(connection: Connection) -> bool:
+            live, _ = records.read_model(connection, record.model)
+            if made := anywhere or live == record.version:
+                records.insert(connection, record)
+            return made
+
+        with pin:
+            await self._store.create(record.shard, record.dim)
+            try:
+                made = await self._database.run(insert)
+            except IntegrityError as error:
+                await self._store.drop(record.shard)
+                raise AlreadyExists(f"there is a collection {record.name!r}") from error
+            if made:
+                self.apply(record)
+            else:
+                await self._store.drop(record.shard)
+            return made
+
+    async def _delete(self, name: str) -> None:
+        async with self.lock(name):
+            record = self.get(name)
+            await self._database.run(lambda c: records.delete(c, name))
+            del self._records[name]
+            self._revisions.pop(name, None)
+            self.unsettled.discard(name)
+            for holder, version in _holds(record).items():
+                self._versions.release(version, holder)
+            self._drop(set(record.targets().values()))
 
     async def _hold_all(self, record: CollectionRecord) -> None:
         for holder, version in _holds(record).items():
@@ -287,7 +335,8 @@ def new_shard() -> str:
 
 def with_shadow(record: CollectionRecord, version: str, shard: str) -> CollectionRecord:
     """A shadow begins for `version`; one for another version is given up."""
-    return replace(record, shadow_version=version, shadow_shard=shard, shadow_complete=False)
+    fresh = record.without_shadow()
+    return replace(fresh, shadow_version=version, shadow_shard=shard)
 
 
 def _holds(record: CollectionRecord) -> dict[str, str]:
@@ -296,3 +345,16 @@ def _holds(record: CollectionRecord) -> dict[str, str]:
     if record.shadow_version:
         holds[f"shadow:{record.name}"] = record.shadow_version
     return holds
+
+
+def _ready(record: CollectionRecord, version: str) -> bool:
+    """Whether a shard of that version has every acknowledged write."""
+    complete = version == record.shadow_version and record.shadow_complete
+    return complete or version == record.previous_version
+
+
+def _no_shadow(record: CollectionRecord, version: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"collection {record.name!r} has no complete shadow for version {version}",
+        reason="SHADOW_INCOMPLETE",
+    )

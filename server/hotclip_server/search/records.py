@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from hotclip_server.errors import NotFound
+from hotclip_server.models.residents import Resident
 from hotclip_server.storage.schema import collections, models, sources, versions
 
 DELETED = "deleted"
@@ -37,6 +38,19 @@ class CollectionRecord:
     shadow_complete: bool = False
     previous_version: str | None = None
     previous_shard: str | None = None
+    shadow_revision: int = 0
+    """Rows up to here are in the growing shadow."""
+    has_texts: bool = False
+    has_images: bool = False
+    has_vectors: bool = False
+    """Given by callers: of which tower, nobody said."""
+    generation: int = 0
+    """Grows with every change of the row."""
+
+    @property
+    def sides(self) -> tuple[bool, bool, bool]:
+        """Whether it ever held points of texts, of images and of given vectors."""
+        return (self.has_texts, self.has_images, self.has_vectors)
 
     def targets(self) -> dict[str, str]:
         """Shards that every write goes to, by the version that encodes for them."""
@@ -47,13 +61,38 @@ class CollectionRecord:
         )
         return {version: shard for version, shard in pairs if version and shard}
 
+    def holding(self, kinds: Collection[str]) -> CollectionRecord:
+        """Points of these kinds of source are stored from now on."""
+        return replace(
+            self,
+            has_texts=self.has_texts or "text" in kinds,
+            has_images=self.has_images or "image" in kinds or "tensor" in kinds,
+            has_vectors=self.has_vectors or "vector" in kinds,
+        )
+
+    def unchanged_by(self, binding: Binding) -> bool:
+        """Whether every stored vector is what the encoders of `binding` make too: then the
+        collection can be bound to that version as it is. True of one that never held a point."""
+        return (
+            self.dim == binding.dim
+            and (not self.has_texts or self.text_encoder_id == binding.text_encoder_id)
+            and (not self.has_images or self.vision_encoder_id == binding.vision_encoder_id)
+            and (not self.has_vectors or self.space_id == binding.space_id)
+        )
+
     def without_previous(self) -> CollectionRecord:
         """The rollback target is gone."""
         return replace(self, previous_version=None, previous_shard=None)
 
     def without_shadow(self) -> CollectionRecord:
         """The shadow is gone."""
-        return replace(self, shadow_version=None, shadow_shard=None, shadow_complete=False)
+        return replace(
+            self,
+            shadow_version=None,
+            shadow_shard=None,
+            shadow_complete=False,
+            shadow_revision=0,
+        )
 
     def bound_to(self, binding: Binding) -> CollectionRecord:
         """Puts the shadow or the previous shard of that version live; the old one is previous."""
@@ -67,6 +106,11 @@ class CollectionRecord:
         )
         return record.without_shadow() if self.shadow_version == binding.version else record
 
+    def followed_to(self, binding: Binding) -> CollectionRecord:
+        """Binds it to a version that changes none of its vectors: the shard stays."""
+        record = replace(self, **asdict(binding))
+        return record.without_shadow() if self.shadow_version == binding.version else record
+
 
 @dataclass(frozen=True, kw_only=True)
 class Binding:
@@ -77,6 +121,18 @@ class Binding:
     text_encoder_id: str
     vision_encoder_id: str
     dim: int
+
+
+def binding_of(resident: Resident) -> Binding:
+    """What a collection copies from a version in memory."""
+    spec = resident.spec
+    return Binding(
+        version=resident.version_id,
+        space_id=spec.space_id,
+        text_encoder_id=spec.text_encoder_id,
+        vision_encoder_id=spec.vision_encoder_id,
+        dim=spec.dim,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +171,13 @@ def insert(connection: Connection, record: CollectionRecord) -> None:
     connection.execute(sa.insert(collections).values(asdict(record)))
 
 
-def update(connection: Connection, record: CollectionRecord) -> None:
-    """Replaces the row of a collection."""
+def update(connection: Connection, record: CollectionRecord) -> CollectionRecord:
+    """Replaces the row of a collection; gives it back with its new generation."""
+    record = replace(record, generation=record.generation + 1)
     connection.execute(
         sa.update(collections).where(collections.c.name == record.name).values(asdict(record))
     )
+    return record
 
 
 def delete(connection: Connection, name: str) -> None:
@@ -197,12 +255,27 @@ def deleted_ids(connection: Connection, collection: str) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
-def has_kind(connection: Connection, collection: str, kind: str) -> bool:
-    """Whether a point of that kind is stored."""
-    query = sa.select(sources.c.point_id).where(
-        sources.c.collection == collection, sources.c.kind == kind
-    )
-    return connection.execute(query.limit(1)).first() is not None
+def without_source(connection: Connection, collection: str, limit: int) -> tuple[int, list[str]]:
+    """How many points were given as vectors, and the ids of the first `limit`."""
+    given = (sources.c.collection == collection) & (sources.c.kind == "vector")
+    count = connection.execute(sa.select(sa.func.count()).where(given)).scalar() or 0
+    ids = sa.select(sources.c.point_id).where(given).order_by(sources.c.point_id).limit(limit)
+    return count, list(connection.execute(ids).scalars())
+
+
+def given_vectors(
+    connection: Connection, collection: str, ids: Sequence[str]
+) -> dict[str, SourceRow]:
+    """Rows of those of the points that were given as vectors, by id."""
+    found: dict[str, SourceRow] = {}
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        query = sa.select(sources).where(
+            sources.c.collection == collection,
+            sources.c.point_id.in_(ids[start : start + _IDS_AT_ONCE]),
+            sources.c.kind == "vector",
+        )
+        found.update((row.point_id, _source(row)) for row in connection.execute(query))
+    return found
 
 
 def sources_after(

@@ -2,13 +2,16 @@
 
 From the moment the shadow exists every write goes to both shards. The job walks the rows in
 the order of their revisions and stores each in the shadow unless the shadow has that
-revision already, so it may break off anywhere and go on from the start. It has caught up
-when it finds no further row while no write is under way.
+revision already, so it may break off anywhere and go on; now and then it notes how far it
+came, and after a restart begins there. It has caught up when it finds no further row while
+no write is under way. A collection of whose vectors the version changes none has no shadow:
+it is bound to that version as it is (`Catalogue.flip`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,12 +29,16 @@ from hotclip_server.search import records
 from hotclip_server.search.catalogue import Catalogue, new_shard, with_shadow
 from hotclip_server.search.encoding import Versions
 from hotclip_server.search.protocol import VectorStore
-from hotclip_server.search.records import CollectionRecord, SourceRow
+from hotclip_server.search.records import Binding, CollectionRecord, SourceRow
 from hotclip_server.search.writer import Writer, to_meta
 from hotclip_server.storage.database import Database
 
 _ROWS = 64
 """Rows of one step: bounds how long a cancellation and an upsert wait."""
+_ROWS_TO_NOTE = 1024
+"""Rows after which the job notes how far it came."""
+_NAMED = 10
+"""Points that an error names."""
 T = TypeVar("T")
 
 
@@ -39,11 +46,12 @@ T = TypeVar("T")
 class Step:
     """How far a reindex came."""
 
-    revision: int
+    revision: int = 0
     """Rows up to here are in the shadow."""
-    last_revision: int
+    last_revision: int = 0
     """Of the collection."""
-    complete: bool
+    ended: str = ""
+    """How it ended, for people; empty: it goes on."""
 
 
 class Reindexer:
@@ -75,42 +83,49 @@ class Reindexer:
 
         Raises:
             NotFound: the collection, or its model has no such version.
-            FailedPrecondition: points without sources (reason SOURCES_MISSING), or it is
-                bound to that version already (reason ALREADY_BOUND).
+            FailedPrecondition: points without sources whose vectors the version changes (reason
+                SOURCES_MISSING; metadata: how many `points`, and `ids` of the first ones as
+                JSON), or it is bound to that version already (reason ALREADY_BOUND).
         """
-        record = self._catalogue.get(name)
-        await self._database.run(lambda c: records.read_binding(c, record.model, version))
+        record = await self._emptied(self._catalogue.get(name))
+        binding = await self._binding(record, version)
         if record.version == version:
             raise FailedPrecondition(
                 f"collection {name!r} is bound to version {version} already",
                 reason="ALREADY_BOUND",
             )
-        given = await self._database.run(lambda c: records.has_kind(c, name, "vector"))
-        kept = record.keep_sources or (await self._store.info(record.shard)).points == 0
-        if given or not kept:
-            raise FailedPrecondition(
-                f"collection {name!r} has points that were stored without their source",
-                reason="SOURCES_MISSING",
-            )
+        if not self._as_it_is(record, binding):
+            await self._check_sources(record)
         return record
 
     def run(self, job: JobContext) -> JobResult:
         """Does a job of spec {"collection", "version"}; see JobHandler."""
         name, version = str(job.spec["collection"]), str(job.spec["version"])
-        if self._wait(self._begin(name, version)):
-            return JobResult(message=f"{name} is bound to version {version}")
+        step = self._wait(self._begin(name, version))
+        if not step.ended:
+            step = self._walk(job, name, version, step)
+        return JobResult(message=step.ended)
+
+    def _walk(self, job: JobContext, name: str, version: str, step: Step) -> Step:
         job.running()
-        step = Step(revision=0, last_revision=0, complete=False)
+        noted = step.revision
+        if noted:
+            job.resumed(noted)
         try:
-            while not step.complete:
+            while True:
                 job.check_cancelled()
                 step = self._wait(self._step(name, version, step.revision))
                 job.progress(min(1.0, step.revision / max(1, step.last_revision)))
+                if step.ended:
+                    return step
+                if step.revision >= noted + _ROWS_TO_NOTE:
+                    noted = step.revision
+                    self._wait(self._note(name, version, noted))
+                    job.checkpoint(step=noted, size_bytes=0, best=False)
         except (Cancelled, HotclipError):
             if not job.stopping:
                 self._wait(self._give_up(name, version))
             raise
-        return JobResult(message=f"the shadow of {name} for version {version} is complete")
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:
@@ -118,27 +133,94 @@ class Reindexer:
             raise RuntimeError("reindexing is not started; this is a bug")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _begin(self, name: str, version: str) -> bool:
-        """Makes the shadow, unless an earlier run of the job did; whether it is live already."""
-        if self._catalogue.get(name).version == version:
-            return True
+    async def _binding(self, record: CollectionRecord, version: str) -> Binding:
+        return await self._database.run(lambda c: records.read_binding(c, record.model, version))
+
+    def _as_it_is(self, record: CollectionRecord, binding: Binding) -> bool:
+        """Whether no vector has to be made: it follows when the version goes live, or the version
+        is live and it was left behind."""
+        live = self._versions.model_state(record.model).live_version
+        return live in (record.version, binding.version) and record.unchanged_by(binding)
+
+    async def _emptied(self, record: CollectionRecord) -> CollectionRecord:
+        """Without sources, an empty collection holds nothing that a version could change."""
+        if record.keep_sources or (await self._store.info(record.shard)).points:
+            return record
+        return replace(record, has_texts=False, has_images=False, has_vectors=False)
+
+    async def _check_sources(self, record: CollectionRecord) -> None:
+        name, total = record.name, (await self._store.info(record.shard)).points
+        if record.keep_sources:
+            missing, ids = 0, list[str]()
+            if record.has_vectors:
+                missing, ids = await self._database.run(
+                    lambda c: records.without_source(c, name, _NAMED)
+                )
+            what = "were given as vectors: upsert them as texts or images"
+        else:
+            missing = total
+            page, _ = await self._store.scroll(record.shard, limit=_NAMED)
+            ids = sorted(point.id for point in page)
+            what = "have no source, as the collection was made with keep_sources false"
+        if missing or not record.keep_sources:
+            raise FailedPrecondition(
+                f"{missing} of {total} points of collection {name!r} {what}{_named(ids, missing)}",
+                reason="SOURCES_MISSING",
+                metadata={"points": str(missing), "ids": json.dumps(ids)},
+            )
+
+    async def _begin(self, name: str, version: str) -> Step:
+        """Makes the shadow, unless an earlier run of the job did."""
+        if (ended := self._bound(name, version)) is not None:
+            return ended
         record = await self.check(name, version)
+        binding = await self._binding(record, version)
+        if self._as_it_is(record, binding):
+            return await self._leave(name, binding)
         if record.shadow_version == version:
-            return False
+            return Step(revision=record.shadow_revision)
         holder = f"shadow:{name}"
         await self._versions.bind(version, holder)
         try:
             async with self._catalogue.lock(name):
-                await self._make_shadow(await self.check(name, version), version)
+                await self._make_shadow(await self.check(name, version), binding)
         except HotclipError:
             if self._catalogue.get(name).shadow_version != version:
                 self._versions.release(version, holder)
             raise
-        return False
+        return Step()
 
-    async def _make_shadow(self, record: CollectionRecord, version: str) -> None:
-        name, old = record.name, record
-        binding = await self._database.run(lambda c: records.read_binding(c, old.model, version))
+    def _bound(self, name: str, version: str) -> Step | None:
+        if self._catalogue.get(name).version != version:
+            return None
+        return Step(ended=f"{name} is bound to version {version}")
+
+    async def _leave(self, name: str, binding: Binding) -> Step:
+        """Nothing is encoded; one that was left behind catches up with the live version."""
+        version = binding.version
+        async with self._catalogue.lock(name):
+            sides = (await self._emptied(self._catalogue.get(name))).sides
+
+            def leave(connection: Connection, record: CollectionRecord) -> CollectionRecord:
+                texts, images, vectors = sides
+                record = replace(record, has_texts=texts, has_images=images, has_vectors=vectors)
+                live, _ = records.read_model(connection, record.model)
+                if live == version and record.unchanged_by(binding):
+                    return record.followed_to(binding)
+                return record.without_shadow() if record.shadow_version == version else record
+
+            await self._catalogue.change(name, leave)
+        if (ended := self._bound(name, version)) is not None:
+            return ended
+        if not self._as_it_is(self._catalogue.get(name), binding):
+            return await self._begin(name, version)  # A flip or a write came in between.
+        return Step(
+            ended=f"{name} holds nothing that version {version} encodes otherwise: it goes live "
+            "with it as it is"
+        )
+
+    async def _make_shadow(self, record: CollectionRecord, binding: Binding) -> None:
+        name, version = record.name, binding.version
         if record.previous_version == version:
             # Its shard is kept up anyway: it is a complete shadow.
             shard = record.previous_shard or ""
@@ -155,6 +237,8 @@ class Reindexer:
         await self._catalogue.change(name, lambda _, r: with_shadow(r, version, shard))
 
     async def _step(self, name: str, version: str, revision: int) -> Step:
+        if (ended := self._bound(name, version)) is not None:
+            return ended
         record = self._shadowed(name, version)
         rows = await self._database.run(lambda c: records.sources_after(c, name, revision, _ROWS))
         shard = record.shadow_shard or ""
@@ -162,25 +246,43 @@ class Reindexer:
         todo = [row for row in rows if stored.revisions.get(row.point_id) != row.revision]
         vectors = await self._make_vectors(record, version, todo)
         async with self._catalogue.lock(name):
-            record = self._shadowed(name, version)
+            if (ended := self._bound(name, version)) is not None:
+                return ended
+            before, record = record, self._shadowed(name, version)
+            last = await self._database.run(lambda c: records.last_revision(c, name))
+            if before.version != record.version:
+                # Vectors may have been copied from a shard that was another version's.
+                return Step(revision=revision, last_revision=last)
             if todo:
                 await self._store_current(name, record.shadow_shard or "", todo, vectors)
             reached = rows[-1].revision if rows else revision
-            last = await self._database.run(lambda c: records.last_revision(c, name))
             if last > reached and rows:
-                return Step(revision=reached, last_revision=last, complete=False)
+                return Step(revision=reached, last_revision=last)
             if name in self._catalogue.unsettled:
                 # A write broke off: its rows are looked at once it is settled.
                 self._catalogue.spawn(self._writer.settle(name))
-                return Step(revision=reached, last_revision=last, complete=False)
+                return Step(revision=reached, last_revision=last)
             await self._catalogue.change(name, lambda c, r: _completed(c, r, version))
-            return Step(revision=reached, last_revision=last, complete=True)
+            return Step(
+                revision=reached,
+                last_revision=last,
+                ended=f"the shadow of {name} for version {version} is complete",
+            )
+
+    async def _note(self, name: str, version: str, revision: int) -> None:
+        """Rows up to `revision` need not be looked at again."""
+
+        def note(_: Connection, record: CollectionRecord) -> CollectionRecord:
+            ours = record.shadow_version == version
+            return replace(record, shadow_revision=revision) if ours else record
+
+        await self._catalogue.change(name, note)
 
     async def _make_vectors(
         self, record: CollectionRecord, version: str, rows: list[SourceRow]
     ) -> NDArray[np.float32]:
         """float32 (rows, dim) by the new version; copied where its tower is the old one's."""
-        binding = await self._database.run(lambda c: records.read_binding(c, record.model, version))
+        binding = await self._binding(record, version)
         vectors = np.zeros((len(rows), binding.dim), np.float32)
         same = {
             "text": binding.text_encoder_id == record.text_encoder_id,
@@ -199,12 +301,8 @@ class Reindexer:
             made, errors = await self._writer.encode_rows(
                 record.model, version, [rows[at] for at in make], Priority.BULK
             )
-            for which, error in errors.items():
-                raise FailedPrecondition(
-                    f"point {rows[make[which]].point_id!r} can't be encoded by version {version}: "
-                    f"{error.message}",
-                    reason="SOURCE_UNFIT",
-                )
+            if errors:
+                raise _unfit({rows[make[at]].point_id: e for at, e in errors.items()}, version)
             vectors[make] = made
         return vectors
 
@@ -240,8 +338,27 @@ def _completed(connection: Connection, record: CollectionRecord, version: str) -
     """Marks the shadow; if its version is live already, it goes live at once."""
     if record.shadow_version != version:
         return record
+    # A shadow is made of sources alone, and while there is one no vector is taken.
+    record = replace(record, has_vectors=False)
     live, previous = records.read_model(connection, record.model)
     if live != version:
         return replace(record, shadow_complete=True)
     flipped = record.bound_to(records.read_binding(connection, record.model, version))
     return flipped if flipped.previous_version == previous else flipped.without_previous()
+
+
+def _unfit(errors: dict[str, HotclipError], version: str) -> FailedPrecondition:
+    """Sources that the bound version took and another can't: it names those of one step."""
+    first, error = next(iter(errors.items()))
+    ids = list(errors)[:_NAMED]
+    return FailedPrecondition(
+        f"version {version} can't encode the source of {len(errors)} point(s)"
+        f"{_named(ids, len(errors))}; of {first!r}: {error.message}",
+        reason="SOURCE_UNFIT",
+        metadata={"points": str(len(errors)), "ids": json.dumps(ids)},
+    )
+
+
+def _named(ids: list[str], count: int) -> str:
+    names = ", ".join(map(repr, ids))
+    return f" ({names}{', …' if count > len(ids) else ''})" if ids else ""

@@ -4,7 +4,7 @@ for the whole call, so that one answer is of one space.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from hotclip_server.search.points import Space
 from hotclip_server.search.protocol import Match, VectorStore
 from hotclip_server.search.queries import Part, combine, parse_query
 from hotclip_server.search.records import CollectionRecord
+from hotclip_server.search.spaces import of_space
 
 MAX_QUERIES = 256
 MAX_LIMIT = 1000
@@ -46,6 +47,8 @@ class Found:
     matches: list[list[Match]]
     version: str
     space_id: str
+    text_encoder_id: str
+    vision_encoder_id: str
 
 
 class Searcher:
@@ -75,15 +78,23 @@ class Searcher:
         if not 1 <= options.limit <= MAX_LIMIT:
             raise InvalidArgument.field("limit", f"must be 1 to {MAX_LIMIT}")
         while True:
-            record = self._catalogue.get(name)
-            _check_space(record, options.expected_space_id)
+            live = self._catalogue.get(name)
+            record = of_space(live, options.expected_space_id, self._versions)
+            if not options.expected_space_id:
+                record = _of_vectors(record, queries, self._versions)
             try:
-                return await self._search(record, queries, options)
+                found = await self._search(record, queries, options)
             except NotFound as error:
                 # A flip put another shard in place of the one that this search had begun on.
-                moved = self._catalogue.get(name).shard != record.shard
+                moved = self._catalogue.get(name).generation != live.generation
                 if error.reason != "SHARD_NOT_FOUND" or not moved:
                     raise
+            else:
+                now = self._catalogue.get(name)
+                owners = {shard: version for version, shard in now.targets().items()}
+                # Points that another version made may have come into the shard meanwhile.
+                if owners.get(record.shard) == record.version or now.sides == record.sides:
+                    return found
 
     async def _search(
         self,
@@ -104,7 +115,13 @@ class Searcher:
             exact=options.exact,
             exclude=[query.point_ids for query in parsed],
         )
-        return Found(matches=matches, version=record.version, space_id=record.space_id)
+        return Found(
+            matches=matches,
+            version=record.version,
+            space_id=record.space_id,
+            text_encoder_id=record.text_encoder_id,
+            vision_encoder_id=record.vision_encoder_id,
+        )
 
     async def _vectors(
         self, record: CollectionRecord, parts: Sequence[Part], deadline: float | None
@@ -156,15 +173,23 @@ class Searcher:
         return encoded.vectors
 
 
-def _check_space(record: CollectionRecord, expected: str) -> None:
-    if expected and record.space_id != expected:
-        raise FailedPrecondition(
-            f"collection {record.name!r} is of space {record.space_id}, the request expects "
-            f"{expected}",
-            reason="SPACE_MISMATCH",
-            metadata={
-                "space_id": record.space_id,
-                "version": record.version,
-                "expected_space_id": expected,
-            },
-        )
+def _of_vectors(
+    record: CollectionRecord, queries: Sequence[search_pb2.Query], versions: Versions
+) -> CollectionRecord:
+    """As the version of the callers' own vectors has it, if there is one; else as it is, and
+    parsing the vectors says what is wrong."""
+    spaces = set(_spaces(queries))
+    if len(spaces) != 1:
+        return record
+    try:
+        return of_space(record, spaces.pop(), versions)
+    except FailedPrecondition:
+        return record
+
+
+def _spaces(queries: Iterable[search_pb2.Query]) -> Iterator[str]:
+    """Of the callers' own vectors."""
+    for query in queries:
+        if query.WhichOneof("query") == "vector":
+            yield query.vector.space_id
+        yield from _spaces(part.query for part in query.combination.parts)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import Connection
 
 from hotclip_proto.v1 import search_pb2
 from hotclip_proto.v1.types_pb2 import EncodeItem
@@ -27,7 +28,7 @@ from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound, Un
 from hotclip_server.models.residents import Pin
 from hotclip_server.search import records
 from hotclip_server.search.blobs import SourceBlobs
-from hotclip_server.search.catalogue import Catalogue
+from hotclip_server.search.catalogue import FLIP_POLL_S, Catalogue
 from hotclip_server.search.encoding import ItemEncoder, Versions
 from hotclip_server.search.points import NewPoint, Space, parse_points
 from hotclip_server.search.protocol import PointMeta, VectorStore
@@ -58,6 +59,8 @@ class Upserted:
     errors: dict[int, HotclipError]
     version: str
     space_id: str
+    text_encoder_id: str
+    vision_encoder_id: str
 
 
 class Writer:
@@ -85,22 +88,36 @@ class Writer:
         self._rows_at_once = min(_ENCODE_ROWS, max_items)
 
     async def upsert(
-        self, name: str, points: Sequence[search_pb2.Point], *, deadline: float | None = None
+        self,
+        name: str,
+        points: Sequence[search_pb2.Point],
+        *,
+        only_missing_sources: bool = False,
+        deadline: float | None = None,
     ) -> Upserted:
         """Encodes and stores points; durable when it returns.
 
+        Args:
+            only_missing_sources: Stores only what replaces a point that was given as a vector;
+                its payload and reference stay.
+
         Raises:
             NotFound: no such collection.
-            FailedPrecondition: a vector of another space; reason SPACE_MISMATCH.
+            FailedPrecondition: a vector of another space; reason SPACE_MISMATCH. Sources for a
+                collection that keeps none; reason SOURCES_NOT_KEPT.
             HotclipError: what encoding as a whole, or the vector engine, raises.
         """
         while True:
             record = self._catalogue.get(name)
+            if only_missing_sources and not record.keep_sources:
+                raise FailedPrecondition(
+                    f"collection {name!r} keeps no sources", reason="SOURCES_NOT_KEPT"
+                )
             space = Space(space_id=record.space_id, dim=record.dim)
             good, errors = await asyncio.to_thread(
                 parse_points, points, space, self._max_payload_bytes
             )
-            if len(record.targets()) > 1:
+            if only_missing_sources or len(record.targets()) > 1:
                 good = _without_vectors(good, errors)
             record, vectors = await self._encode(record, good, errors, deadline)
             rows: list[SourceRow] = []
@@ -111,18 +128,26 @@ class Writer:
                 if set(now.targets()) != set(vectors) or now.version != record.version:
                     continue  # A flip or a shadow came in between.
                 keep = [at for at, point in enumerate(good) if point.index not in errors]
+                count = len(points) - len(errors)
+                if only_missing_sources:
+                    keep = await self._lacking(name, good, rows, keep)
+                    count = len(keep)
                 if keep:
-                    await self._store_points(
+                    stored = await self._store_points(
                         now,
                         [good[at] for at in keep],
                         [rows[at] for at in keep] if rows else [],
                         {version: matrix[keep] for version, matrix in vectors.items()},
                     )
+                    if not stored:
+                        continue  # A flip came in between.
                 return Upserted(
-                    stored=len(points) - len(errors),
+                    stored=count,
                     errors=errors,
                     version=now.version,
                     space_id=now.space_id,
+                    text_encoder_id=now.text_encoder_id,
+                    vision_encoder_id=now.vision_encoder_id,
                 )
 
     async def delete(self, name: str, ids: Sequence[str]) -> int:
@@ -163,6 +188,20 @@ class Writer:
                 vectors[at] = np.frombuffer(row.item or b"", "<f4")
         return vectors, errors
 
+    async def _lacking(
+        self, name: str, points: list[NewPoint], rows: list[SourceRow], keep: Sequence[int]
+    ) -> list[int]:
+        """Those of `keep` that a source is missing of, with the payload and reference they have."""
+        ids = [points[at].id for at in keep]
+        given = await self._database.run(lambda c: records.given_vectors(c, name, ids))
+        lacking = [at for at in keep if points[at].id in given]
+        for at in lacking:
+            row = given[points[at].id]
+            kept: dict[str, Any] = {"payload": row.payload, "reference": row.reference}
+            points[at] = replace(points[at], **kept)
+            rows[at] = replace(rows[at], **kept)
+        return lacking
+
     async def _encode(
         self,
         record: CollectionRecord,
@@ -179,7 +218,7 @@ class Writer:
             except HotclipError:
                 if version != record.previous_version:
                     raise
-                record = await self._forget_previous(record.name)
+                record = await self._forget_previous(record.name, version)
                 continue
             with pin:
                 matrix = np.zeros((len(points), pin.resident.spec.dim), np.float32)
@@ -210,9 +249,14 @@ class Writer:
         finally:
             self._versions.release(version, holder)
 
-    async def _forget_previous(self, name: str) -> CollectionRecord:
+    async def _forget_previous(self, name: str, version: str) -> CollectionRecord:
         """The rollback target is gone: its shard need not be kept up any more."""
-        return await self._catalogue.change(name, lambda _, record: record.without_previous())
+
+        def forget(_: Connection, record: CollectionRecord) -> CollectionRecord:
+            gone = record.previous_version == version
+            return record.without_previous() if gone else record
+
+        return await self._catalogue.change(name, forget)
 
     async def _store_points(
         self,
@@ -220,20 +264,50 @@ class Writer:
         points: Sequence[NewPoint],
         rows: Sequence[SourceRow],
         vectors: Vectors,
-    ) -> None:
+    ) -> bool:
+        """False, and nothing is stored, if the collection was bound to another version meanwhile
+        and held nothing of the kind of these points before: they are of the old one."""
         await self._settle(record)
         first = await self._catalogue.next_revisions(record.name, len(points))
         metas = [PointMeta(p.id, first + at, p.payload) for at, p in enumerate(points)]
+        stamped = [_with_revision(row, first + at) for at, row in enumerate(rows)]
 
-        async def write() -> None:
-            if rows:
-                stamped = [_with_revision(row, first + at) for at, row in enumerate(rows)]
-                await self._database.run(lambda c: records.put_sources(c, record.name, stamped))
+        async def write() -> bool:
+            if not await self._note(record, {point.kind for point in points}, stamped):
+                return False
             for version, shard in record.targets().items():
                 with self._unless_dropped(record.name, shard):
                     await self._store.upsert(shard, metas, vectors[version])
+            return True
 
-        await self._guard(record, write())
+        return await self._guard(record, write())
+
+    async def _note(
+        self, record: CollectionRecord, kinds: set[str], rows: Sequence[SourceRow]
+    ) -> bool:
+        """Commits rows, and which kinds of points the collection holds: whether it follows a
+        version is decided by that. False as `_store_points`."""
+
+        def put(connection: Connection) -> None:
+            if rows:
+                records.put_sources(connection, record.name, rows)
+
+        if record.holding(kinds) == record:
+            if rows:
+                await self._database.run(put)
+            return True
+
+        def grow(connection: Connection, now: CollectionRecord) -> CollectionRecord:
+            put(connection)
+            return records.update(connection, now.holding(kinds))
+
+        while await self._catalogue.commit(record, grow) is None:
+            await asyncio.sleep(FLIP_POLL_S)
+            now = self._catalogue.get(record.name)
+            if now.version != record.version or now.targets() != record.targets():
+                return False
+            record = now
+        return True
 
     async def _delete_vectors(self, record: CollectionRecord, ids: list[str]) -> int:
         deleted: list[int] = []
@@ -293,7 +367,7 @@ class Writer:
             except (NotFound, FailedPrecondition):
                 if version != record.previous_version:
                     raise
-                await self._forget_previous(record.name)
+                await self._forget_previous(record.name, version)
 
     async def _reconcile_shard(self, record: CollectionRecord, version: str, shard: str) -> None:
         before: int | None = None
@@ -388,8 +462,8 @@ def _without_vectors(points: Sequence[NewPoint], errors: dict[int, HotclipError]
     for point in points:
         if point.vector is not None:
             errors[point.index] = FailedPrecondition(
-                "the collection is kept for two versions (a shadow or a rollback target); a "
-                "vector of one can't be stored: unload the other version first",
+                "must hold an item: a vector is no source, and where two versions are kept (a "
+                "shadow or a rollback target) it is of one of them",
                 reason="SOURCE_NEEDED",
             )
     return [point for point in points if point.vector is None]

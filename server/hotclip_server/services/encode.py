@@ -126,6 +126,8 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
                 ],
                 version=pin.resident.version_id,
                 space_id=pin.resident.spec.space_id,
+                text_encoder_id=pin.resident.spec.text_encoder_id,
+                vision_encoder_id=pin.resident.spec.vision_encoder_id,
                 timings=timings_to_proto(ranked.encoded, started),
             )
 
@@ -174,6 +176,8 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
         response.errors.extend(item_errors(encoded.errors))
         response.model, response.version = resident.model, resident.version_id
         response.space_id = spec.space_id
+        response.text_encoder_id = spec.text_encoder_id
+        response.vision_encoder_id = spec.vision_encoder_id
         response.timings.CopyFrom(timings_to_proto([encoded], started))
 
 

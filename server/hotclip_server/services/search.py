@@ -91,13 +91,18 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         """Encodes and stores."""
         _check_count("points", len(request.points), self._max_items, "TOO_MANY_ITEMS")
         done = await self._collections.writer.upsert(
-            request.collection, request.points, deadline=deadline_of(context)
+            request.collection,
+            request.points,
+            only_missing_sources=request.only_missing_sources,
+            deadline=deadline_of(context),
         )
         return search_pb2.UpsertResponse(
             upserted=done.stored,
             errors=item_errors(done.errors),
             version=done.version,
             space_id=done.space_id,
+            text_encoder_id=done.text_encoder_id,
+            vision_encoder_id=done.vision_encoder_id,
         )
 
     async def Delete(  # noqa: N802 - named by the proto
@@ -186,7 +191,12 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
 
 def found_to_proto(found: Found) -> search_pb2.SearchResponse:
     """As the wire has it."""
-    response = search_pb2.SearchResponse(version=found.version, space_id=found.space_id)
+    response = search_pb2.SearchResponse(
+        version=found.version,
+        space_id=found.space_id,
+        text_encoder_id=found.text_encoder_id,
+        vision_encoder_id=found.vision_encoder_id,
+    )
     for matches in found.matches:
         result = response.results.add()
         for match in matches:
@@ -212,6 +222,10 @@ def collection_to_proto(record: CollectionRecord, figures: ShardInfo) -> search_
         shadow_complete=record.shadow_complete,
         indexed_points=min(figures.indexed, figures.points),
         indexing=figures.building,
+        has_texts=record.has_texts,
+        has_images=record.has_images,
+        has_vectors=record.has_vectors,
+        previous_version=record.previous_version or "",
     )
     message.create_time.FromDatetime(record.create_time)
     return message

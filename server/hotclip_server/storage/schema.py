@@ -149,6 +149,14 @@ collections = Table(
     # After a flip: the shard of the rollback target, which still gets every write.
     Column("previous_version", String(64), ForeignKey("versions.id")),
     Column("previous_shard", String(64)),
+    # Rows up to this revision are in the growing shadow.
+    Column("shadow_revision", BigInteger, nullable=False, default=0),
+    # What made the stored vectors: which of them another version leaves as they are.
+    Column("has_texts", Boolean, nullable=False, default=False),
+    Column("has_images", Boolean, nullable=False, default=False),
+    Column("has_vectors", Boolean, nullable=False, default=False),
+    # Grows with every change of the row.
+    Column("generation", BigInteger, nullable=False, default=0),
 )
 
 # Sources of points, kept so that reindexing needs nobody. One row a point.

@@ -98,6 +98,11 @@ def upgrade() -> None:
         sa.Column("shadow_complete", sa.Boolean(), nullable=False),
         sa.Column("previous_version", sa.String(length=64), nullable=True),
         sa.Column("previous_shard", sa.String(length=64), nullable=True),
+        sa.Column("shadow_revision", sa.BigInteger(), nullable=False),
+        sa.Column("has_texts", sa.Boolean(), nullable=False),
+        sa.Column("has_images", sa.Boolean(), nullable=False),
+        sa.Column("has_vectors", sa.Boolean(), nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
             ["previous_version"],
             ["versions.id"],
