@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import signal
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from support.history import History, Span
 from support.search import World, search_world, text_point, text_query, text_vectors
 
-from hotclip_proto.v1 import search_pb2
-from hotclip_proto.v1.types_pb2 import EncodeItem
+from hotclip_proto.v1 import job_pb2, search_pb2
+from hotclip_proto.v1.types_pb2 import EncodeItem, ImageTensor
+from hotclip_server.batching.ticket import Priority
+from hotclip_server.encoding.protocol import Prepared, Tower
 from hotclip_server.errors import FailedPrecondition
 from hotclip_server.jobs.records import JobRecord
 from hotclip_server.jobs.states import JobState
+from hotclip_server.models.residents import Pin
+from hotclip_server.pipeline import Encoded
+from hotclip_server.search import reindex
 from hotclip_server.search.searcher import SearchOptions
 from hotclip_server.testing import FakeEncoder, FakeLoader
 
@@ -73,15 +85,24 @@ async def check_content(world: World, expected: dict[str, str]) -> None:
 
 
 class Load:
-    """Writes, deletes and searches for as long as it is told; knows what must be stored."""
+    """Writes, deletes and searches for as long as it is told; checks every answer against what
+    may have been stored then, by the version that it names."""
 
-    def __init__(self, world: World, expected: dict[str, str]) -> None:
-        self.expected = expected
-        self.versions: list[str] = []
+    LIMIT = 20
+
+    def __init__(self, world: World, texts: dict[str, str]) -> None:
+        self.history = History()
         self._world = world
+        self._texts = texts
         self._stopping = asyncio.Event()
 
-    async def write(self) -> None:
+    async def begin(self) -> None:
+        points = [text_point(i, t, text=t) for i, t in self._texts.items()]
+        with self.history.writing(self._texts):
+            await self._world.collections.writer.upsert("c", points)
+
+    async def write(self, writer: int) -> None:
+        """Points of other writers are left alone."""
         upsert, delete = (
             self._world.collections.writer.upsert,
             self._world.collections.writer.delete,
@@ -89,19 +110,44 @@ class Load:
         for turn in itertools.count():
             if self._stopping.is_set():
                 return
-            changes = {f"p{turn * 7 % 300}": f"changed {turn}", f"new {turn % 50}": f"new {turn}"}
-            done = await upsert("c", [text_point(i, t, text=t) for i, t in changes.items()])
+            changes: dict[str, str | None] = {
+                f"p{2 * (turn * 7 % 150) + writer}": f"changed {turn}",
+                f"new {turn % 50} {writer}": f"new {turn}",
+            }
+            points = [text_point(i, t or "", text=t) for i, t in changes.items()]
+            with self.history.writing(changes):
+                done = await upsert("c", points)
             assert not done.errors
-            self.expected.update(changes)
-            gone = f"p{turn * 11 % 300}"
-            await delete("c", [gone])
-            self.expected.pop(gone, None)
+            gone = f"p{2 * (turn * 11 % 150) + writer}"
+            with self.history.writing({gone: None}):
+                await delete("c", [gone])
 
-    async def search(self) -> None:
+    async def search(self, *, exact: bool = True, space_id: str = "") -> str:
+        """One search; the version that answered."""
+        options = SearchOptions(limit=self.LIMIT, exact=exact, expected_space_id=space_id)
+        asked = self.history.now()
+        found = await self._world.collections.searcher.search("c", QUERIES, options)
+        answered = self.history.now()
+        encoder = self._world.loader.encoders[found.version]
+        assert found.space_id == encoder.spec.space_id
+        for query, matches in zip(QUERIES, found.matches, strict=True):
+            self.history.check(encoder, query.item.text, matches, self.LIMIT, asked, answered)
+        if space_id:
+            assert found.space_id == space_id
+        else:
+            self.history.searches.append(Span(asked, answered, found.version))
+        return found.version
+
+    async def searches(self, *, exact: bool = True, space_id: str = "") -> None:
         while not self._stopping.is_set():
-            version, hits = await checked_search(self._world)
-            assert hits == 20
-            self.versions.append(version)
+            await self.search(exact=exact, space_id=space_id)
+
+    async def answers(self, count: int) -> None:
+        """Waits for more."""
+        until = len(self.history.searches) + count
+        async with asyncio.timeout(60):
+            while len(self.history.searches) < until:  # noqa: ASYNC110 - no event for it
+                await asyncio.sleep(0.005)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -110,52 +156,56 @@ class Load:
 async def test_reindex_flip_and_rollback_under_load(world: World) -> None:
     one = world.live
     await world.collections.catalogue.create("c")
-    expected = {f"p{i}": f"text {i}" for i in range(600)}
-    points = [text_point(i, t, text=t) for i, t in expected.items()]
-    await world.collections.writer.upsert("c", points)
+    load = Load(world, {f"p{i}": f"text {i}" for i in range(600)})
+    await load.begin()
     two = await world.load("two")
-    load = Load(world, expected)
+    old, new = (world.loader.encoders[version].spec.space_id for version in (one, two))
+    flip = load.history.flip
     async with asyncio.TaskGroup() as group:
-        group.create_task(load.write())
-        group.create_task(load.search())
-        group.create_task(load.search())
-        await asyncio.sleep(0.2)
+        for writer in range(2):
+            group.create_task(load.write(writer))
+        group.create_task(load.searches())
+        group.create_task(load.searches(exact=False))
+        # Who has vectors of the old space is answered all through it.
+        group.create_task(load.searches(space_id=old))
+        await load.answers(10)
         job = await ended(world, await world.reindex("c", two))
         assert (job.state, job.progress) == (JobState.SUCCEEDED, 1.0)
         record = world.collections.catalogue.get("c")
         assert (record.version, record.shadow_version, record.shadow_complete) == (one, two, True)
-        await asyncio.sleep(0.2)
-        await world.registry.activate("default", two, collections=["c"])
-        # Requests admitted after the activation are of the new version.
-        assert (await checked_search(world))[0] == two
-        await asyncio.sleep(0.4)
-        await world.registry.rollback("default")
-        assert (await checked_search(world))[0] == one
-        await asyncio.sleep(0.3)
-        await world.registry.rollback("default")
-        await asyncio.sleep(0.2)
+        group.create_task(load.searches(space_id=new))
+        await load.answers(10)
+        await flip(world.registry.activate("default", two, collections=["c"]), two)
+        assert await load.search() == two
+        await load.answers(20)
+        await flip(world.registry.rollback("default"), one)
+        assert await load.search() == one
+        await load.answers(20)
+        await flip(world.registry.rollback("default"), two)
+        await load.answers(10)
         load.stop()
-    assert set(load.versions) == {one, two}
+    assert {span.version for span in load.history.searches} == {one, two}
+    load.history.check_versions()
     # No write of before, between or after is missing on either side.
-    await check_content(world, load.expected)
+    await check_content(world, load.history.final())
     await world.registry.rollback("default")
     assert world.collections.catalogue.get("c").version == one
-    await check_content(world, load.expected)
+    await check_content(world, load.history.final())
 
 
 async def test_writes_go_on_while_shards_come_and_go(world: World) -> None:
     await world.collections.catalogue.create("c")
-    expected = {f"p{i}": f"text {i}" for i in range(100)}
-    points = [text_point(i, t, text=t) for i, t in expected.items()]
-    await world.collections.writer.upsert("c", points)
-    load = Load(world, expected)
+    load = Load(world, {f"p{i}": f"text {i}" for i in range(100)})
+    await load.begin()
     versions = [await world.load(seed) for seed in ("two", "three", "four")]
     async with asyncio.TaskGroup() as group:
-        group.create_task(load.write())
-        group.create_task(load.search())
+        group.create_task(load.write(0))
+        group.create_task(load.searches())
         for version in versions:
             assert (await ended(world, await world.reindex("c", version))).error is None
-            await world.registry.activate("default", version, collections=["c"])
+            await load.history.flip(
+                world.registry.activate("default", version, collections=["c"]), version
+            )
             # The vector process dies as well; nobody notices.
             killed = world.store.pid
             assert killed is not None
@@ -165,8 +215,9 @@ async def test_writes_go_on_while_shards_come_and_go(world: World) -> None:
                 await asyncio.sleep(0.02)
             await world.store.shards()
         load.stop()
+    load.history.check_versions()
     assert world.collections.catalogue.get("c").version == versions[-1]
-    await check_content(world, load.expected)
+    await check_content(world, load.history.final())
     assert len(await world.store.shards()) == 2
 
 
@@ -234,27 +285,99 @@ async def test_an_unloaded_rollback_target_gets_no_more_writes(world: World) -> 
     assert await world.collections.count("c") == 3
 
 
-async def test_an_interrupted_reindex_goes_on(tmp_path: Path) -> None:
+class Noting(FakeEncoder):
+    """Remembers which texts it encoded, in order."""
+
+    def __init__(self, seed: str) -> None:
+        super().__init__(seed)
+        self.texts: list[str] = []
+
+    def encode(self, tower: Tower, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        if tower is Tower.TEXT:
+            self.texts += ["".join(map(chr, item.array)) for item in batch]
+        return super().encode(tower, batch)
+
+
+async def test_an_interrupted_reindex_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reindex, "_ROWS_TO_NOTE", 512)
     loader = FakeLoader()
+    texts = {f"p{i}": f"text {i}" for i in range(1000)}
+    encoder = Noting("fake:two")
+    loader.encoders[loader.import_source("fake:two").id] = encoder
     async with search_world(tmp_path, loader) as world:
         await world.collections.catalogue.create("c")
-        points = [text_point(f"p{i}", f"text {i}", text=f"text {i}") for i in range(1000)]
-        await world.collections.writer.upsert("c", points)
+        points = [text_point(i, t, text=t) for i, t in texts.items()]
+        for start in range(0, len(points), 500):
+            await world.collections.writer.upsert("c", points[start : start + 500])
         two = await world.load("two")
-        loader.encoders[two].faults.delay_s = 0.05
+        encoder.faults.delay_s = 0.02
         job = await world.reindex("c", two)
-        await until_progress(world, job, 0.1)
+        await until_progress(world, job, 0.75)
+    encoder.faults.delay_s = 0.0
     async with search_world(tmp_path, loader) as world:
         assert (await world.jobs.get(job)).state is JobState.INTERRUPTED
         record = world.collections.catalogue.get("c")
         assert (record.shadow_version, record.shadow_complete) == (two, False)
-        assert 0 < (await world.store.info(record.shadow_shard or "")).points < 1000
+        assert record.shadow_revision >= 512
+        stored = (await world.store.info(record.shadow_shard or "")).points
+        assert record.shadow_revision <= stored < 1000
+        texts["p3"] = "x"
         await world.collections.writer.upsert("c", [text_point("p3", "x", text="x")])
         await world.jobs.resume(job)
-        assert (await ended(world, job)).state is JobState.SUCCEEDED
+        events = [event async for event in world.jobs.watch(job)]
+        assert events[-1].state.state == job_pb2.JOB_STATE_SUCCEEDED
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        noted = [event.checkpoint.step for event in events if event.HasField("checkpoint")]
+        resumed = [event.resumed.from_step for event in events if event.HasField("resumed")]
+        assert resumed == [record.shadow_revision] == noted[:1]
         await world.registry.activate("default", two, collections=["c"])
-        expected = {f"p{i}": f"text {i}" for i in range(1000)} | {"p3": "x"}
-        await check_content(world, expected)
+        await check_content(world, texts)
+    encoded = Counter(text for text in encoder.texts if text.startswith("text "))
+    assert set(encoded) == {f"text {i}" for i in range(1000)}
+    # Again only what was under way when the server stopped: at most one step.
+    assert sum(encoded.values()) <= 1000 + 64
+    assert max(encoded.values()) <= 2
+
+
+async def test_a_reindex_is_behind_everybody_else(world: World) -> None:
+    seen: dict[str, set[Priority]] = {"reindex": set(), "others": set()}
+    real = world.pipeline.encode_items
+    two = await world.load("two")
+
+    async def encode_items(items: Sequence[EncodeItem], pin: Pin, **options: Any) -> Encoded:
+        priority = options.get("priority", Priority.INTERACTIVE)
+        ours = pin.resident.version_id == two and items[0].text.startswith("text ")
+        seen["reindex" if ours else "others"].add(priority)
+        return await real(items, pin, **options)
+
+    await world.collections.catalogue.create("c")
+    points = [text_point(f"p{i}", f"text {i}", text=f"text {i}") for i in range(200)]
+    await world.collections.writer.upsert("c", points)
+    world.pipeline.encode_items = encode_items  # type: ignore[method-assign]  # looked at on its way
+    world.loader.encoders[two].faults.delay_s = 0.02
+    job = await world.reindex("c", two)
+    await until_progress(world, job, 0.1)
+    await world.collections.writer.upsert("c", [text_point("w", "a write", text="a write")])
+    await world.collections.searcher.search("c", QUERIES, SearchOptions())
+    assert (await ended(world, job)).state is JobState.SUCCEEDED
+    assert seen == {"reindex": {Priority.BULK}, "others": {Priority.INTERACTIVE}}
+
+
+async def test_a_source_that_the_version_cannot_encode_is_named(world: World) -> None:
+    await world.collections.catalogue.create("c")
+    pixels = EncodeItem(tensor=ImageTensor(data=bytes(192), height=8, width=8))
+    points = [search_pb2.Point(id=f"t{i}", item=pixels) for i in range(3)]
+    await world.collections.writer.upsert("c", [*points, text_point("x", "text")])
+    manifest = world.loader.import_source("fake:wide")
+    world.loader.encoders[manifest.id] = FakeEncoder("fake:wide", image_size=16)
+    job = await ended(world, await world.reindex("c", await world.load("wide")))
+    assert job.error is not None
+    assert job.error.reason == "SOURCE_UNFIT"
+    for name in ("3 point(s)", "'t0'", "'t1'", "'t2'", "16x16"):
+        assert name in job.error.message
+    assert world.collections.catalogue.get("c").shadow_version is None
 
 
 async def test_a_cancelled_reindex_leaves_no_shadow(world: World) -> None:
@@ -305,8 +428,15 @@ async def test_rows_are_encoded_in_no_larger_lists_than_the_limit(tmp_path: Path
         for i in range(3):
             some = [text_point(f"p{i}{k}", f"{i} {k}", text=f"{i} {k}") for k in range(10)]
             await world.collections.writer.upsert("c", some)
-        job = await world.reindex("c", await world.load("two"))
+        large = EncodeItem(image=b"\x89PNG" + bytes(100_000))  # a file of its own
+        await world.collections.writer.upsert("c", [search_pb2.Point(id="large", item=large)])
+        two = await world.load("two")
+        job = await world.reindex("c", two)
         assert (await ended(world, job)).state is JobState.SUCCEEDED
+        await world.registry.activate("default", two)
+        query = search_pb2.Query(item=large)
+        found = await world.collections.searcher.search("c", [query], SearchOptions(limit=1))
+        assert (found.matches[0][0].id, found.version) == ("large", two)
 
 
 async def test_vectors_of_an_unchanged_tower_are_copied(world: World) -> None:
@@ -316,10 +446,7 @@ async def test_vectors_of_an_unchanged_tower_are_copied(world: World) -> None:
         "c", [search_pb2.Point(id=f"i{i}", item=item) for i, item in enumerate(pictures)]
     )
     await world.collections.writer.upsert("c", [text_point("t", "text")])
-    old = world.loader.encoders[world.live]
-    manifest = world.loader.import_source("fake:text-tuned")
-    world.loader.encoders[manifest.id] = LockedVision(old, "fake:text-tuned")
-    two = await world.load("text-tuned")
+    two = await world.load("tuned@one")
     new = world.loader.encoders[two]
     before = len([tower for tower, _ in new.batches if tower.name == "VISION"])
     assert (await ended(world, await world.reindex("c", two))).state is JobState.SUCCEEDED
@@ -330,18 +457,38 @@ async def test_vectors_of_an_unchanged_tower_are_copied(world: World) -> None:
     assert (found.matches[0][0].id, found.version) == ("i7", two)
 
 
-class LockedVision(FakeEncoder):
-    """A version whose vision tower is that of another."""
+KILLS = 6
 
-    def __init__(self, old: FakeEncoder, seed: str) -> None:
-        super().__init__(seed)
-        self._old = old
-        self._spec = type(self._spec)(
-            **{
-                **{name: getattr(self._spec, name) for name in self._spec.__dataclass_fields__},
-                "vision_encoder_id": old.spec.vision_encoder_id,
-            }
-        )
 
-    def vector(self, item):  # type: ignore[no-untyped-def]  # as in FakeEncoder
-        return self._old.vector(item) if item.tower.name == "VISION" else super().vector(item)
+def test_killed_at_any_moment_it_encodes_nothing_again(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "support.reindex_lives", str(tmp_path), "11", str(KILLS)]
+    path = os.pathsep.join([str(root / "tests"), str(root), *sys.path])
+    output = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=root,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout
+    found = json.loads(output.splitlines()[-1])
+    assert found["kills"] >= KILLS, "the job ended before it was killed often enough"
+    assert (found["state"], found["version"], found["exact"]) == ("SUCCEEDED", True, True)
+    assert found["seqs"], "an event is lost or doubled"
+    assert found["resumed"] == sorted(found["resumed"])
+    # What was acknowledged is there; what was under way at a kill may be.
+    acknowledged = (tmp_path / "acknowledged.txt").read_text().split("\n")[:-1]
+    stored = set(found["stored"])
+    assert set(acknowledged) <= stored
+    assert {f"text {n}" for n in range(found["lives"], 2000)} <= stored
+    assert f"text {found['lives'] - 1}" not in stored
+    assert found["points"] == len(stored)
+    encoded = Counter(
+        text
+        for text in (tmp_path / "encoded.txt").read_text().split("\n")
+        if text.startswith("text ")
+    )
+    assert {f"text {n}" for n in range(found["lives"], 2000)} <= set(encoded)
+    # Again only what was under way at a kill: at most one step each.
+    assert sum(encoded.values()) <= 2000 + 64 * found["kills"]

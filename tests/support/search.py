@@ -69,8 +69,15 @@ async def search_world(
     *,
     max_items: int = 1024,
     store: VectorStore | None = None,
+    run_jobs: bool = True,
 ) -> AsyncIterator[World]:
-    """Starts the stack on a data folder; stops it at the end. By default vectors lie there too."""
+    """Starts the stack on a data folder; stops it at the end.
+
+    Args:
+        max_items: Of one request.
+        store: Instead of one with a process of its own, which is the default.
+        run_jobs: False: a test does the steps of jobs itself.
+    """
     loader = loader or FakeLoader()
     database = Database(f"sqlite:///{folder / 'hotclip.db'}")
     device = DeviceThread()
@@ -90,7 +97,8 @@ async def search_world(
     await registry.start("default", "fake:one")
     await store.start()
     await collections.start()
-    await jobs.start()
+    if run_jobs:
+        await jobs.start()
     try:
         yield World(
             database=database,
@@ -125,3 +133,15 @@ def text_point(point_id: str, item_text: str, /, **payload: object) -> search_pb
 
 def text_query(text: str) -> search_pb2.Query:
     return search_pb2.Query(item=EncodeItem(text=text))
+
+
+def picture(number: int) -> EncodeItem:
+    """An image that the fake encoder takes."""
+    return EncodeItem(image=b"\x89PNG" + number.to_bytes(4, "big"))
+
+
+def item_vector(encoder: FakeEncoder, item: EncodeItem) -> NDArray[np.float32]:
+    """float32 (dim,), straight from the encoder."""
+    if item.HasField("text"):
+        return encoder.vector(encoder.prepare_text(item.text))
+    return encoder.vector(encoder.prepare_image(item.image))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -256,3 +257,38 @@ async def test_without_sources(world: World, tmp_path: Path) -> None:
         await world.collections.reindexer.check("c", version)
     assert refused.value.reason == "SOURCES_MISSING"
     assert not list((tmp_path / "sources").glob("*"))
+
+
+async def test_sources_are_given_to_vectors_alone(world: World) -> None:
+    record = await world.collections.catalogue.create("c")
+    upsert = world.collections.writer.upsert
+    vector = search_pb2.Vector(data=np.ones(32, "<f4").tobytes(), space_id=record.space_id)
+    given = [search_pb2.Point(id=f"v{i}", vector=vector) for i in range(12)]
+    for point in given:
+        point.payload.update({"name": point.id})
+    await upsert("c", [*given, text_point("t", "text", name="t")])
+    version = await world.load("two")
+    with pytest.raises(FailedPrecondition, match=r"12 of 13 points .*'v0', 'v1', .*…") as refused:
+        await world.collections.reindexer.check("c", version)
+    ids_named = json.loads(refused.value.metadata["ids"])
+    assert refused.value.metadata["points"] == "12"
+    assert ids_named == sorted(point.id for point in given)[:10]
+
+    sources = [text_point(f"v{i}", f"text {i}", name="another") for i in range(12)]
+    other = [text_point("t", "changed"), text_point("gone", "x"), given[0]]
+    done = await upsert("c", [*sources, *other], only_missing_sources=True)
+    # The vector came last of its id, and is no source.
+    assert (done.stored, {e.reason for e in done.errors.values()}) == (11, {"SOURCE_NEEDED"})
+    done = await upsert("c", [*sources, *other[:2]], only_missing_sources=True)
+    assert (done.stored, done.errors) == (1, {})
+    found = await world.collections.searcher.search(
+        "c", [text_query("text 3")], SearchOptions(limit=100)
+    )
+    names = {match.id: match.payload["name"] for match in found.matches[0]}
+    assert names == {name: name for name in [*(f"v{i}" for i in range(12)), "t"]}
+    assert found.matches[0][0].id == "v3"
+    await world.collections.reindexer.check("c", version)
+    await world.collections.catalogue.create("none", keep_sources=False)
+    with pytest.raises(FailedPrecondition) as kept:
+        await upsert("none", sources, only_missing_sources=True)
+    assert kept.value.reason == "SOURCES_NOT_KEPT"
