@@ -19,6 +19,7 @@ from hotclip_server.search.protocol import VectorStore
 from hotclip_server.search.reader import Fields, Reader
 from hotclip_server.search.reindex import Reindexer
 from hotclip_server.search.searcher import Searcher
+from hotclip_server.search.sources import Sources
 from hotclip_server.search.writer import Writer
 from hotclip_server.storage.database import Database
 
@@ -60,19 +61,19 @@ class Collections:
         self._store = store
         self._blobs = blobs
         self.catalogue = Catalogue(database, store, versions, max_collections=max_collections)
+        sources = Sources(versions, encoder, blobs, max_items=max_items)
         self.writer = Writer(
             database,
             store,
             versions,
             encoder,
             self.catalogue,
-            blobs,
+            sources,
             max_payload_bytes=max_payload_bytes,
-            max_items=max_items,
         )
         self.searcher = Searcher(store, versions, encoder, self.catalogue)
         self.reader = Reader(database, store, self.catalogue, blobs)
-        self.reindexer = Reindexer(database, store, versions, self.catalogue, self.writer)
+        self.reindexer = Reindexer(database, store, versions, self.catalogue, self.writer, sources)
 
     async def start(self) -> None:
         """Makes bound versions resident, and shards agree with what SQLite says."""

@@ -30,7 +30,8 @@ from hotclip_server.search.catalogue import Catalogue, new_shard, with_shadow
 from hotclip_server.search.encoding import Versions
 from hotclip_server.search.protocol import VectorStore
 from hotclip_server.search.records import Binding, CollectionRecord, SourceRow
-from hotclip_server.search.writer import Writer, to_meta
+from hotclip_server.search.sources import Sources, to_meta
+from hotclip_server.search.writer import Writer
 from hotclip_server.storage.database import Database
 
 _ROWS = 64
@@ -66,12 +67,14 @@ class Reindexer:
         versions: Versions,
         catalogue: Catalogue,
         writer: Writer,
+        sources: Sources,
     ) -> None:
         self._database = database
         self._store = store
         self._versions = versions
         self._catalogue = catalogue
         self._writer = writer
+        self._sources = sources
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
@@ -298,7 +301,7 @@ class Reindexer:
             else:
                 make.append(at)
         if make:
-            made, errors = await self._writer.encode_rows(
+            made, errors = await self._sources.encode(
                 record.model, version, [rows[at] for at in make], Priority.BULK
             )
             if errors:

@@ -22,28 +22,20 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from hotclip_proto.v1 import search_pb2
-from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.batching.ticket import Priority
-from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound, Unavailable
-from hotclip_server.models.residents import Pin
+from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound
 from hotclip_server.search import records
-from hotclip_server.search.blobs import SourceBlobs
 from hotclip_server.search.catalogue import FLIP_POLL_S, Catalogue
 from hotclip_server.search.encoding import ItemEncoder, Versions
 from hotclip_server.search.points import NewPoint, Space, parse_points
 from hotclip_server.search.protocol import PointMeta, VectorStore
 from hotclip_server.search.records import CollectionRecord, SourceRow
+from hotclip_server.search.sources import Sources, to_meta
 from hotclip_server.storage.database import Database
 
 _log = logging.getLogger(__name__)
 
-_INLINE_BYTES = 32 << 10
-"""Smaller items lie in the row itself: a file each would cost two waits for the disk."""
 _ROWS = 256
-_ENCODE_ROWS = 128
-_ENCODE_BYTES = 64 << 20
-_BLOB_BYTES = 4 << 20
-"""What a blob is taken for: a large photograph."""
 _RETRY_S = 0.5
 
 T = TypeVar("T")
@@ -73,19 +65,17 @@ class Writer:
         versions: Versions,
         encoder: ItemEncoder,
         catalogue: Catalogue,
-        blobs: SourceBlobs,
+        sources: Sources,
         *,
         max_payload_bytes: int = 64 << 10,
-        max_items: int = 1024,
     ) -> None:
         self._database = database
         self._store = store
         self._versions = versions
         self._encoder = encoder
         self._catalogue = catalogue
-        self._blobs = blobs
+        self._sources = sources
         self._max_payload_bytes = max_payload_bytes
-        self._rows_at_once = min(_ENCODE_ROWS, max_items)
 
     async def upsert(
         self,
@@ -122,7 +112,7 @@ class Writer:
             record, vectors = await self._encode(record, good, errors, deadline)
             rows: list[SourceRow] = []
             if record.keep_sources:
-                rows = await asyncio.to_thread(lambda good=good: [self._to_row(p) for p in good])  # type: ignore[misc]  # mypy can't infer lambdas with defaults
+                rows = await asyncio.to_thread(self._sources.rows_of, good)
             async with self._catalogue.lock(name):
                 now = self._catalogue.get(name)
                 if set(now.targets()) != set(vectors) or now.version != record.version:
@@ -171,23 +161,6 @@ class Writer:
         async with self._catalogue.lock(name):
             await self._settle(self._catalogue.get(name))
 
-    async def encode_rows(
-        self, model: str, version: str, rows: Sequence[SourceRow], priority: Priority
-    ) -> tuple[NDArray[np.float32], dict[int, HotclipError]]:
-        """Encodes stored sources anew: float32 (rows, dim) and the errors by position."""
-        errors: dict[int, HotclipError] = {}
-        with await self._pin(model, version) as pin:
-            vectors = np.zeros((len(rows), pin.resident.spec.dim), np.float32)
-            made = [at for at, row in enumerate(rows) if row.kind != "vector"]
-            for chunk in _chunks(rows, made, self._rows_at_once):
-                items = await asyncio.to_thread(self._items, [rows[at] for at in chunk])
-                vectors[chunk], failed = await self._encode_patiently(items, pin, priority)
-                errors.update({chunk[which]: error for which, error in failed.items()})
-        for at, row in enumerate(rows):
-            if row.kind == "vector":
-                vectors[at] = np.frombuffer(row.item or b"", "<f4")
-        return vectors, errors
-
     async def _lacking(
         self, name: str, points: list[NewPoint], rows: list[SourceRow], keep: Sequence[int]
     ) -> list[int]:
@@ -214,7 +187,7 @@ class Writer:
         vectors: Vectors = {}
         for version in record.targets():
             try:
-                pin = await self._pin(record.model, version)
+                pin = await self._sources.pin(record.model, version)
             except HotclipError:
                 if version != record.previous_version:
                     raise
@@ -234,20 +207,6 @@ class Writer:
             if point.vector is not None:
                 vectors[record.version][at] = point.vector
         return record, vectors
-
-    async def _pin(self, model: str, version: str) -> Pin:
-        try:
-            return self._versions.pin(model, version)
-        except FailedPrecondition:
-            # After a restart a rollback target may still be on its way into memory.
-            if self._versions.model_state(model).previous_version != version:
-                raise
-        holder = f"write:{version}"
-        await self._versions.bind(version, holder)
-        try:
-            return self._versions.pin(model, version)
-        finally:
-            self._versions.release(version, holder)
 
     async def _forget_previous(self, name: str, version: str) -> CollectionRecord:
         """The rollback target is gone: its shard need not be kept up any more."""
@@ -381,7 +340,7 @@ class Writer:
             if not missing:
                 return
             missing.reverse()  # Oldest first, should this break off as well.
-            vectors, errors = await self.encode_rows(
+            vectors, errors = await self._sources.encode(
                 record.model, version, missing, Priority.INTERACTIVE
             )
             for at, error in errors.items():
@@ -391,70 +350,9 @@ class Writer:
             await self._store.upsert(shard, metas, vectors[good])
             before = rows[-1].revision
 
-    async def _encode_patiently(
-        self, items: list[EncodeItem], pin: Pin, priority: Priority
-    ) -> tuple[NDArray[np.float32], dict[int, HotclipError]]:
-        while True:
-            try:
-                encoded = await self._encoder.encode_items(items, pin, priority=priority)
-            except Unavailable as error:
-                if error.reason == "SERVER_STOPPING":
-                    raise
-                await asyncio.sleep(max(error.retry_after_s, 0.05))
-            else:
-                return encoded.vectors, encoded.errors
-
-    def _to_row(self, point: NewPoint) -> SourceRow:
-        item: bytes | None
-        blob = None
-        if point.vector is not None:
-            item = point.vector.astype("<f4").tobytes()
-        elif point.item is None:
-            raise RuntimeError("a point has neither item nor vector; this is a bug")
-        elif _size(point) > _INLINE_BYTES:
-            item, blob = None, self._blobs.put(point.item.SerializeToString())
-        else:
-            item = point.item.SerializeToString()
-        return SourceRow(
-            point_id=point.id,
-            revision=0,
-            kind=point.kind,
-            item=item,
-            blob=blob,
-            payload=point.payload,
-            reference=point.reference,
-        )
-
-    def _items(self, rows: Sequence[SourceRow]) -> list[EncodeItem]:
-        return [EncodeItem.FromString(row.item or self._blobs.get(row.blob or "")) for row in rows]
-
-
-def to_meta(row: SourceRow) -> PointMeta:
-    """What is stored beside the vector of a row."""
-    return PointMeta(row.point_id, row.revision, row.payload)
-
-
-def _chunks(rows: Sequence[SourceRow], positions: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Positions that are loaded and encoded together: bounded in number and memory."""
-    chunk: list[int] = []
-    size = 0
-    for at in positions:
-        item = rows[at].item
-        size += _BLOB_BYTES if item is None else len(item)
-        chunk.append(at)
-        if len(chunk) == most or size >= _ENCODE_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
 
 def _with_revision(row: SourceRow, revision: int) -> SourceRow:
     return replace(row, revision=revision)
-
-
-def _size(point: NewPoint) -> int:
-    return 0 if point.item is None else point.item.ByteSize()
 
 
 def _without_vectors(points: Sequence[NewPoint], errors: dict[int, HotclipError]) -> list[NewPoint]:

@@ -100,7 +100,6 @@ class ReindexMachine(RuleBasedStateMachine):
         return self.world.collections.catalogue.get(name)
 
     def settle(self) -> None:
-        """Waits for what goes on in the background."""
         tasks = self.world.collections.catalogue._tasks
         while tasks:
             self.run(asyncio.wait(set(tasks)))  # type: ignore[arg-type]  # any awaitable
@@ -192,7 +191,6 @@ class ReindexMachine(RuleBasedStateMachine):
         work = self.world.collections.writer.delete(name, sorted(ids))
         self.write(name, dict.fromkeys(ids), work, calls_left)
 
-    @precondition(lambda self: len(self.jobs) < len(KEEPS))
     @rule(name=NAMES, number=VERSIONS)
     def begin_reindex(self, name: str, number: int) -> None:
         if name in self.jobs:
