@@ -97,6 +97,7 @@ async def upsert(
     points: Iterable[PointLike],
     *,
     on_error: OnError = "raise",
+    only_missing_sources: bool = False,
     timeout: float | None = None,
 ) -> Upserted:
     """Encodes and stores points; durable when it returns. Points of the same id are replaced.
@@ -107,12 +108,16 @@ async def upsert(
             encode, a Vector, or one row of Embeddings. Long lists are sent in parts.
         on_error: "raise" raises ItemsFailed if a point is bad, after all the others were
             stored; "return" lists them in `.errors`.
+        only_missing_sources: Only give texts or images to points that were given as vectors, so
+            that the collection can be reindexed: they keep payload and reference, and points
+            that have a source or are gone are left alone and not counted.
         timeout: Seconds for all points; None: the client's default.
 
     Raises:
         ItemsFailed: Bad points, each named; the others are stored.
         NotFound: No such collection.
         SpaceMismatch: A vector is of another space.
+        FailedPrecondition: Sources for a collection that keeps none (reason SOURCES_NOT_KEPT).
     """
     connection = self._connection
     deadline = connection.deadline(timeout)
@@ -122,7 +127,11 @@ async def upsert(
         if not block.points:
             tally.add(block, search_pb2.UpsertResponse())
             continue
-        request = search_pb2.UpsertRequest(collection=collection, points=block.points)
+        request = search_pb2.UpsertRequest(
+            collection=collection,
+            points=block.points,
+            only_missing_sources=only_missing_sources,
+        )
         stub = connection.stubs().search
         reply = await connection.call(stub.Upsert, request, deadline)
         tally.add(block, reply)
@@ -200,6 +209,7 @@ async def list_points(
     filter: FilterLike | None = None,  # noqa: A002 - the word that searches use
     vectors: bool = False,
     sources: bool = False,
+    missing_sources: bool = False,
     page_size: int = 0,
     timeout: float | None = None,
 ) -> AsyncIterator[StoredPoint]:
@@ -210,6 +220,7 @@ async def list_points(
         filter: Only points that match; a mapping means equality of each key.
         vectors: Whether their vectors are wanted.
         sources: Whether the texts and images are wanted that they were made of, if kept.
+        missing_sources: Only points without their source: see upsert.
         page_size: Points of a page, at most 1,000; 0: the server's default.
         timeout: Seconds for each page; None: the client's default.
 
@@ -228,6 +239,7 @@ async def list_points(
             filter=conditions,
             page_size=page_size,
             page_token=token,
+            missing_sources=missing_sources,
             fields=fields_of(vectors=vectors, sources=sources),
         )
         stub = connection.stubs().search
@@ -360,7 +372,9 @@ async def reindex(
 
     When the job has ended, activate puts version and vectors live together. A collection of
     whose vectors the version changes none, e.g. of images when clip-vision was locked, needs
-    none of this: activate takes it along as it is.
+    none of this: activate takes it along as it is. Points that were given as vectors have no
+    source to be encoded from: list_points finds them, and upsert takes what they were made of
+    (`missing_sources`, `only_missing_sources`).
 
     Args:
         collection: Its name.

@@ -543,10 +543,15 @@ class ListPointsRequest(message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     FIELDS_FIELD_NUMBER: builtins.int
+    MISSING_SOURCES_FIELD_NUMBER: builtins.int
     collection: builtins.str
     page_size: builtins.int
     """1 to 1,000; default 100. A page may have fewer points, so that an answer is not too large."""
     page_token: builtins.str
+    missing_sources: builtins.bool
+    """Only points without their source: given as vectors, or of a collection that keeps none.
+    See UpsertRequest.only_missing_sources.
+    """
     @builtins.property
     def filter(self) -> Filter:
         """Only points that match."""
@@ -561,10 +566,11 @@ class ListPointsRequest(message.Message):
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
         fields: PointFields | None = ...,
+        missing_sources: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["fields", b"fields", "filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["collection", b"collection", "fields", b"fields", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["collection", b"collection", "fields", b"fields", "filter", b"filter", "missing_sources", b"missing_sources", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

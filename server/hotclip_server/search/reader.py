@@ -114,8 +114,12 @@ class Reader:
         limit: int,
         payload_filter: PayloadFilter | None,
         fields: Fields,
+        missing_sources: bool = False,
     ) -> ReadPoints:
         """A page of points; `after` is where the page before said that it goes on.
+
+        Args:
+            missing_sources: Only points without their source.
 
         Raises:
             NotFound: no such collection.
@@ -126,6 +130,10 @@ class Reader:
             metas, following = await self._store.scroll(
                 record.shard, after=after, limit=limit, payload_filter=payload_filter
             )
+            if missing_sources and record.keep_sources:
+                ids = [meta.id for meta in metas]
+                given = await self._database.run(lambda c: records.given_vectors(c, name, ids))
+                metas = [meta for meta in metas if meta.id in given]
             if not fields.vectors and not fields.sources:
                 points = [_plain(meta) for meta in metas]
             else:

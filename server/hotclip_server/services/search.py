@@ -133,7 +133,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     ) -> search_pb2.ListPointsResponse:
         """A page, in the order of the store."""
         told = request.filter.SerializeToString(deterministic=True).hex()
-        listing = f"points/{request.collection}/{told}"
+        listing = f"points/{request.collection}/{told}/{request.missing_sources}"
         page = PageRequest.parse(request.page_size, request.page_token, listing=listing)
         found = await self._collections.reader.page(
             request.collection,
@@ -141,6 +141,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             limit=page.size,
             payload_filter=filter_from_proto(request.filter),
             fields=fields_from_proto(request.fields),
+            missing_sources=request.missing_sources,
         )
         token = page.going_on_at((found.following,)) if found.following else ""
         return await asyncio.to_thread(listed_to_proto, found, token)
