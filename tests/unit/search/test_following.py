@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -280,7 +279,7 @@ async def test_a_crash_in_a_flip_leaves_version_and_collection_together(
             versions.reverse()
         catalog = world.registry._catalog
         row = catalog.model("default")
-        new = replace(row, live=versions[1], previous=versions[0], etag="crashed")
+        new = row.changed(live=versions[1], previous=versions[0])
         participants = (world.collections.catalogue,)
         # The process dies right after this, and nothing in it was told.
         await catalog.write_flip(row, new, participants, (), trial=not committed)
