@@ -87,7 +87,7 @@ def test_pictures_stay_valid_through_a_fine_tune_of_the_texts(
         assert (by_old.version, by_old.space_id) == (old.id, old.space_id)
         client.reindex("both", new.id).wait(60)
         assert client.get_collection("both").version == new.id
-        client.unload_version(old.id)
+        client.unload_version(old.id, release_rollback=True)
         with pytest.raises(SpaceMismatch):
             client.search("pictures", vectors[3])
         with pytest.raises(SpaceMismatch):

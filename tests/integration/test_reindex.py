@@ -66,8 +66,8 @@ class Load:
             if self._stopping.is_set():
                 return
             changes: dict[str, str | None] = {
-                f"p{2 * (turn * 7 % 150) + writer}": f"changed {turn}",
-                f"new {turn % 50} {writer}": f"new {turn}",
+                f"p{2 * (turn * 7 % 150) + writer}": f"changed {turn} {writer}",
+                f"new {turn % 50} {writer}": f"new {turn} {writer}",
             }
             points = [text_point(i, t or "", text=t) for i, t in changes.items()]
             with self.history.writing(changes):

@@ -144,7 +144,8 @@ async def test_an_expected_space_is_served_while_its_version_is_resident(
         assert (told["space_id"], told["expected_space_id"]) == (spaces[one], spaces[two])
 
     await stubs[0].search.DeleteCollection(search_pb2.DeleteCollectionRequest(name="c"))
-    await stubs[0].models.UnloadVersion(model_pb2.UnloadVersionRequest(version=one))
+    release = model_pb2.UnloadVersionRequest(version=one, release_rollback=True)
+    await stubs[0].models.UnloadVersion(release)
     for stub in stubs:
         assert await encoded(stub, spaces[two]) == two
         encode = encode_pb2.EncodeRequest(items=items, expected_space_id=spaces[one])
