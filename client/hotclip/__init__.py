@@ -12,11 +12,14 @@ from hotclip import errors
 from hotclip._aio.client import AsyncClient
 from hotclip._aio.jobs import AsyncRun
 from hotclip._artifacts import Artifact, ArtifactFormat
+from hotclip._bridge import Bridge
 from hotclip._collections import Collection
 from hotclip._dataset_file import DatasetFile
 from hotclip._dataset_report import DatasetReport
 from hotclip._datasets import Dataset
+from hotclip._drift import CollectionDrift, CollectionNeed, DriftReport, TowerDrift
 from hotclip._embeddings import Embeddings, Timings
+from hotclip._feedback import Choice, FeedbackDataset, Recorded, Unused
 from hotclip._filters import Between, Filter, Match
 from hotclip._inputs import Image, Text
 from hotclip._jobs import (
@@ -48,6 +51,7 @@ from hotclip._queries import Combined, Hit, Hits, PointId
 from hotclip._ranking import Ranking, RankScore
 from hotclip._resize import ImagePreprocessing
 from hotclip._server import EngineInfo, Limits, ServerInfo, VersionInfo
+from hotclip._shadow import Latency, ShadowTraffic
 from hotclip._stored import StoredPoint
 from hotclip._streaming import Encoded
 from hotclip._sync.client import Client
@@ -64,17 +68,23 @@ __all__ = [
     "Backbone",
     "BadRow",
     "Between",
+    "Bridge",
     "Checkpoint",
+    "Choice",
     "Client",
     "Collection",
+    "CollectionDrift",
+    "CollectionNeed",
     "Combined",
     "Dataset",
     "DatasetFile",
     "DatasetReport",
+    "DriftReport",
     "Embeddings",
     "Encoded",
     "EngineInfo",
     "Example",
+    "FeedbackDataset",
     "Filter",
     "Gate",
     "Heartbeat",
@@ -88,6 +98,7 @@ __all__ = [
     "JobEvent",
     "JobKind",
     "JobState",
+    "Latency",
     "Limits",
     "Lineage",
     "LocalModel",
@@ -100,13 +111,17 @@ __all__ = [
     "PointId",
     "RankScore",
     "Ranking",
+    "Recorded",
     "Resumed",
     "Run",
     "ServerInfo",
+    "ShadowTraffic",
     "StateChange",
     "StoredPoint",
     "Text",
     "Timings",
+    "TowerDrift",
+    "Unused",
     "UploadProgress",
     "Upserted",
     "Vector",

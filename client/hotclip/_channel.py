@@ -42,6 +42,14 @@ RETRIED: Mapping[str, tuple[str, ...]] = {
         "Search",
         "Reindex",
     ),
+    f"{PACKAGE}.FeedbackService": ("RecordFeedback", "ListFeedback"),
+    f"{PACKAGE}.DriftService": (
+        "CompareVersions",
+        "GetDriftReport",
+        "GetShadowTraffic",
+        "FitBridge",
+        "GetBridge",
+    ),
     f"{PACKAGE}.ServerService": ("GetServerInfo",),
 }
 MAX_ATTEMPTS = 5

@@ -31,6 +31,7 @@ class Limits:
     max_collections: int = 1_000
     max_payload_bytes: int = 64 << 10
     max_artifact_bytes: int = 10 << 30
+    max_feedback: int = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,4 +145,5 @@ def _limits(told: server_pb2.Limits) -> Limits:
         max_collections=told.max_collections or usual.max_collections,
         max_payload_bytes=told.max_payload_bytes or usual.max_payload_bytes,
         max_artifact_bytes=told.max_artifact_bytes or usual.max_artifact_bytes,
+        max_feedback=told.max_feedback or usual.max_feedback,
     )

@@ -79,7 +79,7 @@ def item_errors(errors: Iterable[types_pb2.ItemError], offset: int = 0) -> list[
 
 def placed(error: ItemError, index: int) -> ItemError:
     """The error at the caller's position, which its message may name as well."""
-    own = re.compile(rf"^(items|points)\[{error.index}\]")
+    own = re.compile(rf"^(items|points|choices)\[{error.index}\]")
     message = own.sub(rf"\1[{index}]", error.message)
     return ItemError(index, error.code, error.reason, message)
 

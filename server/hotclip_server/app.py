@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -21,21 +21,28 @@ from hotclip_server.batching.watchdog import Watchdog
 from hotclip_server.config import ConfigError, ServerConfig
 from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.drain import Drain
+from hotclip_server.drift.bridge_job import BridgeHandler
+from hotclip_server.drift.bridges import Bridges
+from hotclip_server.drift.job import DriftHandler, HeldOut
+from hotclip_server.drift.traffic import ShadowTraffic
 from hotclip_server.encoding.engines.choices import EngineWish
 from hotclip_server.encoding.engines.remembered import EngineMemory
-from hotclip_server.errors import Unimplemented
+from hotclip_server.feedback.datasets import FeedbackDatasets
+from hotclip_server.feedback.log import FeedbackLog
 from hotclip_server.frontends.supervisor import Frontends
 from hotclip_server.health import Health
 from hotclip_server.jobs.context import JobContext, JobHandler
 from hotclip_server.jobs.folders import JobFolders
 from hotclip_server.jobs.releases import RegistryReleases
 from hotclip_server.jobs.runner import JobRunner
+from hotclip_server.jobs.waiting import LoopWait
 from hotclip_server.lifecycle import App, Parts
 from hotclip_server.limits import artifact_limits, batch_limits, dataset_limits, item_limits
 from hotclip_server.models.engines import EngineSelector
 from hotclip_server.models.golden import GoldenProbes
+from hotclip_server.models.making import describe_architectures, make_averager, make_merger
 from hotclip_server.models.memory import free_bytes_of
-from hotclip_server.models.protocol import ArchitectureInfo, VersionLoader, VersionManifest
+from hotclip_server.models.protocol import VersionLoader
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.models.staging import StagingLimits
 from hotclip_server.models.trials import Pieces
@@ -50,7 +57,9 @@ from hotclip_server.search.edge import EdgeStore
 from hotclip_server.search.protocol import VectorStore
 from hotclip_server.services.artifacts import ArtifactService
 from hotclip_server.services.datasets import DatasetService
+from hotclip_server.services.drift import DriftService
 from hotclip_server.services.encode import STREAM_METHOD, EncodeService
+from hotclip_server.services.feedback import FeedbackService
 from hotclip_server.services.finetune import FineTuneService
 from hotclip_server.services.finetune_requests import TrainingGround
 from hotclip_server.services.jobs import JobService
@@ -127,12 +136,13 @@ def build(
     )
     datasets = DatasetStore(folder / "datasets", database, dataset_pool, dataset_limits(config))
     vectors = make_vectors(config)
+    blobs = SourceBlobs(folder / "sources")
     collections = Collections(
         database,
         vectors,
         registry,
         pipeline,
-        SourceBlobs(folder / "sources"),
+        blobs,
         max_collections=config.max_collections,
         max_payload_bytes=config.max_payload_bytes,
         max_items=config.max_items_per_request,
@@ -143,7 +153,14 @@ def build(
         frontends = Frontends(config, registry, batcher, frontend)
         registry.set_audience(frontends)
     releases = RegistryReleases(registry)
-    handlers: list[JobHandler] = [collections.reindexer]
+    held_out = make_held_out(device_name, store, datasets) if store else None
+    wait = LoopWait()
+    bridges = Bridges(database, collections.catalogue)
+    handlers: list[JobHandler] = [
+        collections.reindexer,
+        DriftHandler(database, wait, registry, collections, vectors, datasets, held_out),
+        BridgeHandler(database, wait, registry, collections, vectors, bridges),
+    ]
     if store is not None and onnx is not None:
         exporter = make_exporter(config, store, artifacts, onnx)
         handlers += make_trainers(
@@ -160,8 +177,11 @@ def build(
         resume=config.resume_jobs == "auto",
     )
     drain = Drain(self_ending=[STREAM_METHOD])
+    traffic = ShadowTraffic(registry, pipeline, batcher.pressure_s)
+    if frontends:
+        frontends.set_copies(traffic)
     services: list[object] = [
-        EncodeService(registry, pipeline, drain, config.max_stream_in_flight),
+        EncodeService(registry, pipeline, drain, config.max_stream_in_flight, traffic),
         ModelService(
             registry,
             describe_architectures,
@@ -177,6 +197,26 @@ def build(
         DatasetService(datasets),
         JobService(jobs, Reporter(database, datasets)),
         SearchService(collections, jobs, config.max_items_per_request),
+        FeedbackService(
+            FeedbackLog(
+                database,
+                collections.catalogue,
+                vectors,
+                most=config.max_feedback,
+                max_text_bytes=config.max_text_bytes,
+            ),
+            FeedbackDatasets(database, collections.catalogue, datasets, blobs),
+        ),
+        DriftService(
+            database,
+            jobs,
+            registry,
+            collections.catalogue,
+            datasets,
+            config.max_text_bytes,
+            traffic,
+            bridges,
+        ),
         ServerService(
             config,
             describe_runtime(config, device_name),
@@ -206,6 +246,8 @@ def build(
         artifacts=artifacts,
         vectors=vectors,
         collections=collections,
+        wait=wait,
+        traffic=traffic,
         releases=releases,
         jobs=jobs,
         followers=followers,
@@ -342,6 +384,13 @@ def make_trainers(
     ]
 
 
+def make_held_out(device: str, store: VersionStore, datasets: DatasetStore) -> HeldOut:
+    """What measures versions on datasets. Imports torch."""
+    from hotclip_server.training import held_out
+
+    return held_out.HeldOut(store, datasets, device=device)
+
+
 def make_ground(device: str, store: VersionStore) -> TrainingGround:
     """What knows where runs may train. Imports torch."""
     from hotclip_server.training.ground import Ground
@@ -363,38 +412,3 @@ def make_exporter(
         write_delta,
         min_free_disk_bytes=config.min_free_disk_bytes,
     )
-
-
-def describe_architectures() -> Sequence[ArchitectureInfo]:
-    """What open_clip knows. Imports torch."""
-    from hotclip_server.models import architectures
-
-    return architectures.describe_architectures()
-
-
-def make_merger(store: VersionStore | None) -> Callable[[str, str, float], VersionManifest]:
-    """Interpolates stored versions; without a store there are none."""
-
-    def merge(base: str, tuned: str, alpha: float) -> VersionManifest:
-        if store is None:
-            raise Unimplemented("this server has no store of versions")
-        from hotclip_server.models.merge import merge_versions
-
-        return merge_versions(store, base, tuned, alpha)
-
-    return merge
-
-
-def make_averager(
-    store: VersionStore | None,
-) -> Callable[[Sequence[str]], VersionManifest]:
-    """Averages stored versions; without a store there are none."""
-
-    def average(versions: Sequence[str]) -> VersionManifest:
-        if store is None:
-            raise Unimplemented("this server has no store of versions")
-        from hotclip_server.models.merge import average_versions
-
-        return average_versions(store, versions)
-
-    return average

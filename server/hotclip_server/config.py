@@ -161,6 +161,8 @@ class ServerConfig:
     """Number of collections."""
     max_payload_bytes: Annotated[int, _within(1, LARGEST_UINT32)] = 64 * KIB
     """Bytes of one point's payload, as JSON."""
+    max_feedback: Annotated[int, _within(1, LARGEST_UINT32)] = 1_000_000
+    """Choices of searchers that are kept to learn from, of all collections."""
     trackers_dir: Path | None = None
     """Folder that experiment trackers write into; default: trackers below the data directory."""
     wandb_online: bool = False

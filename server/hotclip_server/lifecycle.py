@@ -19,10 +19,12 @@ from hotclip_server.batching.watchdog import Watchdog
 from hotclip_server.config import ServerConfig
 from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.drain import Drain
+from hotclip_server.drift.traffic import ShadowTraffic
 from hotclip_server.frontends.supervisor import Frontends
 from hotclip_server.health import Health
 from hotclip_server.jobs.releases import RegistryReleases
 from hotclip_server.jobs.runner import JobRunner
+from hotclip_server.jobs.waiting import LoopWait
 from hotclip_server.models.engines import EngineSelector
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.pipeline import EncodePipeline
@@ -60,6 +62,8 @@ class Parts:
     artifacts: ArtifactStore
     vectors: VectorStore
     collections: Collections
+    wait: LoopWait
+    traffic: ShadowTraffic
     releases: RegistryReleases
     jobs: JobRunner
     followers: Followers
@@ -106,6 +110,7 @@ class App:
         await parts.collections.start()
         parts.datasets.start()
         parts.releases.start()
+        parts.wait.start()
         await parts.jobs.start()
         parts.watchdog.start()
         parts.drain.set_started()
@@ -143,6 +148,7 @@ class App:
             parts.onnx.stop()
         if parts.engines is not None:
             await parts.engines.stop()
+        await parts.traffic.stop()
         await parts.jobs.stop()
         await asyncio.to_thread(parts.followers.stop)
         await parts.datasets.stop()

@@ -173,6 +173,7 @@ class EncodePipeline:
         truncate: Truncate = Truncate.END,
         normalize: bool = True,
         field: str = "items",
+        remember: bool = True,
     ) -> Encoded:
         """Encodes texts and images with one version.
 
@@ -184,6 +185,7 @@ class EncodePipeline:
             truncate: Of texts that are longer than the context.
             normalize: Divides each vector by its norm; else features as the tower gives them.
             field: Path of the list in the request, for errors of the request as a whole.
+            remember: Whether the cache may take features of these items.
 
         Raises:
             InvalidArgument: no items, or one without content.
@@ -227,7 +229,8 @@ class EncodePipeline:
             answer = Answer(rows=rows, queue_s=0.0, compute_s=0.0)
         same = {tower for tower in Tower if encoder.engine(tower) == engines[tower]}
         missed = {at: key for at, key in work.missed.items() if tower_of(contents[at]) in same}
-        self._remember(encoder, missed, answer.rows)
+        if remember:
+            self._remember(encoder, missed, answer.rows)
         vectors, errors = _assemble(answer.rows, encoder.spec.dim)
         if normalize:
             vectors = unit_rows(vectors)

@@ -3,12 +3,13 @@
 import hotclip
 
 NAMES = """
-    Architecture Artifact ArtifactFormat AsyncClient AsyncRun Backbone BadRow Between Checkpoint
-    Client Collection Combined Dataset DatasetFile DatasetReport Embeddings Encoded EngineInfo
-    Example Filter Gate Heartbeat Hit Hits HotclipError Image ImagePreprocessing ItemError Job
-    JobEvent JobKind JobState Limits Lineage LocalModel LogLine Match Measurement Model Pair Point
-    PointId RankScore Ranking Resumed Run ServerInfo StateChange StoredPoint Text Timings
-    UploadProgress Upserted Vector Version VersionInfo VersionState errors get_model
+    Architecture Artifact ArtifactFormat AsyncClient AsyncRun Backbone BadRow Between Bridge
+    Checkpoint Choice Client Collection CollectionDrift CollectionNeed Combined Dataset DatasetFile
+    DatasetReport DriftReport Embeddings Encoded EngineInfo Example FeedbackDataset Filter Gate
+    Heartbeat Hit Hits HotclipError Image ImagePreprocessing ItemError Job JobEvent JobKind JobState
+    Latency Limits Lineage LocalModel LogLine Match Measurement Model Pair Point PointId RankScore
+    Ranking Recorded Resumed Run ServerInfo ShadowTraffic StateChange StoredPoint Text Timings
+    TowerDrift Unused UploadProgress Upserted Vector Version VersionInfo VersionState errors get_model
 """
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from .sources import PACKAGES, ROOT, dotted, place, python_files, tree
 
-TORCH_FREE = ("batching", "storage", "services", "search", "jobs", "report")
+TORCH_FREE = ("batching", "storage", "services", "search", "jobs", "report", "feedback", "drift")
 HEAVY = ("torch", "open_clip", "transformers", "onnxruntime", "PIL")
 
 

@@ -26,7 +26,9 @@ from hotclip.errors import (
 from hotclip_proto.v1 import (
     artifact_pb2_grpc,
     dataset_pb2_grpc,
+    drift_pb2_grpc,
     encode_pb2_grpc,
+    feedback_pb2_grpc,
     finetune_pb2_grpc,
     job_pb2_grpc,
     model_pb2_grpc,
@@ -59,6 +61,8 @@ class Stubs:
     artifacts: artifact_pb2_grpc.ArtifactServiceAsyncStub
     search: search_pb2_grpc.SearchServiceAsyncStub
     finetune: finetune_pb2_grpc.FineTuneServiceAsyncStub
+    feedback: feedback_pb2_grpc.FeedbackServiceAsyncStub
+    drift: drift_pb2_grpc.DriftServiceAsyncStub
     server: server_pb2_grpc.ServerServiceAsyncStub
 
 
@@ -101,6 +105,8 @@ class Connection:
                 artifact_pb2_grpc.ArtifactServiceStub(channel),
                 search_pb2_grpc.SearchServiceStub(channel),
                 finetune_pb2_grpc.FineTuneServiceStub(channel),
+                feedback_pb2_grpc.FeedbackServiceStub(channel),
+                drift_pb2_grpc.DriftServiceStub(channel),
                 server_pb2_grpc.ServerServiceStub(channel),
             )
         return self._stubs

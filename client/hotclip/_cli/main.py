@@ -9,7 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from hotclip import Client
-from hotclip._cli import datasets, encode, jobs, models, search, training, weights
+from hotclip._cli import (
+    bridges,
+    datasets,
+    drift,
+    encode,
+    feedback,
+    jobs,
+    models,
+    search,
+    shadow,
+    training,
+    weights,
+)
 from hotclip._cli.output import note
 from hotclip.errors import HotclipError, InvalidArgument, JobFailed, Unavailable
 
@@ -89,7 +101,8 @@ def make_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     _add_common(shared, argparse.SUPPRESS)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (encode, search, models, weights, training, datasets, jobs):
+    serving = (encode, search, feedback, models, drift, bridges, shadow)
+    for module in (*serving, weights, training, datasets, jobs):
         module.add_commands(commands, shared)
     return parser
 

@@ -7,7 +7,18 @@ from types import TracebackType
 import grpc
 
 from hotclip._channel import Settings
-from hotclip._sync import artifacts, datasets, encoding, finetuning, jobs, server
+from hotclip._sync import (
+    artifacts,
+    bridges,
+    datasets,
+    drift,
+    encoding,
+    feedback,
+    finetuning,
+    jobs,
+    server,
+    shadow,
+)
 from hotclip._sync import models as versioning
 from hotclip._sync import search as searching
 from hotclip._sync.connection import Connection
@@ -64,6 +75,20 @@ class Client:
     count_points = searching.count_points
     search = searching.search
     reindex = searching.reindex
+
+    record_feedback = feedback.record_feedback
+    list_feedback = feedback.list_feedback
+    delete_feedback = feedback.delete_feedback
+    feedback_dataset = feedback.feedback_dataset
+
+    compare_versions = drift.compare_versions
+    drift_report = drift.drift_report
+    set_shadow_traffic = shadow.set_shadow_traffic
+    shadow_traffic = shadow.shadow_traffic
+    clear_shadow_traffic = shadow.clear_shadow_traffic
+    fit_bridge = bridges.fit_bridge
+    get_bridge = bridges.get_bridge
+    delete_bridge = bridges.delete_bridge
 
     upload_dataset = datasets.upload_dataset
     get_dataset = datasets.get_dataset

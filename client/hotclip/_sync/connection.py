@@ -21,7 +21,9 @@ from hotclip.errors import Cancelled, HotclipError, ResourceExhausted, Unimpleme
 from hotclip_proto.v1 import (
     artifact_pb2_grpc,
     dataset_pb2_grpc,
+    drift_pb2_grpc,
     encode_pb2_grpc,
+    feedback_pb2_grpc,
     finetune_pb2_grpc,
     job_pb2_grpc,
     model_pb2_grpc,
@@ -46,6 +48,8 @@ class Stubs:
     artifacts: artifact_pb2_grpc.ArtifactServiceStub
     search: search_pb2_grpc.SearchServiceStub
     finetune: finetune_pb2_grpc.FineTuneServiceStub
+    feedback: feedback_pb2_grpc.FeedbackServiceStub
+    drift: drift_pb2_grpc.DriftServiceStub
     server: server_pb2_grpc.ServerServiceStub
 
 
@@ -90,6 +94,8 @@ class Connection:
                 artifact_pb2_grpc.ArtifactServiceStub(channel),
                 search_pb2_grpc.SearchServiceStub(channel),
                 finetune_pb2_grpc.FineTuneServiceStub(channel),
+                feedback_pb2_grpc.FeedbackServiceStub(channel),
+                drift_pb2_grpc.DriftServiceStub(channel),
                 server_pb2_grpc.ServerServiceStub(channel),
             )
         return self._stubs

@@ -38,6 +38,10 @@ class _JobKindEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_JobKind.ValueT
     """Writes a version out."""
     JOB_KIND_IMPORT: _JobKind.ValueType  # 5
     """Loads a version from a source."""
+    JOB_KIND_DRIFT: _JobKind.ValueType  # 6
+    """Compares two versions."""
+    JOB_KIND_BRIDGE: _JobKind.ValueType  # 7
+    """Fits a linear map between the spaces of two versions."""
 
 class JobKind(_JobKind, metaclass=_JobKindEnumTypeWrapper):
     """What a job does."""
@@ -53,6 +57,10 @@ JOB_KIND_EXPORT: JobKind.ValueType  # 4
 """Writes a version out."""
 JOB_KIND_IMPORT: JobKind.ValueType  # 5
 """Loads a version from a source."""
+JOB_KIND_DRIFT: JobKind.ValueType  # 6
+"""Compares two versions."""
+JOB_KIND_BRIDGE: JobKind.ValueType  # 7
+"""Fits a linear map between the spaces of two versions."""
 
 class _JobState:
     ValueType = typing.NewType("ValueType", builtins.int)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from hotclip_proto.v1 import types_pb2 as hotclip__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhotclip_proto/v1/server.proto\x12\nhotclip.v1\x1a\x1chotclip_proto/v1/types.proto\"\x16\n\x14GetServerInfoRequest\"\xc8\x02\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x1d\n\x15max_items_per_request\x18\x02 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x03 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x04 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x05 \x01(\x04\x12\x17\n\x0fmax_queue_items\x18\x06 \x01(\r\x12\x17\n\x0fmax_queue_bytes\x18\x07 \x01(\x04\x12\x1c\n\x14max_stream_in_flight\x18\x08 \x01(\r\x12\x19\n\x11max_dataset_bytes\x18\t \x01(\x04\x12\x17\n\x0fmax_collections\x18\n \x01(\r\x12\x19\n\x11max_payload_bytes\x18\x0b \x01(\r\x12\x1a\n\x12max_artifact_bytes\x18\x0c \x01(\x04\"\xd4\x01\n\x0bVersionInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08space_id\x18\x03 \x01(\t\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x12\n\nimage_size\x18\x05 \x01(\r\x12\x0c\n\x04live\x18\x06 \x01(\x08\x12;\n\x13image_preprocessing\x18\x07 \x01(\x0b\x32\x1e.hotclip.v1.ImagePreprocessing\x12\'\n\x07\x65ngines\x18\x08 \x03(\x0b\x32\x16.hotclip.v1.EngineInfo\"g\n\nEngineInfo\x12\r\n\x05tower\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x12\n\nbest_batch\x18\x04 \x01(\r\x12\x13\n\x0bitems_per_s\x18\x05 \x01(\x01\"\xcd\x02\n\x15GetServerInfoResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\"\n\x06limits\x18\x05 \x01(\x0b\x32\x12.hotclip.v1.Limits\x12)\n\x08versions\x18\x06 \x03(\x0b\x32\x17.hotclip.v1.VersionInfo\x12\x43\n\tlibraries\x18\x07 \x03(\x0b\x32\x30.hotclip.v1.GetServerInfoResponse.LibrariesEntry\x12\x10\n\x08uptime_s\x18\x08 \x01(\x01\x12\x11\n\tmeasuring\x18\t \x01(\x08\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x65\n\rServerService\x12T\n\rGetServerInfo\x12 .hotclip.v1.GetServerInfoRequest\x1a!.hotclip.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhotclip_proto/v1/server.proto\x12\nhotclip.v1\x1a\x1chotclip_proto/v1/types.proto\"\x16\n\x14GetServerInfoRequest\"\xde\x02\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x1d\n\x15max_items_per_request\x18\x02 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x03 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x04 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x05 \x01(\x04\x12\x17\n\x0fmax_queue_items\x18\x06 \x01(\r\x12\x17\n\x0fmax_queue_bytes\x18\x07 \x01(\x04\x12\x1c\n\x14max_stream_in_flight\x18\x08 \x01(\r\x12\x19\n\x11max_dataset_bytes\x18\t \x01(\x04\x12\x17\n\x0fmax_collections\x18\n \x01(\r\x12\x19\n\x11max_payload_bytes\x18\x0b \x01(\r\x12\x1a\n\x12max_artifact_bytes\x18\x0c \x01(\x04\x12\x14\n\x0cmax_feedback\x18\r \x01(\r\"\xd4\x01\n\x0bVersionInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08space_id\x18\x03 \x01(\t\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x12\n\nimage_size\x18\x05 \x01(\r\x12\x0c\n\x04live\x18\x06 \x01(\x08\x12;\n\x13image_preprocessing\x18\x07 \x01(\x0b\x32\x1e.hotclip.v1.ImagePreprocessing\x12\'\n\x07\x65ngines\x18\x08 \x03(\x0b\x32\x16.hotclip.v1.EngineInfo\"g\n\nEngineInfo\x12\r\n\x05tower\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x12\n\nbest_batch\x18\x04 \x01(\r\x12\x13\n\x0bitems_per_s\x18\x05 \x01(\x01\"\xcd\x02\n\x15GetServerInfoResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\"\n\x06limits\x18\x05 \x01(\x0b\x32\x12.hotclip.v1.Limits\x12)\n\x08versions\x18\x06 \x03(\x0b\x32\x17.hotclip.v1.VersionInfo\x12\x43\n\tlibraries\x18\x07 \x03(\x0b\x32\x30.hotclip.v1.GetServerInfoResponse.LibrariesEntry\x12\x10\n\x08uptime_s\x18\x08 \x01(\x01\x12\x11\n\tmeasuring\x18\t \x01(\x08\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x65\n\rServerService\x12T\n\rGetServerInfo\x12 .hotclip.v1.GetServerInfoRequest\x1a!.hotclip.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,15 +37,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFOREQUEST']._serialized_start=75
   _globals['_GETSERVERINFOREQUEST']._serialized_end=97
   _globals['_LIMITS']._serialized_start=100
-  _globals['_LIMITS']._serialized_end=428
-  _globals['_VERSIONINFO']._serialized_start=431
-  _globals['_VERSIONINFO']._serialized_end=643
-  _globals['_ENGINEINFO']._serialized_start=645
-  _globals['_ENGINEINFO']._serialized_end=748
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=751
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1084
-  _globals['_GETSERVERINFORESPONSE_LIBRARIESENTRY']._serialized_start=1036
-  _globals['_GETSERVERINFORESPONSE_LIBRARIESENTRY']._serialized_end=1084
-  _globals['_SERVERSERVICE']._serialized_start=1086
-  _globals['_SERVERSERVICE']._serialized_end=1187
+  _globals['_LIMITS']._serialized_end=450
+  _globals['_VERSIONINFO']._serialized_start=453
+  _globals['_VERSIONINFO']._serialized_end=665
+  _globals['_ENGINEINFO']._serialized_start=667
+  _globals['_ENGINEINFO']._serialized_end=770
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=773
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1106
+  _globals['_GETSERVERINFORESPONSE_LIBRARIESENTRY']._serialized_start=1058
+  _globals['_GETSERVERINFORESPONSE_LIBRARIESENTRY']._serialized_end=1106
+  _globals['_SERVERSERVICE']._serialized_start=1108
+  _globals['_SERVERSERVICE']._serialized_end=1209
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,7 @@ class Limits(message.Message):
     MAX_COLLECTIONS_FIELD_NUMBER: builtins.int
     MAX_PAYLOAD_BYTES_FIELD_NUMBER: builtins.int
     MAX_ARTIFACT_BYTES_FIELD_NUMBER: builtins.int
+    MAX_FEEDBACK_FIELD_NUMBER: builtins.int
     max_message_bytes: builtins.int
     """Bytes of a gRPC message, either way."""
     max_items_per_request: builtins.int
@@ -74,6 +75,8 @@ class Limits(message.Message):
     """Bytes of a point's payload."""
     max_artifact_bytes: builtins.int
     """Bytes of an uploaded artifact."""
+    max_feedback: builtins.int
+    """Choices that are kept, of all collections."""
     def __init__(
         self,
         *,
@@ -89,10 +92,11 @@ class Limits(message.Message):
         max_collections: builtins.int = ...,
         max_payload_bytes: builtins.int = ...,
         max_artifact_bytes: builtins.int = ...,
+        max_feedback: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["max_artifact_bytes", b"max_artifact_bytes", "max_collections", b"max_collections", "max_dataset_bytes", b"max_dataset_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_items_per_request", b"max_items_per_request", "max_message_bytes", b"max_message_bytes", "max_payload_bytes", b"max_payload_bytes", "max_queue_bytes", b"max_queue_bytes", "max_queue_items", b"max_queue_items", "max_stream_in_flight", b"max_stream_in_flight", "max_text_bytes", b"max_text_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["max_artifact_bytes", b"max_artifact_bytes", "max_collections", b"max_collections", "max_dataset_bytes", b"max_dataset_bytes", "max_feedback", b"max_feedback", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_items_per_request", b"max_items_per_request", "max_message_bytes", b"max_message_bytes", "max_payload_bytes", b"max_payload_bytes", "max_queue_bytes", b"max_queue_bytes", "max_queue_items", b"max_queue_items", "max_stream_in_flight", b"max_stream_in_flight", "max_text_bytes", b"max_text_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,6 +23,7 @@ from hotclip_server.config import ServerConfig
 from hotclip_server.drain import Drain
 from hotclip_server.encoding.protocol import Encoder
 from hotclip_server.frontends.arena import ArenaSizes, map_arena
+from hotclip_server.frontends.copies import CopySender
 from hotclip_server.frontends.frames import Frames, Kind
 from hotclip_server.frontends.proxy import Proxy
 from hotclip_server.frontends.remote import RemoteBatcher
@@ -55,6 +56,7 @@ class FrontendApp:
         self._lost = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.frames = Frames(self._on_frame, lambda _: self._lost.set())
+        self._copies = CopySender(self.frames)
         self._drain = Drain(self_ending=[STREAM_METHOD])
         self._versions = FrontVersions(lambda number: self.frames.tell("dropped", number=number))
         self._config = ServerConfig()
@@ -91,6 +93,8 @@ class FrontendApp:
             case "versions":
                 self._versions.apply(told)
                 self.frames.tell("known", number=told["number"])
+            case "shares":
+                self._copies.apply(told)
             case "hold":
                 self._versions.hold(told["number"])
                 self.frames.tell("holding", number=told["number"])
@@ -139,7 +143,7 @@ class FrontendApp:
         self._proxy = Proxy(passed_on, errors, device)
         self._proxy.open()
         service = FrontEncodeService(
-            self._versions, self._pipeline, self._drain, config.max_stream_in_flight
+            self._versions, self._pipeline, self._drain, config.max_stream_in_flight, self._copies
         )
         self._server = make_frontend_server(config, self._proxy, service)
         host, _, port = address.rpartition(":")

@@ -37,6 +37,8 @@ class Kind(IntEnum):
     """To the front end: the request failed as a whole."""
     FREE = 8
     """To the front end: places of items that are not needed any more."""
+    COPY = 9
+    """To the device: a request that was answered, for shadow traffic."""
 
 
 class Frames(asyncio.Protocol):

@@ -19,6 +19,7 @@ from hotclip_server.batching.batcher import Batcher
 from hotclip_server.batching.ticket import Answer, Row, Ticket
 from hotclip_server.encoding.protocol import Prepared, Tower
 from hotclip_server.errors import HotclipError
+from hotclip_server.frontends.copies import Copy
 from hotclip_server.frontends.frames import Frames, Kind
 from hotclip_server.frontends.messages import (
     NOWHERE,
@@ -54,6 +55,7 @@ class Link:
         memory: The arena.
         on_told: Called with what it says about itself.
         on_lost: Called when it is gone.
+        on_copy: Called with answered requests that it hands over.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class Link:
         memory: mmap.mmap,
         on_told: Callable[[dict[str, Any]], None],
         on_lost: Callable[[], None],
+        on_copy: Callable[[Copy], None],
     ) -> None:
         self._batcher = batcher
         self._memory = memory
         self._on_told = on_told
         self._on_lost = on_lost
+        self._on_copy = on_copy
         self._loop = asyncio.get_running_loop()
         self._asked: dict[int, Asked] = {}
         self._freed: deque[int] = deque()
@@ -105,6 +109,8 @@ class Link:
             for index in indices:
                 if asked is not None and asked.ticket is not None:
                     self._batcher.settle(asked.ticket, index, ELSEWHERE)
+        elif kind == Kind.COPY:
+            self._on_copy(Copy.unpack(body))
         elif kind == Kind.CANCEL:
             number, _ = unpack_indices(body)
             asked = self._asked.get(number)

@@ -10,16 +10,21 @@ from hotclip_proto.v1 import encode_pb2
 from hotclip_server.drain import Drain
 from hotclip_server.frontends.versions import FrontVersions
 from hotclip_server.pipeline import EncodePipeline
-from hotclip_server.services.encode import EncodeService
+from hotclip_server.services.encode import EncodeService, Witness
 
 
 class FrontEncodeService(EncodeService):
     """Pins right after it was let in: in the same turn of the loop."""
 
     def __init__(
-        self, versions: FrontVersions, pipeline: EncodePipeline, drain: Drain, max_in_flight: int
+        self,
+        versions: FrontVersions,
+        pipeline: EncodePipeline,
+        drain: Drain,
+        max_in_flight: int,
+        witness: Witness,
     ) -> None:
-        super().__init__(versions, pipeline, drain, max_in_flight)
+        super().__init__(versions, pipeline, drain, max_in_flight, witness)
         self._front = versions
 
     async def Rank(  # noqa: N802 - named by the proto

@@ -20,6 +20,7 @@ from hotclip_server.batching.batcher import Batcher
 from hotclip_server.config import ServerConfig
 from hotclip_server.errors import HotclipError, Unavailable
 from hotclip_server.frontends.arena import ArenaSizes, map_arena, new_arena
+from hotclip_server.frontends.copies import Copies, Copy
 from hotclip_server.frontends.frontend import ANSWER_S, Frontend
 from hotclip_server.frontends.link import Link
 from hotclip_server.frontends.places import private_folder, reserve
@@ -59,6 +60,7 @@ class Frontends:
         self._program = program
         self._sizes = sizes or ArenaSizes()
         self._running: set[Frontend] = set()
+        self._copies: Copies | None = None
         self._supervisors: list[asyncio.Task[None]] = []
         self._watch: asyncio.Task[None] | None = None
         self._joining: set[asyncio.Task[None]] = set()
@@ -84,6 +86,11 @@ class Frontends:
     def listening(self) -> list[int]:
         """Process ids of those that take calls."""
         return [f.process.pid for f in self._running if f.listening.is_set()]
+
+    def set_copies(self, copies: Copies) -> None:
+        """From now on `copies` gets the requests that it wants copied."""
+        self._copies = copies
+        copies.changed = self._all_shares
 
     def start(self) -> None:
         """Takes the port and starts the processes, which listen once `ready` is awaited.
@@ -241,6 +248,20 @@ class Frontends:
             **names_of(self._registry),
         )
 
+    def _all_shares(self) -> None:
+        for frontend in self._joined():
+            self._tell_shares(frontend)
+
+    def _tell_shares(self, frontend: Frontend) -> None:
+        shares = self._copies.shares() if self._copies else []
+        frontend.link.frames.tell("shares", shares=shares)
+
+    def _take(self, copy: Copy) -> None:
+        if self._copies is not None:
+            self._copies.drawn(
+                copy.model, copy.version, copy.requests, copy.items, copy.answer, copy.truncate
+            )
+
     async def _join(self, frontend: Frontend) -> None:
         """Lets a new front end listen, once it knows all that is there."""
         await self._serving.wait()
@@ -253,6 +274,7 @@ class Frontends:
         # One step of the loop: from here on it is told of every change.
         frontend.joined = True
         self._tell_table(frontend, 0)
+        self._tell_shares(frontend)
         frontend.link.frames.tell("listen", address=self.address, device=self.device_address)
 
     async def _supervise(self) -> None:
@@ -300,7 +322,7 @@ class Frontends:
             self._news.set()
             self._news = asyncio.Event()
 
-        link = Link(self._batcher, memory, on_told, on_lost)
+        link = Link(self._batcher, memory, on_told, on_lost, self._take)
         frontend = Frontend(link, process)
         joining: asyncio.Task[None] | None = None
         try:

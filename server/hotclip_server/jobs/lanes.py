@@ -22,6 +22,8 @@ class Lane(StrEnum):
 _LANES = {
     JobKind.FINE_TUNE: Lane.TRAIN,
     JobKind.EVALUATE: Lane.MEASURE,
+    JobKind.DRIFT: Lane.MEASURE,
+    JobKind.BRIDGE: Lane.MEASURE,
     JobKind.REINDEX: Lane.INDEX,
     JobKind.EXPORT: Lane.FILES,
     JobKind.IMPORT: Lane.FILES,

@@ -19,6 +19,8 @@ class JobKind(StrEnum):
     REINDEX = "REINDEX"
     EXPORT = "EXPORT"
     IMPORT = "IMPORT"
+    DRIFT = "DRIFT"
+    BRIDGE = "BRIDGE"
 
 
 @dataclass(frozen=True, kw_only=True)

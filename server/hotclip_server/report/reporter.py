@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from hotclip_server.datasets.records import DatasetRecord
 from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.datasets.stored import StoredDataset
+from hotclip_server.drift.records import find_report
 from hotclip_server.errors import DataLoss, NotFound
 from hotclip_server.jobs import store
 from hotclip_server.jobs.records import JobRecord
@@ -43,8 +44,10 @@ class Reporter:
 
     def _render(self, job: JobRecord, known: dict[str, DatasetRecord]) -> str:
         log = self._read(job)
+        with self._database.transaction() as connection:
+            drift = find_report(connection, job.id)
         with self._pictures(known) as picture:
-            return render(build_report(job, log, known, picture, now()))
+            return render(build_report(job, log, known, picture, now(), drift))
 
     def _read(self, job: JobRecord) -> RunLog:
         log, seq = RunLog(), 0

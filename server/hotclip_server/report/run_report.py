@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from hotclip_proto.v1 import job_pb2
+from hotclip_proto.v1 import drift_pb2, job_pb2
 from hotclip_server.datasets.records import DatasetRecord
 from hotclip_server.jobs.records import JobRecord
 from hotclip_server.report.charts import Chart
 from hotclip_server.report.curves import curves, sweep_chart
+from hotclip_server.report.drift_tables import DriftPage, drift_page
+from hotclip_server.report.durations import duration
 from hotclip_server.report.metric_table import (
     MONITOR,
     VALIDATION_LOSS,
@@ -34,7 +36,7 @@ ROLES = {
     "dataset": "measured with",
     "index_dataset": "searched among as well",
 }
-_OWN = {"model", "config", "datasets", "base_version", "version", *ROLES}
+_OWN = {"model", "config", "datasets", "base_version", "version", "texts", *ROLES}
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class RunReport:
     searches: Sequence[Search]
     datasets: Sequence[DataFindings]
     settings: Sequence[tuple[str, str]]
+    drift: DriftPage | None
+    """Of a job that compared versions."""
     warnings: Sequence[Line]
     lines: Sequence[Line]
     written: datetime
@@ -104,10 +108,12 @@ def build_report(
     datasets: Mapping[str, DatasetRecord],
     picture: Callable[[str], str],
     written: datetime,
+    drift: drift_pb2.DriftReport | None = None,
 ) -> RunReport:
     """Args:
     datasets: By id; those that are there.
     picture: Source of an image by its key; empty if it is not there.
+    drift: Of a job that compared versions, once it has ended well.
     """
     spec = job.spec
     cell = single_row(MONITOR, log.before, log.after)
@@ -133,6 +139,7 @@ def build_report(
             if spec.get(field)
         ],
         settings=_settings(spec),
+        drift=drift_page(drift) if drift is not None else None,
         warnings=log.warnings,
         lines=log.lines,
         written=written,
@@ -153,7 +160,7 @@ def _facts(job: JobRecord, log: RunLog) -> list[tuple[str, str]]:
     last = log.last_step
     facts = [("state", job.state.value)]
     if job.start_time is not None and job.end_time is not None:
-        facts.append(("took", _duration((job.end_time - job.start_time).total_seconds())))
+        facts.append(("took", duration((job.end_time - job.start_time).total_seconds())))
     if log.steps:
         facts.append(("steps", f"{log.steps[-1][0]:,} of {log.total_steps:,}"))
     if speeds := sorted(m["samples_per_second"] for _, m in log.steps if "samples_per_second" in m):
@@ -161,7 +168,7 @@ def _facts(job: JobRecord, log: RunLog) -> list[tuple[str, str]]:
     if "yielded_share" in last:
         facts.append(("time given to serving", f"{last['yielded_share']:.0%}"))
     if "data_wait_s" in last:
-        facts.append(("waited for images", _duration(last["data_wait_s"])))
+        facts.append(("waited for images", duration(last["data_wait_s"])))
     if "chunk_size" in last:
         facts.append(("chunk size", f"{last['chunk_size']:.0f}"))
     if "skipped_steps" in last:
@@ -220,11 +227,3 @@ def _chosen(spec: Mapping[str, Any]) -> float | None:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

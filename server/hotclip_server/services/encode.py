@@ -17,7 +17,7 @@ from hotclip_server.encoding.protocol import Truncate
 from hotclip_server.encoding.spaces import truncated
 from hotclip_server.errors import HotclipError, InvalidArgument
 from hotclip_server.interceptors import grpc_code, internal_error
-from hotclip_server.models.residents import Pin
+from hotclip_server.models.residents import Pin, Resident
 from hotclip_server.pipeline import Encoded, EncodePipeline
 from hotclip_server.ranking import rank
 from hotclip_server.services.ordered import answer_in_order
@@ -53,6 +53,19 @@ class Versions(Protocol):
         """Holds the version that answers."""
 
 
+class Witness(Protocol):
+    """Is told of answered requests; `ShadowTraffic` is one."""
+
+    def offer(
+        self,
+        resident: Resident,
+        items: Sequence[types_pb2.EncodeItem],
+        answer: Encoded,
+        truncate: Truncate,
+    ) -> None:
+        """A request was answered; returns at once, raises nothing."""
+
+
 class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
     """Texts and images to vectors.
 
@@ -61,15 +74,22 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
         pipeline: Encodes.
         drain: Says when streams must end.
         max_in_flight: Requests of one stream that may be unanswered.
+        witness: Told of answered requests.
     """
 
     def __init__(
-        self, versions: Versions, pipeline: EncodePipeline, drain: Drain, max_in_flight: int
+        self,
+        versions: Versions,
+        pipeline: EncodePipeline,
+        drain: Drain,
+        max_in_flight: int,
+        witness: Witness | None = None,
     ) -> None:
         self._versions = versions
         self._pipeline = pipeline
         self._drain = drain
         self._max_in_flight = max_in_flight
+        self._witness = witness
 
     async def Encode(  # noqa: N802 - named by the proto
         self, request: encode_pb2.EncodeRequest, context: Context
@@ -179,6 +199,8 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
         response.text_encoder_id = spec.text_encoder_id
         response.vision_encoder_id = spec.vision_encoder_id
         response.timings.CopyFrom(timings_to_proto([encoded], started))
+        if self._witness is not None:
+            self._witness.offer(resident, request.items, encoded, truncate)
 
 
 def deadline_of(context: Context) -> float | None:

@@ -81,6 +81,35 @@ def limits_to_proto(config: ServerConfig) -> server_pb2.Limits:
         max_collections=config.max_collections,
         max_payload_bytes=config.max_payload_bytes,
         max_artifact_bytes=config.max_artifact_bytes,
+        max_feedback=config.max_feedback,
+    )
+
+
+def resident_versions(registry: ModelRegistry) -> Iterator[server_pb2.VersionInfo]:
+    """Versions in memory."""
+    for resident, live in registry:
+        images = resident.encoder.image_preprocessing
+        yield server_pb2.VersionInfo(
+            model=resident.model,
+            version=resident.version_id,
+            space_id=resident.spec.space_id,
+            dim=resident.spec.dim,
+            image_size=resident.spec.image_size,
+            live=live,
+            image_preprocessing=types_pb2.ImagePreprocessing(**asdict(images), id=images.id),
+            engines=[engine_info(resident.encoder, tower) for tower in Tower],
+        )
+
+
+def engine_info(encoder: Encoder, tower: Tower) -> server_pb2.EngineInfo:
+    """What runs a tower."""
+    engine, figures = encoder.engine(tower), encoder.figures(tower)
+    return server_pb2.EngineInfo(
+        tower=tower.value,
+        engine=engine.engine,
+        precision=engine.precision,
+        best_batch=figures.best_batch if figures else 0,
+        items_per_s=figures.items_per_s if figures else 0.0,
     )
 
 

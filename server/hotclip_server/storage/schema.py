@@ -16,6 +16,8 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
+    UniqueConstraint,
 )
 
 metadata = MetaData(
@@ -183,6 +185,59 @@ sources = Table(
     Column("reference", String(2048), nullable=False, default=""),
 )
 Index("ix_sources_collection_revision", sources.c.collection, sources.c.revision)
+
+# What people searched with and which point they took.
+feedback = Table(
+    "feedback",
+    metadata,
+    # SQLite numbers rows by itself only if the column is an INTEGER.
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column(
+        "collection",
+        String(128),
+        ForeignKey("collections.name", ondelete="CASCADE"),
+        nullable=False,
+    ),
+    Column("query", Text, nullable=False),
+    Column("point_id", String(512), nullable=False),
+    # Of the point when it was taken: tells whether it has been replaced since.
+    Column("revision", BigInteger, nullable=False),
+    Column("time", DateTime(timezone=True), nullable=False),
+    # The caller's, so that recording may be tried again; null: none.
+    Column("request_id", String(128)),
+    UniqueConstraint("collection", "request_id"),
+)
+Index("ix_feedback_collection_time", feedback.c.collection, feedback.c.time)
+
+# What jobs of kind DRIFT have found.
+drift_reports = Table(
+    "drift_reports",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    # A serialised hotclip.v1.DriftReport.
+    Column("report", LargeBinary, nullable=False),
+)
+
+# Linear maps from the space of a collection to that of another version.
+bridges = Table(
+    "bridges",
+    metadata,
+    Column(
+        "collection",
+        String(128),
+        ForeignKey("collections.name", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("version", String(64), ForeignKey("versions.id", ondelete="CASCADE"), nullable=False),
+    # Elements of the vectors that it maps.
+    Column("dim", Integer, nullable=False),
+    # Their shard: it is of no use for another one.
+    Column("shard", String(64), nullable=False),
+    # A serialised hotclip.v1.Bridge.
+    Column("bridge", LargeBinary, nullable=False),
+    # Little-endian float32, (dim, dim of the version), row-major.
+    Column("matrix", LargeBinary, nullable=False),
+)
 
 # Files below <data_dir>/artifacts.
 artifacts = Table(

@@ -16,8 +16,8 @@ from hotclip import AsyncClient, AsyncRun, Client, Run, errors
 
 PACKAGE = Path(hotclip.__file__).parent
 TWINS = (
-    *("artifacts", "client", "datasets", "downloads", "encoding", "finetuning", "jobs"),
-    *("models", "search", "server", "uploads"),
+    *("artifacts", "bridges", "client", "datasets", "downloads", "drift", "encoding"),
+    *("feedback", "finetuning", "jobs", "models", "search", "server", "shadow", "uploads"),
 )
 
 

@@ -44,7 +44,7 @@ class Pair:
         arena = new_arena(SIZES)
         self.resident = resident
         memory = map_arena(arena, SIZES)
-        self.link = Link(batcher, memory, lambda told: None, lambda: None)
+        self.link = Link(batcher, memory, lambda told: None, lambda: None, lambda copy: None)
         self.number = self.link.lend(Pin(residents, resident))
         self.remote: RemoteBatcher
         self.arena = arena

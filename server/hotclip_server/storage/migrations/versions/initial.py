@@ -178,3 +178,55 @@ def upgrade() -> None:
     op.create_index(
         "ix_sources_collection_revision", "sources", ["collection", "revision"], unique=False
     )
+    op.create_table(
+        "feedback",
+        sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("collection", sa.String(length=128), nullable=False),
+        sa.Column("query", sa.Text(), nullable=False),
+        sa.Column("point_id", sa.String(length=512), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("time", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("request_id", sa.String(length=128), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["collection"],
+            ["collections.name"],
+            name=op.f("fk_feedback_collection_collections"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_feedback")),
+        sa.UniqueConstraint(
+            "collection", "request_id", name=op.f("uq_feedback_collection_request_id")
+        ),
+    )
+    op.create_index("ix_feedback_collection_time", "feedback", ["collection", "time"], unique=False)
+    op.create_table(
+        "drift_reports",
+        sa.Column("job_id", sa.String(length=64), nullable=False),
+        sa.Column("report", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["jobs.id"], name=op.f("fk_drift_reports_job_id_jobs"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("pk_drift_reports")),
+    )
+    op.create_table(
+        "bridges",
+        sa.Column("collection", sa.String(length=128), nullable=False),
+        sa.Column("version", sa.String(length=64), nullable=False),
+        sa.Column("dim", sa.Integer(), nullable=False),
+        sa.Column("shard", sa.String(length=64), nullable=False),
+        sa.Column("bridge", sa.LargeBinary(), nullable=False),
+        sa.Column("matrix", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["collection"],
+            ["collections.name"],
+            name=op.f("fk_bridges_collection_collections"),
+            ondelete="CASCADE",
+        ),
+        sa.ForeignKeyConstraint(
+            ["version"],
+            ["versions.id"],
+            name=op.f("fk_bridges_version_versions"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("collection", name=op.f("pk_bridges")),
+    )

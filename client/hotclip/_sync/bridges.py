@@ -1,0 +1,81 @@
+"""Bridges between versions; methods of Client."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hotclip import _bridge as parse
+from hotclip import _jobs
+from hotclip._bridge import Bridge
+from hotclip._sync.jobs import Run
+from hotclip_proto.v1 import drift_pb2
+
+if TYPE_CHECKING:
+    from hotclip._sync.client import Client
+
+
+def fit_bridge(
+    self: Client,
+    collection: str,
+    version: str,
+    *,
+    texts: Sequence[str] = (),
+    sample: int | None = None,
+    k: int | None = None,
+    seed: int = 0,
+    name: str = "",
+    request_id: str = "",
+    timeout: float | None = None,
+) -> Run:
+    """Starts fitting a map from a collection's vectors to the space of a version.
+
+    When the job has ended, search(..., bridge=True) searches the collection approximately with
+    that version, until it is reindexed; get_bridge says how approximately.
+
+    Args:
+        collection: Its name.
+        version: Version whose space is bridged to.
+        texts: Texts to measure with besides the recorded queries of the collection.
+        sample: Points that are encoded, 64 to 10,000; None: 4,000.
+        k: Length of the lists whose recall is measured, 1 to 100; None: 10.
+        seed: Which sample is drawn.
+        name: Of the job, unique; empty: the id.
+        request_id: The same id again gives the same job; empty: a new one is made.
+        timeout: Seconds for starting; None: the client's default.
+
+    Raises:
+        NotFound: No such collection or version.
+        FailedPrecondition: The collection is bound to the version (reason ALREADY_BOUND).
+    """
+    connection = self._connection
+    request = drift_pb2.FitBridgeRequest(
+        collection=collection,
+        version=version,
+        texts=texts,
+        sample=sample,
+        k=k,
+        seed=seed,
+        name=name,
+        request_id=request_id or uuid.uuid4().hex,
+    )
+    stub = connection.stubs().drift
+    started = connection.call(stub.FitBridge, request, connection.deadline(timeout))
+    return Run(connection, _jobs.job(started))
+
+
+def get_bridge(self: Client, collection: str, *, timeout: float | None = None) -> Bridge:
+    """The bridge of a collection. Raises NotFound if it has none."""
+    connection = self._connection
+    request = drift_pb2.GetBridgeRequest(collection=collection)
+    stub = connection.stubs().drift
+    return parse.bridge(connection.call(stub.GetBridge, request, connection.deadline(timeout)))
+
+
+def delete_bridge(self: Client, collection: str, *, timeout: float | None = None) -> None:
+    """Removes the bridge of a collection. Raises NotFound if it has none."""
+    connection = self._connection
+    request = drift_pb2.DeleteBridgeRequest(collection=collection)
+    stub = connection.stubs().drift
+    connection.call(stub.DeleteBridge, request, connection.deadline(timeout))

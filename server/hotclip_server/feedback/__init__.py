@@ -1,0 +1,1 @@
+"""What people chose: kept as it comes, and turned into datasets."""

@@ -1,0 +1,72 @@
+"""Which collections a change of version leaves behind, and what that costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from hotclip_server.drift.collections import Need, costs_of
+from hotclip_server.encoding.protocol import Tower
+from hotclip_server.search.records import Binding, CollectionRecord
+
+RECORD = CollectionRecord(
+    name="c",
+    model="default",
+    version="old",
+    space_id="s-old",
+    text_encoder_id="t-old",
+    vision_encoder_id="v-old",
+    dim=8,
+    keep_sources=True,
+    shard="shard",
+    create_time=datetime(2026, 1, 1, tzinfo=UTC),
+)
+LIT = Binding(
+    version="new", space_id="s-new", text_encoder_id="t-new", vision_encoder_id="v-old", dim=8
+)
+FULL = replace(LIT, vision_encoder_id="v-new")
+
+
+@pytest.mark.parametrize(
+    ("new", "kinds", "points", "need", "encoded"),
+    [
+        # The image side is unchanged: stored images stay valid.
+        (LIT, {"image": 5, "tensor": 2}, 7, Need.NEED_NONE, 0),
+        (LIT, {"image": 5, "text": 3}, 8, Need.NEED_REINDEX, 3),
+        (FULL, {"image": 5, "tensor": 2, "text": 3}, 10, Need.NEED_REINDEX, 10),
+        (FULL, {"image": 5, "vector": 1}, 6, Need.NEED_SOURCES, 5),
+        # Nobody knows which side a given vector is of.
+        (LIT, {"image": 5, "vector": 1}, 6, Need.NEED_SOURCES, 0),
+        (FULL, {}, 4, Need.NEED_SOURCES, 0),
+        (FULL, {}, 0, Need.NEED_NONE, 0),
+    ],
+)
+def test_what_a_collection_needs(
+    new: Binding, kinds: dict[str, int], points: int, need: int, encoded: int
+) -> None:
+    costs = costs_of(RECORD, new, kinds, points)
+    assert (costs.need, costs.encoded) == (need, encoded)
+
+
+def test_one_that_is_ready_needs_nothing() -> None:
+    for ready in (
+        replace(RECORD, version="new"),
+        replace(RECORD, shadow_version="new", shadow_shard="x", shadow_complete=True),
+        replace(RECORD, previous_version="new", previous_shard="x"),
+    ):
+        assert costs_of(ready, FULL, {"text": 3}, 3).need == Need.NEED_DONE
+    growing = replace(RECORD, shadow_version="new", shadow_shard="x")
+    assert costs_of(growing, FULL, {"text": 3}, 3).need == Need.NEED_REINDEX
+
+
+def test_time_is_encoding_and_storing() -> None:
+    costs = costs_of(RECORD, LIT, {"image": 90, "text": 30}, 120)
+    rates = {Tower.TEXT: 10.0, Tower.VISION: None}
+    # 30 texts are encoded, 120 points stored; images are copied, so their rate does not matter.
+    assert costs.seconds(rates, 60.0) == pytest.approx(30 / 10 + 120 / 60)
+    assert math.isnan(costs.seconds({}, 60.0))
+    assert math.isnan(costs.seconds(rates, None))
+    assert costs_of(RECORD, LIT, {"image": 9}, 9).seconds({}, None) == 0.0
