@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
+from hotclip._bridge import Bridge
+from hotclip._bridge import bridge as parse_bridge
 from hotclip._embeddings import Embeddings
 from hotclip._inputs import Item, is_single, item_of, may_block
 from hotclip._payloads import payload_out
@@ -49,12 +51,18 @@ class Hit:
 
 
 class Hits(Sequence[Hit]):
-    """What one query found, best first, and the version and space that were searched."""
+    """What one query found, best first, and the version and space that were searched.
 
-    def __init__(self, hits: Iterable[Hit], version: str, space_id: str) -> None:
+    `bridge` is set if the query went over it: the hits are approximate, as it says.
+    """
+
+    def __init__(
+        self, hits: Iterable[Hit], version: str, space_id: str, bridge: Bridge | None = None
+    ) -> None:
         self._hits = tuple(hits)
         self.version = version
         self.space_id = space_id
+        self.bridge = bridge
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -118,6 +126,7 @@ def hits(reply: search_pb2.SearchResponse) -> list[Hits]:
             (Hit(h.id, h.score, payload_out(h.payload)) for h in result.hits),
             reply.version,
             reply.space_id,
+            parse_bridge(reply.bridge) if reply.HasField("bridge") else None,
         )
         for result in reply.results
     ]
@@ -136,6 +145,7 @@ class SearchPlan:
         score_threshold: float | None,
         exact: bool,
         expected_space_id: str,
+        bridge: bool = False,
     ) -> None:
         self._single = is_one_query(query)
         if self._single:
@@ -155,6 +165,7 @@ class SearchPlan:
             score_threshold=score_threshold,
             exact=exact,
             expected_space_id=expected_space_id,
+            bridge=bridge,
         )
         self._found: list[Hits] = []
         self._restarts = 0

@@ -22,6 +22,7 @@ from hotclip_server.config import ConfigError, ServerConfig
 from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.drain import Drain
 from hotclip_server.drift.bridge_job import BridgeHandler
+from hotclip_server.drift.bridged import BridgedSearcher
 from hotclip_server.drift.bridges import Bridges
 from hotclip_server.drift.job import DriftHandler, HeldOut
 from hotclip_server.drift.traffic import ShadowTraffic
@@ -196,7 +197,14 @@ def build(
         ),
         DatasetService(datasets),
         JobService(jobs, Reporter(database, datasets)),
-        SearchService(collections, jobs, config.max_items_per_request),
+        SearchService(
+            collections,
+            jobs,
+            BridgedSearcher(
+                vectors, registry, collections.catalogue, collections.searcher, bridges
+            ),
+            config.max_items_per_request,
+        ),
         FeedbackService(
             FeedbackLog(
                 database,

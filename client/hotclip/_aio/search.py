@@ -287,6 +287,7 @@ async def search(  # type: ignore[overload-overlap]  # a str is one query, thoug
     score_threshold: float | None = None,
     exact: bool = False,
     expected_space_id: str = "",
+    bridge: bool = False,
     timeout: float | None = None,
 ) -> Hits: ...
 @overload
@@ -300,6 +301,7 @@ async def search(
     score_threshold: float | None = None,
     exact: bool = False,
     expected_space_id: str = "",
+    bridge: bool = False,
     timeout: float | None = None,
 ) -> list[Hits]: ...
 async def search(
@@ -312,6 +314,7 @@ async def search(
     score_threshold: float | None = None,
     exact: bool = False,
     expected_space_id: str = "",
+    bridge: bool = False,
     timeout: float | None = None,
 ) -> Hits | list[Hits]:
     """The points most like a query, best first.
@@ -327,6 +330,8 @@ async def search(
         exact: Compare with every vector instead of the approximate index.
         expected_space_id: If set, the answer must be of this space: by the bound version, or by
             another that is resident and whose vectors of the collection are kept.
+        bridge: Search with the version of the collection's bridge, approximately; see fit_bridge.
+            `.bridge` of the hits says how approximately; None: they are exact.
         timeout: Seconds; None: the client's default.
 
     Returns:
@@ -347,6 +352,7 @@ async def search(
         score_threshold=score_threshold,
         exact=exact,
         expected_space_id=expected_space_id,
+        bridge=bridge,
     )
     limits = await connection.limits(deadline)
     while True:

@@ -38,6 +38,9 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--score-threshold", type=float, metavar="COSINE", help="Only hits of at least this cosine"
     )
     parser.add_argument("--exact", action="store_true", help="Compare with every vector")
+    parser.add_argument(
+        "--bridge", action="store_true", help="Search approximately by its bridge; see bridge"
+    )
     about = "Show points of a collection by id, or list them"
     parser = add_command(commands, "points", _points, about, shared=shared)
     parser.add_argument("collection", help="Its name")
@@ -75,6 +78,7 @@ def _search(client: Client, options: argparse.Namespace) -> int:
         filter=_filter(options),
         score_threshold=options.score_threshold,
         exact=options.exact,
+        bridge=options.bridge,
     )
     if options.json:
         print_json({"version": hits.version, "space_id": hits.space_id, "hits": list(hits)})
@@ -82,6 +86,8 @@ def _search(client: Client, options: argparse.Namespace) -> int:
     rows = [(rank, hit.score, hit.id, _json(hit.payload)) for rank, hit in enumerate(hits, 1)]
     print_table(("RANK", "COSINE", "ID", "PAYLOAD"), rows)
     note(f"version {hits.version}")
+    if hits.bridge is not None:
+        note(f"approximate: recall@{hits.bridge.k} {hits.bridge.recall:.3f}")
     return 0
 
 

@@ -285,6 +285,7 @@ def search(  # type: ignore[overload-overlap]  # a str is one query, though it i
     score_threshold: float | None = None,
     exact: bool = False,
     expected_space_id: str = "",
+    bridge: bool = False,
     timeout: float | None = None,
 ) -> Hits: ...
 @overload
@@ -298,6 +299,7 @@ def search(
     score_threshold: float | None = None,
     exact: bool = False,
     expected_space_id: str = "",
+    bridge: bool = False,
     timeout: float | None = None,
 ) -> list[Hits]: ...
 def search(
@@ -310,6 +312,7 @@ def search(
     score_threshold: float | None = None,
     exact: bool = False,
     expected_space_id: str = "",
+    bridge: bool = False,
     timeout: float | None = None,
 ) -> Hits | list[Hits]:
     """The points most like a query, best first.
@@ -325,6 +328,8 @@ def search(
         exact: Compare with every vector instead of the approximate index.
         expected_space_id: If set, the answer must be of this space: by the bound version, or by
             another that is resident and whose vectors of the collection are kept.
+        bridge: Search with the version of the collection's bridge, approximately; see fit_bridge.
+            `.bridge` of the hits says how approximately; None: they are exact.
         timeout: Seconds; None: the client's default.
 
     Returns:
@@ -345,6 +350,7 @@ def search(
         score_threshold=score_threshold,
         exact=exact,
         expected_space_id=expected_space_id,
+        bridge=bridge,
     )
     limits = connection.limits(deadline)
     while True:

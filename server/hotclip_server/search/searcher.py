@@ -4,13 +4,14 @@ for the whole call, so that one answer is of one space.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotclip_proto.v1 import search_pb2
+from hotclip_proto.v1.drift_pb2 import Bridge
 from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.errors import FailedPrecondition, InvalidArgument, NotFound
 from hotclip_server.search.catalogue import Catalogue
@@ -25,6 +26,9 @@ from hotclip_server.search.spaces import of_space
 MAX_QUERIES = 256
 MAX_LIMIT = 1000
 DEFAULT_LIMIT = 10
+
+Mapped = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Vectors of one space, (n, dim), in another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,16 @@ class Found:
     space_id: str
     text_encoder_id: str
     vision_encoder_id: str
+    bridge: Bridge | None = None
+    """Set if queries went over it: the matches are approximate, as it says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What queries look for: float32 (queries, dim), and points that each must not find."""
+
+    vectors: NDArray[np.float32]
+    exclude: list[list[str]]
 
 
 class Searcher:
@@ -73,10 +87,7 @@ class Searcher:
             FailedPrecondition: reason SPACE_MISMATCH.
             HotclipError: what encoding as a whole, or the vector engine, raises.
         """
-        if not 1 <= len(queries) <= MAX_QUERIES:
-            raise InvalidArgument.field("queries", f"must be 1 to {MAX_QUERIES} queries")
-        if not 1 <= options.limit <= MAX_LIMIT:
-            raise InvalidArgument.field("limit", f"must be 1 to {MAX_LIMIT}")
+        self.check(queries, options)
         while True:
             live = self._catalogue.get(name)
             record = of_space(live, options.expected_space_id, self._versions)
@@ -96,24 +107,48 @@ class Searcher:
                 if owners.get(record.shard) == record.version or now.sides == record.sides:
                     return found
 
+    def check(self, queries: Sequence[search_pb2.Query], options: SearchOptions) -> None:
+        """Raises InvalidArgument for a wrong number of queries or hits."""
+        if not 1 <= len(queries) <= MAX_QUERIES:
+            raise InvalidArgument.field("queries", f"must be 1 to {MAX_QUERIES} queries")
+        if not 1 <= options.limit <= MAX_LIMIT:
+            raise InvalidArgument.field("limit", f"must be 1 to {MAX_LIMIT}")
+
+    async def vectors_of(
+        self,
+        record: CollectionRecord,
+        queries: Sequence[search_pb2.Query],
+        options: SearchOptions,
+        stored: Mapped | None = None,
+    ) -> Wanted:
+        """What queries look for, in the space of the version that `record` is bound to.
+
+        Args:
+            stored: Brings stored vectors, (n, dim), into that space; None: they are of it.
+        """
+        space = Space(space_id=record.space_id, dim=record.dim)
+        parsed = [parse_query(query, space, f"queries[{at}]") for at, query in enumerate(queries)]
+        parts = [part for query in parsed for part in query.parts]
+        rows = await self._vectors(record, parts, options.deadline, stored)
+        return Wanted(
+            vectors=combine(parsed, rows), exclude=[query.point_ids for query in parsed]
+        )
+
     async def _search(
         self,
         record: CollectionRecord,
         queries: Sequence[search_pb2.Query],
         options: SearchOptions,
     ) -> Found:
-        space = Space(space_id=record.space_id, dim=record.dim)
-        parsed = [parse_query(query, space, f"queries[{at}]") for at, query in enumerate(queries)]
-        parts = [part for query in parsed for part in query.parts]
-        vectors = combine(parsed, await self._vectors(record, parts, options.deadline))
+        wanted = await self.vectors_of(record, queries, options)
         matches = await self._store.search(
             record.shard,
-            vectors,
+            wanted.vectors,
             limit=options.limit,
             payload_filter=options.payload_filter,
             score_threshold=options.score_threshold,
             exact=options.exact,
-            exclude=[query.point_ids for query in parsed],
+            exclude=wanted.exclude,
         )
         return Found(
             matches=matches,
@@ -124,7 +159,11 @@ class Searcher:
         )
 
     async def _vectors(
-        self, record: CollectionRecord, parts: Sequence[Part], deadline: float | None
+        self,
+        record: CollectionRecord,
+        parts: Sequence[Part],
+        deadline: float | None,
+        mapped: Mapped | None,
     ) -> NDArray[np.float32]:
         """float32 (parts, dim)."""
         vectors = np.zeros((len(parts), record.dim), np.float32)
@@ -149,7 +188,8 @@ class Searcher:
                         f"{parts[at].field}: no point {point!r} in collection {record.name!r}",
                         reason="POINT_NOT_FOUND",
                     )
-                vectors[at] = stored.vectors[point]
+                row = stored.vectors[point]
+                vectors[at] = row if mapped is None else mapped(row[None])[0]
         return vectors
 
     async def _encode(

@@ -12,6 +12,7 @@ from uuid import UUID
 import grpc
 
 from hotclip_proto.v1 import job_pb2, search_pb2, search_pb2_grpc
+from hotclip_server.drift.bridged import BridgedSearcher
 from hotclip_server.errors import FieldViolation, InvalidArgument, NotFound, ResourceExhausted
 from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
@@ -21,6 +22,7 @@ from hotclip_server.search.payloads import write_payload
 from hotclip_server.search.protocol import ShardInfo
 from hotclip_server.search.records import CollectionRecord
 from hotclip_server.search.searcher import DEFAULT_LIMIT, Found, SearchOptions
+from hotclip_server.services.bridging import with_current
 from hotclip_server.services.datasets import name_violations, request_id_violations
 from hotclip_server.services.encode import deadline_of
 from hotclip_server.services.jobs import job_to_proto
@@ -40,11 +42,19 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     Args:
         collections: Does the work.
         jobs: Runs reindexing.
+        bridged: Searches over bridges.
         max_items: Points of one Upsert.
     """
 
-    def __init__(self, collections: Collections, jobs: JobRunner, max_items: int = 1024) -> None:
+    def __init__(
+        self,
+        collections: Collections,
+        jobs: JobRunner,
+        bridged: BridgedSearcher,
+        max_items: int = 1024,
+    ) -> None:
         self._collections = collections
+        self._bridged = bridged
         self._jobs = jobs
         self._max_items = max_items
 
@@ -159,9 +169,9 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.SearchRequest, context: Context
     ) -> search_pb2.SearchResponse:
         """Nearest points of each query."""
-        found = await self._collections.searcher.search(
-            request.collection, request.queries, _options(request, deadline_of(context))
-        )
+        search = self._bridged.search if request.bridge else self._collections.searcher.search
+        options = _options(request, deadline_of(context))
+        found = await search(request.collection, request.queries, options)
         if sum(map(len, found.matches)) <= _FEW_HITS:
             return found_to_proto(found)
         # Building the message must not hold up the loop.
@@ -204,6 +214,8 @@ def found_to_proto(found: Found) -> search_pb2.SearchResponse:
             # In place: a Struct that is passed in is copied.
             hit = result.hits.add(id=match.id, score=match.score)
             write_payload(hit.payload, match.payload)
+    if found.bridge is not None:
+        response.bridge.CopyFrom(with_current(found.bridge))
     return response
 
 

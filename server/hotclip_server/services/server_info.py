@@ -111,31 +111,3 @@ def engine_info(encoder: Encoder, tower: Tower) -> server_pb2.EngineInfo:
         best_batch=figures.best_batch if figures else 0,
         items_per_s=figures.items_per_s if figures else 0.0,
     )
-
-
-def resident_versions(registry: ModelRegistry) -> Iterator[server_pb2.VersionInfo]:
-    """Versions in memory."""
-    for resident, live in registry:
-        images = resident.encoder.image_preprocessing
-        yield server_pb2.VersionInfo(
-            model=resident.model,
-            version=resident.version_id,
-            space_id=resident.spec.space_id,
-            dim=resident.spec.dim,
-            image_size=resident.spec.image_size,
-            live=live,
-            image_preprocessing=types_pb2.ImagePreprocessing(**asdict(images), id=images.id),
-            engines=[engine_info(resident.encoder, tower) for tower in Tower],
-        )
-
-
-def engine_info(encoder: Encoder, tower: Tower) -> server_pb2.EngineInfo:
-    """What runs a tower."""
-    engine, figures = encoder.engine(tower), encoder.figures(tower)
-    return server_pb2.EngineInfo(
-        tower=tower.value,
-        engine=engine.engine,
-        precision=engine.precision,
-        best_batch=figures.best_batch if figures else 0,
-        items_per_s=figures.items_per_s if figures else 0.0,
-    )
