@@ -24,7 +24,7 @@ from hotclip_server.drain import Drain
 from hotclip_server.drift.bridge_job import BridgeHandler
 from hotclip_server.drift.bridged import BridgedSearcher
 from hotclip_server.drift.bridges import Bridges
-from hotclip_server.drift.job import DriftHandler, HeldOut
+from hotclip_server.drift.job import DriftHandler
 from hotclip_server.drift.traffic import ShadowTraffic
 from hotclip_server.encoding.engines.choices import EngineWish
 from hotclip_server.encoding.engines.remembered import EngineMemory
@@ -62,7 +62,6 @@ from hotclip_server.services.drift import DriftService
 from hotclip_server.services.encode import STREAM_METHOD, EncodeService
 from hotclip_server.services.feedback import FeedbackService
 from hotclip_server.services.finetune import FineTuneService
-from hotclip_server.services.finetune_requests import TrainingGround
 from hotclip_server.services.jobs import JobService
 from hotclip_server.services.models import ModelService
 from hotclip_server.services.search import SearchService
@@ -71,6 +70,7 @@ from hotclip_server.storage.database import Database
 from hotclip_server.storage.folder_lock import FolderLock
 from hotclip_server.trackers.follower import Followers
 from hotclip_server.trackers.known import tracker_maker
+from hotclip_server.training.making import make_ground, make_held_out
 
 if TYPE_CHECKING:
     from hotclip_server.encoding.cuda.engine import CudaEngines
@@ -390,20 +390,6 @@ def make_trainers(
         FineTuneHandler(place, releases, export_onnx=export_onnx),
         EvaluateHandler(store, datasets, device=device),
     ]
-
-
-def make_held_out(device: str, store: VersionStore, datasets: DatasetStore) -> HeldOut:
-    """What measures versions on datasets. Imports torch."""
-    from hotclip_server.training import held_out
-
-    return held_out.HeldOut(store, datasets, device=device)
-
-
-def make_ground(device: str, store: VersionStore) -> TrainingGround:
-    """What knows where runs may train. Imports torch."""
-    from hotclip_server.training.ground import Ground
-
-    return Ground(device, store.folder)
 
 
 def make_exporter(

@@ -9,6 +9,7 @@ from google.protobuf import message as message
 from google.protobuf import struct_pb2 as struct_pb2
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
+from hotclip_proto.v1 import drift_pb2 as drift_pb2
 from hotclip_proto.v1 import types_pb2 as types_pb2
 import builtins as builtins
 import sys
@@ -883,6 +884,7 @@ class SearchRequest(message.Message):
     SCORE_THRESHOLD_FIELD_NUMBER: builtins.int
     EXACT_FIELD_NUMBER: builtins.int
     EXPECTED_SPACE_ID_FIELD_NUMBER: builtins.int
+    BRIDGE_FIELD_NUMBER: builtins.int
     collection: builtins.str
     limit: builtins.int
     """Hits a query, 1 to 1,000; default 10."""
@@ -895,6 +897,12 @@ class SearchRequest(message.Message):
     target or a complete shadow while they get every write, else by another resident
     version that changes none of the stored vectors; otherwise
     FAILED_PRECONDITION/SPACE_MISMATCH. Not set, the space of the query vectors decides.
+    """
+    bridge: builtins.bool
+    """Search with the version of the collection's bridge (see FitBridge) instead of the bound one:
+    approximately. Vectors must be of that version's space, scores approximate cosines in it.
+    Exact once the collection is bound to that version. Errors: NOT_FOUND/NO_BRIDGE,
+    FAILED_PRECONDITION/BRIDGE_OUTDATED, /VERSION_NOT_RESIDENT.
     """
     @builtins.property
     def queries(self) -> containers.RepeatedCompositeFieldContainer[Query]:
@@ -914,10 +922,11 @@ class SearchRequest(message.Message):
         score_threshold: builtins.float | None = ...,
         exact: builtins.bool = ...,
         expected_space_id: builtins.str = ...,
+        bridge: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_limit", b"_limit", "_score_threshold", b"_score_threshold", "filter", b"filter", "limit", b"limit", "score_threshold", b"score_threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_limit", b"_limit", "_score_threshold", b"_score_threshold", "collection", b"collection", "exact", b"exact", "expected_space_id", b"expected_space_id", "filter", b"filter", "limit", b"limit", "queries", b"queries", "score_threshold", b"score_threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_limit", b"_limit", "_score_threshold", b"_score_threshold", "bridge", b"bridge", "collection", b"collection", "exact", b"exact", "expected_space_id", b"expected_space_id", "filter", b"filter", "limit", b"limit", "queries", b"queries", "score_threshold", b"score_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -983,6 +992,7 @@ class SearchResponse(message.Message):
     RESULTS_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     SPACE_ID_FIELD_NUMBER: builtins.int
+    BRIDGE_FIELD_NUMBER: builtins.int
     TEXT_ENCODER_ID_FIELD_NUMBER: builtins.int
     VISION_ENCODER_ID_FIELD_NUMBER: builtins.int
     version: builtins.str
@@ -997,18 +1007,25 @@ class SearchResponse(message.Message):
     def results(self) -> containers.RepeatedCompositeFieldContainer[QueryResult]:
         """One a query, in order."""
 
+    @builtins.property
+    def bridge(self) -> drift_pb2.Bridge:
+        """Set if the answer is approximate: the queries alone were encoded by version, and went over
+        this bridge; it says how much is found.
+        """
+
     def __init__(
         self,
         *,
         results: abc.Iterable[QueryResult] | None = ...,
         version: builtins.str = ...,
         space_id: builtins.str = ...,
+        bridge: drift_pb2.Bridge | None = ...,
         text_encoder_id: builtins.str = ...,
         vision_encoder_id: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["bridge", b"bridge"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["results", b"results", "space_id", b"space_id", "text_encoder_id", b"text_encoder_id", "version", b"version", "vision_encoder_id", b"vision_encoder_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["bridge", b"bridge", "results", b"results", "space_id", b"space_id", "text_encoder_id", b"text_encoder_id", "version", b"version", "vision_encoder_id", b"vision_encoder_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -130,9 +130,7 @@ class Searcher:
         parsed = [parse_query(query, space, f"queries[{at}]") for at, query in enumerate(queries)]
         parts = [part for query in parsed for part in query.parts]
         rows = await self._vectors(record, parts, options.deadline, stored)
-        return Wanted(
-            vectors=combine(parsed, rows), exclude=[query.point_ids for query in parsed]
-        )
+        return Wanted(vectors=combine(parsed, rows), exclude=[query.point_ids for query in parsed])
 
     async def _search(
         self,
