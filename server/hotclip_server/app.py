@@ -9,9 +9,9 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hotclip_server.artifacts.export import Exporter
 from hotclip_server.artifacts.export_job import ExportHandler, onnx_exporter
 from hotclip_server.artifacts.import_job import ImportHandler
+from hotclip_server.artifacts.making import make_exporter
 from hotclip_server.artifacts.store import ArtifactStore
 from hotclip_server.artifacts.uploads import ArtifactUploads
 from hotclip_server.batching.batcher import Batcher
@@ -390,19 +390,3 @@ def make_trainers(
         FineTuneHandler(place, releases, export_onnx=export_onnx),
         EvaluateHandler(store, datasets, device=device),
     ]
-
-
-def make_exporter(
-    config: ServerConfig, store: VersionStore, artifacts: ArtifactStore, onnx: OnnxEngines
-) -> Exporter:
-    """What writes versions as files. Imports torch."""
-    from hotclip_server.encoding.engines.onnx_files import OnnxFiles
-    from hotclip_server.models.delta import write_delta
-
-    return Exporter(
-        store,
-        artifacts,
-        OnnxFiles(store, onnx.graphs),
-        write_delta,
-        min_free_disk_bytes=config.min_free_disk_bytes,
-    )

@@ -9,7 +9,8 @@ NAMES = """
     Heartbeat Hit Hits HotclipError Image ImagePreprocessing ItemError Job JobEvent JobKind JobState
     Latency Limits Lineage LocalModel LogLine Match Measurement Model Pair Point PointId RankScore
     Ranking Recorded Resumed Run ServerInfo ShadowTraffic StateChange StoredPoint Text Timings
-    TowerDrift Unused UploadProgress Upserted Vector Version VersionInfo VersionState errors get_model
+    TowerDrift Unused UploadProgress Upserted Vector Version VersionInfo VersionState errors
+    get_model
 """
 
 
