@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, overload
 
 from hotclip import _collections as parse
-from hotclip import _jobs
-from hotclip._aio.jobs import AsyncRun
 from hotclip._collections import Collection
 from hotclip._encoding import OnError
 from hotclip._filters import FilterLike, filter_of
@@ -363,44 +360,3 @@ async def search(
             return plan.result()
         except Aborted as error:
             plan.restart(error)
-
-
-async def reindex(
-    self: AsyncClient,
-    collection: str,
-    version: str,
-    *,
-    name: str = "",
-    request_id: str = "",
-    timeout: float | None = None,
-) -> AsyncRun:
-    """Starts building a collection's vectors anew for a version, beside the old ones.
-
-    When the job has ended, activate puts version and vectors live together. A collection of
-    whose vectors the version changes none, e.g. of images when clip-vision was locked, needs
-    none of this: activate takes it along as it is. Points that were given as vectors have no
-    source to be encoded from: list_points finds them, and upsert takes what they were made of
-    (`missing_sources`, `only_missing_sources`).
-
-    Args:
-        collection: Its name.
-        version: Staged or stored version to build for.
-        name: Unique among jobs; empty: the id.
-        request_id: The same id again gives the same job; empty: a new one is made.
-        timeout: Seconds for starting; None: the client's default.
-
-    Raises:
-        NotFound: No such collection or version.
-        FailedPrecondition: Sources were not kept (reason SOURCES_MISSING; `.metadata`: how many
-            `points`, and `ids` of the first ones as a JSON list).
-    """
-    connection = self._connection
-    request = search_pb2.ReindexRequest(
-        collection=collection,
-        version=version,
-        name=name,
-        request_id=request_id or uuid.uuid4().hex,
-    )
-    stub = connection.stubs().search
-    started = await connection.call(stub.Reindex, request, connection.deadline(timeout))
-    return AsyncRun(connection, _jobs.job(started))

@@ -1,4 +1,4 @@
-"""Bridges between versions; methods of Client."""
+"""Collections and other versions: reindexing, bridges; methods of Client."""
 
 from __future__ import annotations
 
@@ -10,10 +10,51 @@ from hotclip import _bridge as parse
 from hotclip import _jobs
 from hotclip._bridge import Bridge
 from hotclip._sync.jobs import Run
-from hotclip_proto.v1 import drift_pb2
+from hotclip_proto.v1 import drift_pb2, search_pb2
 
 if TYPE_CHECKING:
     from hotclip._sync.client import Client
+
+
+def reindex(
+    self: Client,
+    collection: str,
+    version: str,
+    *,
+    name: str = "",
+    request_id: str = "",
+    timeout: float | None = None,
+) -> Run:
+    """Starts building a collection's vectors anew for a version, beside the old ones.
+
+    When the job has ended, activate puts version and vectors live together. A collection of
+    whose vectors the version changes none, e.g. of images when clip-vision was locked, needs
+    none of this: activate takes it along as it is. Points that were given as vectors have no
+    source to be encoded from: list_points finds them, and upsert takes what they were made of
+    (`missing_sources`, `only_missing_sources`).
+
+    Args:
+        collection: Its name.
+        version: Staged or stored version to build for.
+        name: Unique among jobs; empty: the id.
+        request_id: The same id again gives the same job; empty: a new one is made.
+        timeout: Seconds for starting; None: the client's default.
+
+    Raises:
+        NotFound: No such collection or version.
+        FailedPrecondition: Sources were not kept (reason SOURCES_MISSING; `.metadata`: how many
+            `points`, and `ids` of the first ones as a JSON list).
+    """
+    connection = self._connection
+    request = search_pb2.ReindexRequest(
+        collection=collection,
+        version=version,
+        name=name,
+        request_id=request_id or uuid.uuid4().hex,
+    )
+    stub = connection.stubs().search
+    started = connection.call(stub.Reindex, request, connection.deadline(timeout))
+    return Run(connection, _jobs.job(started))
 
 
 def fit_bridge(

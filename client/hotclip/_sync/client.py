@@ -74,7 +74,6 @@ class Client:
     list_points = searching.list_points
     count_points = searching.count_points
     search = searching.search
-    reindex = searching.reindex
 
     record_feedback = feedback.record_feedback
     list_feedback = feedback.list_feedback
@@ -86,6 +85,7 @@ class Client:
     set_shadow_traffic = shadow.set_shadow_traffic
     shadow_traffic = shadow.shadow_traffic
     clear_shadow_traffic = shadow.clear_shadow_traffic
+    reindex = bridges.reindex
     fit_bridge = bridges.fit_bridge
     get_bridge = bridges.get_bridge
     delete_bridge = bridges.delete_bridge
