@@ -95,8 +95,8 @@ class BridgeHandler:
         )
 
     def _fit(self, job: JobContext, spec: BridgeSpec, record: CollectionRecord) -> Bridge:
-        writer, model = self._collections.writer, record.model
-        encoder = SampleEncoder(writer, self._wait, model, job.check_cancelled)
+        sources, model = self._collections.sources, record.model
+        encoder = SampleEncoder(sources, self._wait, model, job.check_cancelled)
         sampler = Sampler(self._database, self._store, encoder, self._wait)
         with self._database.transaction() as connection:
             new = search_records.read_binding(connection, record.model, spec.version)

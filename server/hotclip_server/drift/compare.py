@@ -72,7 +72,7 @@ class Comparison:
             self._new = search_records.read_binding(connection, spec.model, spec.version)
             self._base = search_records.read_binding(connection, spec.model, spec.base_version)
         self._changed = changed_towers(self._base, self._new)
-        self._encoder = SampleEncoder(collections.writer, wait, spec.model, job.check_cancelled)
+        self._encoder = SampleEncoder(collections.sources, wait, spec.model, job.check_cancelled)
         self._sampler = Sampler(database, store, self._encoder, wait)
         self._cosines: dict[Tower, list[NDArray[np.float64]]] = {tower: [] for tower in Tower}
         self._texts: dict[str, tuple[Vectors, NDArray[np.bool_]]] = {}

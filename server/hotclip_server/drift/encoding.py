@@ -14,7 +14,7 @@ from hotclip_server.batching.ticket import Priority
 from hotclip_server.encoding.protocol import Tower
 from hotclip_server.jobs.waiting import LoopWait
 from hotclip_server.search.records import SourceRow
-from hotclip_server.search.writer import Writer
+from hotclip_server.search.sources import Sources
 
 AT_ONCE = 64
 """Rows of one step, as many as of a reindex: bounds how long a cancellation waits, and gives the
@@ -40,15 +40,15 @@ class SampleEncoder:
     """Job thread only; every version it is asked for must be resident.
 
     Args:
-        writer: Encodes sources at bulk priority, however long serving goes first.
+        sources: Encodes rows at bulk priority, however long serving goes first.
         model: Of the versions.
         step: Called before each step; raises to end the job.
     """
 
     def __init__(
-        self, writer: Writer, wait: LoopWait, model: str, step: Callable[[], None]
+        self, sources: Sources, wait: LoopWait, model: str, step: Callable[[], None]
     ) -> None:
-        self._writer = writer
+        self._sources = sources
         self._wait = wait
         self._model = model
         self._step = step
@@ -74,7 +74,7 @@ class SampleEncoder:
             self._step()
             started = time.perf_counter()
             vectors, errors = self._wait(
-                self._writer.encode_rows(
+                self._sources.encode(
                     self._model, version, [rows[at] for at in chunk], Priority.BULK
                 )
             )

@@ -61,7 +61,7 @@ class Collections:
         self._store = store
         self._blobs = blobs
         self.catalogue = Catalogue(database, store, versions, max_collections=max_collections)
-        sources = Sources(versions, encoder, blobs, max_items=max_items)
+        self.sources = sources = Sources(versions, encoder, blobs, max_items=max_items)
         self.writer = Writer(
             database,
             store,
