@@ -14,6 +14,10 @@ COLUMNS = (
 )
 
 
+_OF_A_PART = ("day", "models", "contents")
+"""What of the record of the machine differs between the parts of a suite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     """One number. The JSON of a suite is a list of these, after one of the machine."""
@@ -57,6 +61,31 @@ def write_figures(path: Path, machine: dict[str, Any], figures: Sequence[Figure]
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def added_to(
+    path: Path, machine: dict[str, Any], figures: Sequence[Figure]
+) -> tuple[dict[str, Any], list[Figure]]:
+    """Figures of a part of a suite, with the others that a file holds of the same machine.
+
+    Returns:
+        The record of the machine, which tells of each part when it was measured and of what,
+        and all figures in the order of the file. What another machine, other versions or other
+        settings gave is not kept.
+    """
+    part = {name: machine[name] for name in _OF_A_PART}
+    if not path.exists():
+        return machine, list(figures)
+    (first, *records) = json.loads(path.read_text(encoding="utf-8"))
+    whole = first["value"]
+    if any(whole.get(name) != told for name, told in machine.items() if name not in _OF_A_PART):
+        return machine, list(figures)
+    new = {figure.name: figure for figure in figures}
+    part["figures"] = sorted(new)
+    kept = [
+        new.pop(record["name"]) if record["name"] in new else Figure(**record) for record in records
+    ]
+    return {**whole, "parts": [*whole.get("parts", []), part]}, [*kept, *new.values()]
 
 
 def table(figures: Iterable[Figure], device: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.encode import encode
-from benchmarks.figures import Figure, judged, table, write_figures
+from benchmarks.figures import Figure, added_to, judged, table, write_figures
 from benchmarks.finetune import finetune
 from benchmarks.finetune_quality import finetune_quality
 from benchmarks.machine import describe_machine, device_name, slug
@@ -32,6 +32,7 @@ def run_suite(suite: str, settings: Settings) -> Path:
     figures = [judged(figure, device) for figure in SUITES[suite](settings)]
     machine = {
         **describe_machine(settings.device),
+        "models": list(settings.models),
         "contents": list(settings.contents),
         "seconds": settings.seconds,
         "rounds": settings.rounds,
@@ -39,6 +40,8 @@ def run_suite(suite: str, settings: Settings) -> Path:
         "server_options": list(settings.server_options),
     }
     path = settings.output / f"{suite}.{slug(device)}.json"
+    if settings.models or settings.contents:
+        machine, figures = added_to(path, machine, figures)
     write_figures(path, machine, figures)
     print(table(figures, device))
     return path

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.figures import Figure, judged, table, write_figures
+from benchmarks.figures import Figure, added_to, judged, table, write_figures
 from benchmarks.targets import target_of
 
 ASKED = {"name", "value", "unit", "target", "passed", "baseline", "min_cosine"}
@@ -52,6 +52,29 @@ def test_the_json_is_a_list_that_begins_with_the_machine(tmp_path: Path) -> None
     assert machine["name"] == "machine"
     assert machine["value"] == {"device": "cpu"}
     assert (record["value"], record["target"], record["passed"]) == (2.0, 3.0, True)
+
+
+def test_a_part_takes_the_place_of_its_own_figures_of_the_same_machine(tmp_path: Path) -> None:
+    path = tmp_path / "encode.cpu.json"
+    machine = {"device": "cpu", "day": "2026-01-01", "models": [], "contents": []}
+    old = [Figure(name=name, value=1.0, unit="ratio") for name in ("a", "b")]
+    write_figures(path, machine, old)
+
+    part = {**machine, "day": "2026-01-02", "models": ["builtin:mini"], "contents": ["text"]}
+    new = [Figure(name=name, value=2.0, unit="ratio") for name in ("c", "b")]
+    told, figures = added_to(path, part, new)
+    assert [(figure.name, figure.value) for figure in figures] == [("a", 1), ("b", 2), ("c", 2)]
+    assert told["day"] == "2026-01-01"
+    (measured,) = told["parts"]
+    assert measured["day"] == "2026-01-02"
+    assert measured["models"] == ["builtin:mini"]
+    assert measured["figures"] == ["b", "c"]
+
+    write_figures(path, told, figures)
+    assert len(added_to(path, part, new)[0]["parts"]) == 2
+    other = {**part, "device": "another"}
+    assert added_to(path, other, new) == (other, new)
+    assert added_to(tmp_path / "none.json", part, new) == (part, new)
 
 
 def test_the_table_lines_up_and_says_what_was_missed() -> None:
