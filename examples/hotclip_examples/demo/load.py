@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import hotclip
 from hotclip_examples.demo.golden import Golden
 
-PAUSE_S = 0.05
+PAUSE_S = 0.1
 """Between two requests of a worker: steady traffic, with room for training on two cores."""
 SEARCH_LIMIT = 10
 SCORE_TOLERANCE = 1e-3

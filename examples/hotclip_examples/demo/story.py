@@ -33,7 +33,7 @@ class Recipe:
     """How much to do and how to train."""
 
     concepts: int = 1906
-    epochs: int = 12
+    epochs: int = 16
     learning_rate: float = 1e-3
     batch_size: int = 128
     seed: int = 0
