@@ -23,7 +23,8 @@ from .sources import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ADDRESS = "127.0.0.1:50051"
-PROTOS = ("artifact", "dataset", "encode", "finetune", "job", "model", "search", "server")
+PROTOS = ("artifact", "dataset", "drift", "encode", "feedback", "finetune", "job", "model")
+PROTOS += ("search", "server")
 SCRIPTS = Path(sys.executable).parent
 
 
