@@ -19,6 +19,7 @@ from benchmarks.figures import Figure
 from benchmarks.quality_runs import (
     ABLATIONS,
     METHODS,
+    Measured,
     Row,
     append_rows,
     methods_of,
@@ -59,9 +60,9 @@ def _run_seed(path: Path, seed: int, epochs: int, concepts: int) -> None:
         missing = [method for method in methods_of(name) if (name, method, seed) not in known]
         if not missing:
             continue
-        task = make_task(name, seed, concepts)
+        measured = Measured(make_task(name, seed, concepts), epochs)
         for method in missing:
-            rows = list(rows_of(task, method, seed, epochs))
+            rows = list(rows_of(measured, method, seed))
             append_rows(path, rows)
             for row in rows:
                 print(

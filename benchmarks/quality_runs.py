@@ -108,10 +108,11 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 class Measured:
-    """The queries of a task and those of what must be retained, ready for one kind of model."""
+    """A task with its queries and those of what must be retained, decoded once for all runs."""
 
-    def __init__(self, clip: Clip, task: Task, epochs: int) -> None:
-        self._task, self._epochs = task.name, epochs
+    def __init__(self, task: Task, epochs: int = 0) -> None:
+        clip = mini()
+        self.task, self.epochs = task, epochs
         self._asked = Evaluator(clip, task.queries, task.index)
         self._retained = Evaluator(clip, task.retained)
 
@@ -120,7 +121,7 @@ class Measured:
         asked = self._asked.evaluate(clip).metrics
         retained = self._retained.evaluate(clip).metrics
         return Row(
-            task=self._task,
+            task=self.task.name,
             method=method,
             seed=seed,
             mrr=asked[f"{TEXT_TO_IMAGE}_reciprocal_rank"],
@@ -128,7 +129,7 @@ class Measured:
             retained_mrr=retained[f"{TEXT_TO_IMAGE}_reciprocal_rank"],
             retained_hit10=retained[f"{TEXT_TO_IMAGE}_hit_at_10"],
             seconds=round(seconds, 1),
-            recipe=recipe_of(self._task, method, self._epochs),
+            recipe=recipe_of(self.task.name, method, self.epochs),
         )
 
 
@@ -137,16 +138,15 @@ def mini() -> Clip:
     return load_clip(_MINI)
 
 
-def rows_of(task: Task, method: str, seed: int, epochs: int = 0) -> Iterator[Row]:
+def rows_of(measured: Measured, method: str, seed: int) -> Iterator[Row]:
     """Trains and measures; "full" gives the row of WiSE-FT too."""
-    clip = mini()
-    measured = Measured(clip, task, epochs)
+    clip, task = mini(), measured.task
     if method == "base":
         yield measured.row(clip, method, seed)
         return
     base = _copy(clip)
     began = time.monotonic()
-    _train(clip, task.train, config_of(task.name, method, seed, epochs))
+    _train(clip, task.train, config_of(task.name, method, seed, measured.epochs))
     yield measured.row(clip, method, seed, time.monotonic() - began)
     if method == "full":
         interpolate(clip.model, base, _copy(clip), WISE_FT)
@@ -156,7 +156,7 @@ def rows_of(task: Task, method: str, seed: int, epochs: int = 0) -> Iterator[Row
 def _train(clip: Clip, data: PairSet, config: TrainConfig) -> None:
     """As a job does it: a tenth is held out and chooses the epoch whose weights are kept."""
     training, held_out = split_pairs(data, 0.1, config.seed)
-    chooser = Evaluator(clip, held_out)
+    chooser = Evaluator(clip, held_out, image_locked=config.locks_image)
     best, weights = -1.0, _copy(clip)
     for event in train(clip, training, config):
         if isinstance(event, EpochEnd):

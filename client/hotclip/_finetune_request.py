@@ -36,6 +36,7 @@ def finetune_request(
     items_per_class: int | None,
     positives: names.PositivesName,
     negatives: int | None,
+    mining: bool | str | Options | None,
     prompts: Sequence[str],
     preserve: float | None,
     optimizer: str,
@@ -116,6 +117,7 @@ def finetune_request(
         known = _known("lora", lora, ("rank", "alpha", "dora", "targets"))
         request.lora.CopyFrom(filled(finetune_pb2.Lora, known, "lora"))
     _set_metric_loss(request, metric, loss_options, miner, miner_options, items_per_class)
+    _set_mining(request, mining)
     _set_freeze(request, freeze)
     _set_optimizer(request, optimizer_options)
     _set_scheduler(request, scheduler_options)
@@ -165,6 +167,16 @@ def _set_metric_loss(
         except (ValueError, TypeError) as error:
             problem = f"must hold numbers, booleans and strings: {error}"
             raise InvalidArgument.field(field, problem) from error
+
+
+def _set_mining(request: finetune_pb2.FineTuneRequest, mining: bool | str | Options | None) -> None:
+    """A text is the name of a collection."""
+    if mining is None or mining is False:
+        return
+    options = {"collection": mining} if isinstance(mining, str) else mining
+    known = ("collection", "count", "pool", "ceiling", "every")
+    given = {} if options is True else _known("mining", options, known)
+    request.mining.CopyFrom(finetune_pb2.Mining(**given))
 
 
 def _set_freeze(request: finetune_pb2.FineTuneRequest, freeze: Freeze) -> None:

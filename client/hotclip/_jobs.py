@@ -77,6 +77,8 @@ class Job:
     """Last value of each metric."""
     artifacts: tuple[str, ...]
     """Ids of the files that it made; see Client.download_artifact."""
+    advice: str = ""
+    """In the answer to finetune alone: what could be asked for instead; empty: nothing."""
 
     def ended_well(self) -> Job:
         """Itself, if it SUCCEEDED; raises JobFailed otherwise."""
@@ -204,6 +206,7 @@ def job(message: job_pb2.Job) -> Job:
         activated=message.activated,
         metrics={m.name: m.value for m in message.metrics},
         artifacts=tuple(message.artifacts),
+        advice=message.advice,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -165,7 +165,14 @@ def build(
     if store is not None and onnx is not None:
         exporter = make_exporter(config, store, artifacts, onnx)
         handlers += make_trainers(
-            config, device_name, store, datasets, releases, cuda, onnx_exporter(exporter)
+            config,
+            device_name,
+            store,
+            datasets,
+            releases,
+            cuda,
+            onnx_exporter(exporter),
+            collections.sampler.sample,
         )
         handlers += [ExportHandler(exporter), ImportHandler(releases)]
     followers = Followers(database, tracker_maker(config))
@@ -233,7 +240,8 @@ def build(
         ),
     ]
     if store is not None:
-        services.append(FineTuneService(jobs, datasets, registry, make_ground(device_name, store)))
+        ground = make_ground(device_name, store)
+        services.append(FineTuneService(jobs, datasets, registry, ground, collections.catalogue))
     parts = Parts(
         lock=FolderLock(folder),
         database=database,
@@ -370,6 +378,7 @@ def make_trainers(
     releases: RegistryReleases,
     cuda: CudaEngines | None,
     export_onnx: Callable[[JobContext, str, str], str],
+    sample_images: Callable[[str, int, int], Iterable[bytes]],
 ) -> list[JobHandler]:
     """The jobs that train and measure. Imports torch."""
     from hotclip_server.training.evaluate_job import EvaluateHandler
@@ -387,6 +396,6 @@ def make_trainers(
         roots=Roots(versions=config.data_dir / "versions", datasets=config.data_dir / "datasets"),
     )
     return [
-        FineTuneHandler(place, releases, export_onnx=export_onnx),
+        FineTuneHandler(place, releases, export_onnx=export_onnx, sample_images=sample_images),
         EvaluateHandler(store, datasets, device=device),
     ]

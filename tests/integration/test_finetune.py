@@ -14,6 +14,7 @@ from support.drawings import drawn_pairs, key_of
 from support.learning import Stubs
 from support.server import ServerProcess, start_server
 
+import hotclip
 from hotclip_proto.v1 import dataset_pb2, finetune_pb2, job_pb2, model_pb2
 
 Request = finetune_pb2.FineTuneRequest
@@ -323,3 +324,41 @@ def test_a_killed_server_resumes_its_job(
         states = [event.state.state for event in events if event.HasField("state")]
         assert job_pb2.JOB_STATE_INTERRUPTED in states
         assert stubs.wait("queued").state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+def test_a_collection_is_mined_and_what_would_outdate_it_is_said(
+    stubs: Stubs, server: ServerProcess
+) -> None:
+    pairs = drawn_pairs()
+    with hotclip.Client(server.address) as client:
+        client.create_collection("shop")
+        client.upsert("shop", [(f"p{n}", image, {}) for n, (image, _) in enumerate(pairs)])
+        checked = client.finetune("shapes", validate_only=True)
+        assert "shop" in checked.advice
+        assert "lock_image" in checked.advice
+        assert client.finetune("shapes", method="lit", validate_only=True).advice == ""
+        run = client.finetune(
+            "shapes",
+            mining="shop",
+            method="full",
+            learning_rate=1e-3,
+            max_steps=2,
+            val_split=0.25,
+            activation="never",
+            isolation="process",
+        )
+        run.wait()
+        first, *others = run.events()
+        assert first.detail.message == run.advice == checked.advice
+        lines = [e.detail.message for e in others if isinstance(e.detail, hotclip.LogLine)]
+        held_out = next(int(line.split()[2]) for line in lines if line.startswith("held out"))
+        assert f"mining {len(pairs) - held_out} images of shop" in lines
+        assert any(line.startswith("epoch 1: hard negatives for") for line in lines)
+        with pytest.raises(hotclip.errors.NotFound):
+            client.finetune("shapes", mining="nobody")
+        client.create_collection("bare", keep_sources=False)
+        with pytest.raises(hotclip.errors.FailedPrecondition) as bare:
+            client.finetune("shapes", mining="bare")
+        assert bare.value.reason == "SOURCES_MISSING"
+        for name in ("shop", "bare"):
+            client.delete_collection(name)

@@ -28,12 +28,14 @@ class AsyncRun:
     Attributes:
         id: Made by the server.
         name: Chosen by the caller; the id if none was.
+        advice: Of a fine-tune: what could be asked for instead; empty: nothing.
     """
 
     def __init__(self, connection: Connection, started: Job) -> None:
         self._connection = connection
         self.id = started.id
         self.name = started.name
+        self.advice = started.advice
 
     async def job(self, *, timeout: float | None = None) -> Job:
         """Everything about the job as it is now. Raises NotFound if it was deleted."""

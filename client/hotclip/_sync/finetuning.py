@@ -55,6 +55,7 @@ def finetune(
     items_per_class: int | None = None,
     positives: PositivesName = "share",
     negatives: int | None = None,
+    mining: bool | str | Options | None = None,
     prompts: Sequence[str] = (),
     preserve: float | None = None,
     optimizer: str = "AdamW",
@@ -124,12 +125,16 @@ def finetune(
             positives ("share"), left out ("mask") or negatives ("off").
         negatives: How many of a pair's own negative texts and images come into its batch,
             0 to 16, each.
+        mining: Hard negatives that the model finds itself. True: among the images and texts of
+            train_data; a str: also among the images of that collection; or {"collection": "",
+            "count": 1, "pool": 8, "ceiling": 0.95, "every": 1}.
         prompts: Texts of labelled images without a text, e.g. ["a photo of {label}"].
-        preserve: Weight of the distance to the features of the base, 0 to 1,000: more of it
-            forgets less.
+        preserve: Weight of the distance of each layer to that of the base, 0 to 1,000: more of
+            it forgets less.
         optimizer: "AdamW", "Adam" or "SGD".
         optimizer_options: {"betas": (0.9, 0.98), "momentum": 0.9, "weight_decay": 0.05}.
-        learning_rate: Peak, > 0; None: 2e-4 for lora, else 1e-5.
+        learning_rate: Peak, > 0; None: 2e-4 for lora, else 1e-5, for a model of 150 million
+            weights or more; of a smaller one higher in proportion, at most 100 times.
         warmup: Share of the steps with rising learning rate, in [0, 1).
         scheduler: How it falls afterwards: "cosine", "linear", "constant",
             "cosine_with_restarts" or "polynomial".
@@ -187,6 +192,7 @@ def finetune(
         items_per_class=items_per_class,
         positives=positives,
         negatives=negatives,
+        mining=mining,
         prompts=prompts,
         preserve=preserve,
         optimizer=optimizer,

@@ -376,6 +376,66 @@ class MetricLoss(message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__items_per_class) -> _WhichOneofReturnType__items_per_class | None: ...
 
 @typing.final
+class Mining(message.Message):
+    """Hard negatives that the model finds by itself: of each pair the images that its text is nearest
+    to, and the texts that its image is nearest to, of those that do not belong to it by image,
+    text, group or label. Not with loss METRIC.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    POOL_FIELD_NUMBER: builtins.int
+    CEILING_FIELD_NUMBER: builtins.int
+    EVERY_FIELD_NUMBER: builtins.int
+    collection: builtins.str
+    """A collection whose images are searched too, besides those of the training data; it must keep
+    its sources. Empty: none.
+    """
+    count: builtins.int
+    """How many images and texts come into the batch with each pair, each, 1 to 16 and at most
+    pool; default 1.
+    """
+    pool: builtins.int
+    """The hardest of each pair, of which some are drawn each epoch, 1 to 64; default 8."""
+    ceiling: builtins.float
+    """What is nearer than this share of the similarity of the pair itself is taken for right, not
+    for a negative (NV-Retriever, Moreira et al. 2024); above 0, at most 1; default 0.95.
+    """
+    every: builtins.int
+    """Epochs between two searches, each by the weights of its moment, 1 to 1,000; default 1."""
+    def __init__(
+        self,
+        *,
+        collection: builtins.str = ...,
+        count: builtins.int | None = ...,
+        pool: builtins.int | None = ...,
+        ceiling: builtins.float | None = ...,
+        every: builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_ceiling", b"_ceiling", "_count", b"_count", "_every", b"_every", "_pool", b"_pool", "ceiling", b"ceiling", "count", b"count", "every", b"every", "pool", b"pool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_ceiling", b"_ceiling", "_count", b"_count", "_every", b"_every", "_pool", b"_pool", "ceiling", b"ceiling", "collection", b"collection", "count", b"count", "every", b"every", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ceiling: _TypeAlias = typing.Literal["ceiling"]  # noqa: Y015
+    _WhichOneofArgType__ceiling: _TypeAlias = typing.Literal["_ceiling", b"_ceiling"]  # noqa: Y015
+    _WhichOneofReturnType__count: _TypeAlias = typing.Literal["count"]  # noqa: Y015
+    _WhichOneofArgType__count: _TypeAlias = typing.Literal["_count", b"_count"]  # noqa: Y015
+    _WhichOneofReturnType__every: _TypeAlias = typing.Literal["every"]  # noqa: Y015
+    _WhichOneofArgType__every: _TypeAlias = typing.Literal["_every", b"_every"]  # noqa: Y015
+    _WhichOneofReturnType__pool: _TypeAlias = typing.Literal["pool"]  # noqa: Y015
+    _WhichOneofArgType__pool: _TypeAlias = typing.Literal["_pool", b"_pool"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ceiling) -> _WhichOneofReturnType__ceiling | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__count) -> _WhichOneofReturnType__count | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__every) -> _WhichOneofReturnType__every | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pool) -> _WhichOneofReturnType__pool | None: ...
+
+@typing.final
 class EarlyStopping(message.Message):
     """Ends a run that no longer gets better. Looked at after each epoch."""
 
@@ -498,6 +558,7 @@ class FineTuneRequest(message.Message):
     TRACKERS_FIELD_NUMBER: builtins.int
     K_FIELD_NUMBER: builtins.int
     COMPAT_FIELD_NUMBER: builtins.int
+    MINING_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     base_version: builtins.str
@@ -517,7 +578,9 @@ class FineTuneRequest(message.Message):
     batch_size: builtins.int
     """Pairs a step, 2 to 65,536; default 64."""
     learning_rate: builtins.float
-    """Peak, above 0, at most 1; default 2e-4 with LORA, else 1e-5."""
+    """Peak, above 0, at most 1; default 2e-4 with LORA, else 1e-5, for a model of 150 million
+    weights or more; of a smaller one higher in proportion, at most 100 times.
+    """
     warmup: builtins.float
     """Share of the steps with rising learning rate, in [0, 1); default 0.05."""
     scheduler: Scheduler.ValueType
@@ -571,8 +634,9 @@ class FineTuneRequest(message.Message):
     it, 0 to 16; default 1.
     """
     preserve: builtins.float
-    """Weight of the squared distance between features and those of the base, which so forgets
-    less (LDIFS, Mukhoti et al. 2023), 0 to 1,000; default 0, off.
+    """Weight of the squared distance of what each layer makes of the batch to what it makes with
+    the weights of the base, which so forgets less (LDIFS, Mukhoti et al. 2023), 0 to 1,000;
+    default 0, off.
     """
     optimizer: Optimizer.ValueType
     """Default AdamW."""
@@ -636,6 +700,10 @@ class FineTuneRequest(message.Message):
         server's data directory, hold up nothing, and their failure is a warning of the job.
         """
 
+    @builtins.property
+    def mining(self) -> Mining:
+        """Absent: the negatives are those of the batch and those that rows name."""
+
     def __init__(
         self,
         *,
@@ -691,10 +759,11 @@ class FineTuneRequest(message.Message):
         trackers: abc.Iterable[builtins.str] | None = ...,
         k: builtins.int | None = ...,
         compat: MetricCompat.ValueType = ...,
+        mining: Mining | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_k", b"_k", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "augment", b"augment", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "k", b"k", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lora", b"lora", "max_steps", b"max_steps", "metric_loss", b"metric_loss", "momentum", b"momentum", "negatives", b"negatives", "preserve", b"preserve", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "val_split", b"val_split", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_k", b"_k", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "augment", b"augment", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "k", b"k", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lora", b"lora", "max_steps", b"max_steps", "metric_loss", b"metric_loss", "mining", b"mining", "momentum", b"momentum", "negatives", b"negatives", "preserve", b"preserve", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "val_split", b"val_split", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_k", b"_k", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "activation", b"activation", "augment", b"augment", "base_version", b"base_version", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "chunk_size", b"chunk_size", "clip_norm", b"clip_norm", "compat", b"compat", "description", b"description", "device", b"device", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "eval_dataset", b"eval_dataset", "export_onnx", b"export_onnx", "freeze_layers", b"freeze_layers", "index_dataset", b"index_dataset", "isolation", b"isolation", "k", b"k", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lock_image", b"lock_image", "lock_text", b"lock_text", "lora", b"lora", "loss", b"loss", "max_steps", b"max_steps", "method", b"method", "metric_loss", b"metric_loss", "model", b"model", "momentum", b"momentum", "name", b"name", "negatives", b"negatives", "optimizer", b"optimizer", "positives", b"positives", "precision", b"precision", "preserve", b"preserve", "prompts", b"prompts", "request_id", b"request_id", "scheduler", b"scheduler", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "seed", b"seed", "soup", b"soup", "trackers", b"trackers", "train_dataset", b"train_dataset", "val_split", b"val_split", "validate_only", b"validate_only", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_k", b"_k", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "activation", b"activation", "augment", b"augment", "base_version", b"base_version", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "chunk_size", b"chunk_size", "clip_norm", b"clip_norm", "compat", b"compat", "description", b"description", "device", b"device", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "eval_dataset", b"eval_dataset", "export_onnx", b"export_onnx", "freeze_layers", b"freeze_layers", "index_dataset", b"index_dataset", "isolation", b"isolation", "k", b"k", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lock_image", b"lock_image", "lock_text", b"lock_text", "lora", b"lora", "loss", b"loss", "max_steps", b"max_steps", "method", b"method", "metric_loss", b"metric_loss", "mining", b"mining", "model", b"model", "momentum", b"momentum", "name", b"name", "negatives", b"negatives", "optimizer", b"optimizer", "positives", b"positives", "precision", b"precision", "preserve", b"preserve", "prompts", b"prompts", "request_id", b"request_id", "scheduler", b"scheduler", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "seed", b"seed", "soup", b"soup", "trackers", b"trackers", "train_dataset", b"train_dataset", "val_split", b"val_split", "validate_only", b"validate_only", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__augment: _TypeAlias = typing.Literal["augment"]  # noqa: Y015
     _WhichOneofArgType__augment: _TypeAlias = typing.Literal["_augment", b"_augment"]  # noqa: Y015

@@ -62,8 +62,9 @@ class FineTuneServiceServicer(object):
         large as those of training, if there are so many pairs) and "monitor", the mean of both reciprocal ranks, which
         decides which weights are best.
         AFTER tells of the best weights: those are stored. Errors:
-        INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
+        INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset, collection),
         ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version),
+        FAILED_PRECONDITION/SOURCES_MISSING (of the collection that is mined),
         FAILED_PRECONDITION/TRACKER_NOT_INSTALLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -44,8 +44,9 @@ class FineTuneServiceStub:
     large as those of training, if there are so many pairs) and "monitor", the mean of both reciprocal ranks, which
     decides which weights are best.
     AFTER tells of the best weights: those are stored. Errors:
-    INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
+    INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset, collection),
     ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version),
+    FAILED_PRECONDITION/SOURCES_MISSING (of the collection that is mined),
     FAILED_PRECONDITION/TRACKER_NOT_INSTALLED.
     """
     Evaluate: _grpc.UnaryUnaryMultiCallable[_finetune_pb2.EvaluateRequest, _job_pb2.Job]
@@ -73,8 +74,9 @@ class FineTuneServiceAsyncStub(FineTuneServiceStub):
     large as those of training, if there are so many pairs) and "monitor", the mean of both reciprocal ranks, which
     decides which weights are best.
     AFTER tells of the best weights: those are stored. Errors:
-    INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
+    INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset, collection),
     ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version),
+    FAILED_PRECONDITION/SOURCES_MISSING (of the collection that is mined),
     FAILED_PRECONDITION/TRACKER_NOT_INSTALLED.
     """
     Evaluate: _aio.UnaryUnaryMultiCallable[_finetune_pb2.EvaluateRequest, _job_pb2.Job]  # type: ignore[assignment]
@@ -105,8 +107,9 @@ class FineTuneServiceServicer(metaclass=_abc_1.ABCMeta):
         large as those of training, if there are so many pairs) and "monitor", the mean of both reciprocal ranks, which
         decides which weights are best.
         AFTER tells of the best weights: those are stored. Errors:
-        INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset),
+        INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset, collection),
         ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version),
+        FAILED_PRECONDITION/SOURCES_MISSING (of the collection that is mined),
         FAILED_PRECONDITION/TRACKER_NOT_INSTALLED.
         """
 

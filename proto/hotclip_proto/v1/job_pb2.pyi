@@ -157,6 +157,7 @@ class Job(message.Message):
     ACTIVATED_FIELD_NUMBER: builtins.int
     METRICS_FIELD_NUMBER: builtins.int
     ARTIFACTS_FIELD_NUMBER: builtins.int
+    ADVICE_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Made by the server."""
     name: builtins.str
@@ -177,6 +178,10 @@ class Job(message.Message):
     """Version made by a fine-tune or import; empty before."""
     activated: builtins.bool
     """Whether result_version was activated by the job."""
+    advice: builtins.str
+    """In the answer of FineTune alone: what could be asked for instead, for people; empty: nothing.
+    The first event says it too.
+    """
     @builtins.property
     def create_time(self) -> timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -220,10 +225,11 @@ class Job(message.Message):
         activated: builtins.bool = ...,
         metrics: abc.Iterable[types_pb2.Metric] | None = ...,
         artifacts: abc.Iterable[builtins.str] | None = ...,
+        advice: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["activated", b"activated", "artifacts", b"artifacts", "create_time", b"create_time", "description", b"description", "end_time", b"end_time", "error", b"error", "id", b"id", "kind", b"kind", "last_seq", b"last_seq", "metrics", b"metrics", "model", b"model", "name", b"name", "progress", b"progress", "result_version", b"result_version", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["activated", b"activated", "advice", b"advice", "artifacts", b"artifacts", "create_time", b"create_time", "description", b"description", "end_time", b"end_time", "error", b"error", "id", b"id", "kind", b"kind", "last_seq", b"last_seq", "metrics", b"metrics", "model", b"model", "name", b"name", "progress", b"progress", "result_version", b"result_version", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,7 @@ class NewJob:
     name: Unique among jobs; empty: the id.
     request_id: Empty, or the caller's id of this wish: the same one again gives the same job.
     fingerprint: Of the caller's request; the same request_id with another one is refused.
+    message: What its first event says, for people.
     """
 
     kind: JobKind
@@ -49,6 +50,7 @@ class NewJob:
     model: str = ""
     request_id: str = ""
     fingerprint: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ def create(connection: Connection, new: NewJob) -> tuple[JobRecord, bool]:
                 create_time=time,
             )
         )
-    append(connection, job_id, [state_event(JobState.QUEUED)])
+    append(connection, job_id, [state_event(JobState.QUEUED, new.message)])
     return get(connection, job_id), True
 
 

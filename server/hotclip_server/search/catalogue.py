@@ -104,6 +104,12 @@ class Catalogue:
         self._check_open()
         return [self._records[name] for name in sorted(self._records)]
 
+    def of_image_encoder(self, encoder_id: str) -> Sequence[str]:
+        """Names of the collections whose image vectors are of this encoder."""
+        return tuple(
+            sorted(r.name for r in self._records.values() if r.vision_encoder_id == encoder_id)
+        )
+
     def lock(self, name: str) -> asyncio.Lock:
         """Held by whoever writes points of a collection: writes come one after the other."""
         return self._locks.setdefault(name, asyncio.Lock())

@@ -18,6 +18,7 @@ from hotclip_server.search.filters import PayloadFilter
 from hotclip_server.search.protocol import VectorStore
 from hotclip_server.search.reader import Fields, Reader
 from hotclip_server.search.reindex import Reindexer
+from hotclip_server.search.sample import ImageSampler
 from hotclip_server.search.searcher import Searcher
 from hotclip_server.search.sources import Sources
 from hotclip_server.search.writer import Writer
@@ -74,6 +75,7 @@ class Collections:
         self.searcher = Searcher(store, versions, encoder, self.catalogue)
         self.reader = Reader(database, store, self.catalogue, blobs)
         self.reindexer = Reindexer(database, store, versions, self.catalogue, self.writer, sources)
+        self.sampler = ImageSampler(database, blobs)
 
     async def start(self) -> None:
         """Makes bound versions resident, and shards agree with what SQLite says."""

@@ -278,6 +278,30 @@ def given_vectors(
     return found
 
 
+def ids_of_kind(connection: Connection, collection: str, kind: str) -> list[str]:
+    """Points of that kind, by id."""
+    query = (
+        sa.select(sources.c.point_id)
+        .where(sources.c.collection == collection, sources.c.kind == kind)
+        .order_by(sources.c.point_id)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def sources_of(connection: Connection, collection: str, ids: Sequence[str]) -> list[SourceRow]:
+    """Rows of at most 500 points, by id, without those that are gone."""
+    query = (
+        sa.select(sources)
+        .where(
+            sources.c.collection == collection,
+            sources.c.point_id.in_(ids),
+            sources.c.kind != DELETED,
+        )
+        .order_by(sources.c.point_id)
+    )
+    return [_source(row) for row in connection.execute(query)]
+
+
 def sources_after(
     connection: Connection, collection: str, revision: int, limit: int
 ) -> list[SourceRow]:

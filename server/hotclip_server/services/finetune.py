@@ -21,6 +21,7 @@ from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.jobs.specs import EvaluateSpec, FineTuneSpec
 from hotclip_server.models.registry import ModelRegistry
+from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.services.finetune_choices import choice_of
 from hotclip_server.services.finetune_requests import (
     TrainingGround,
@@ -33,10 +34,16 @@ from hotclip_server.trackers.known import require_installed
 from hotclip_server.training.metrics import Compat
 
 Context = grpc.aio.ServicerContext[Any, Any]
+SHOWN = 3
+"""Collections that advice names."""
 
 
 class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
-    """See finetune.proto."""
+    """See finetune.proto.
+
+    Args:
+        collections: Whose vectors a fine-tune may outdate, and whose images may be mined.
+    """
 
     def __init__(
         self,
@@ -44,11 +51,13 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
         datasets: DatasetStore,
         models: ModelRegistry,
         ground: TrainingGround,
+        collections: Catalogue,
     ) -> None:
         self._jobs = jobs
         self._datasets = datasets
         self._models = models
         self._ground = ground
+        self._collections = collections
 
     async def FineTune(  # noqa: N802 - named by the proto
         self, request: finetune_pb2.FineTuneRequest, context: Context
@@ -60,6 +69,7 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
             return job_to_proto(known)
         wish = check_fine_tune(request)
         require_installed(wish.spec["trackers"])
+        self._check_minable(request.mining.collection)
         model, version = self._version(request.model, request.base_version, "base_version")
         train = await self._datasets.get(request.train_dataset)
         _check_trainable(train, splits=not request.eval_dataset and wish.spec["val_split"] > 0)
@@ -76,6 +86,7 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
         )
         if problems:
             raise InvalidArgument.fields(problems)
+        advice = self._advice(spec)
         if request.validate_only:
             await self._check_name_free(request.name)
             return job_pb2.Job(
@@ -83,6 +94,7 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
                 kind=job_pb2.JOB_KIND_FINE_TUNE,
                 model=model,
                 description=request.description,
+                advice=advice,
             )
         new = NewJob(
             kind=JobKind.FINE_TUNE,
@@ -92,8 +104,11 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
             model=model,
             request_id=request.request_id,
             fingerprint=mark,
+            message=advice,
         )
-        return job_to_proto(await self._jobs.submit(new))
+        queued = job_to_proto(await self._jobs.submit(new))
+        queued.advice = advice
+        return queued
 
     async def Evaluate(  # noqa: N802 - named by the proto
         self, request: finetune_pb2.EvaluateRequest, context: Context
@@ -140,6 +155,28 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
             problem = f"version {version} is of model {record.model!r}, not {state.name!r}"
             raise InvalidArgument.field(field, problem)
         return state.name, record.id
+
+    def _check_minable(self, collection: str) -> None:
+        """Whether its images are kept; empty: none is asked for."""
+        if collection and not self._collections.get(collection).keep_sources:
+            raise FailedPrecondition(
+                f"collection {collection!r} does not keep its sources, so there are no images",
+                reason="SOURCES_MISSING",
+            )
+
+    def _advice(self, spec: FineTuneSpec) -> str:
+        """Stored vectors outlive a fine-tune that leaves their tower as it is."""
+        if spec.config.locks_image:
+            return ""
+        encoder = self._models.get_version(spec.base_version).manifest.spec.vision_encoder_id
+        names = self._collections.of_image_encoder(encoder)
+        if not names:
+            return ""
+        shown = ", ".join(names[:SHOWN]) + (" and others" if len(names) > SHOWN else "")
+        return (
+            f"image vectors of {shown} are of {spec.base_version} and must be made anew for the "
+            "result; with lock_image, or the method lit, they stay valid and a reindex copies them"
+        )
 
     def _base(self, request: finetune_pb2.EvaluateRequest, version: str) -> str:
         """Where the line of a sweep begins; empty if none was asked for."""

@@ -20,6 +20,7 @@ from hotclip_server.training.config import (
     LoraConfig,
     Matrix,
     MetricLossConfig,
+    MiningConfig,
     TrainConfig,
 )
 from hotclip_server.training.errors import InvalidTrainConfig
@@ -169,6 +170,7 @@ def _config(request: pb.FineTuneRequest, problems: list[FieldViolation]) -> Trai
             **values,
             lora=_lora(request.lora),
             metric_loss=_metric_loss(request),
+            mining=_mining(request),
             augment=AugmentConfig() if augment else AugmentConfig(crop=(1.0, 1.0)),
         )
     except InvalidTrainConfig as error:
@@ -198,6 +200,12 @@ def _metric_loss(request: pb.FineTuneRequest) -> MetricLossConfig | None:
         miner_options=_options(given.miner_options),
         items_per_class=MetricLossConfig(name="").items_per_class if count is None else count,
     )
+
+
+def _mining(request: pb.FineTuneRequest) -> MiningConfig | None:
+    if not request.HasField("mining"):
+        return None
+    return MiningConfig(**{field.name: value for field, value in request.mining.ListFields()})
 
 
 def _options(given: Struct) -> dict[str, Option]:

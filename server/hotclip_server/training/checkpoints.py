@@ -1,7 +1,8 @@
 """States of a run on the disk, whole or absent, and the weights that it may come back to.
 
     <folder>/
-        state-000007/state.safetensors    weights, their average, moments of the optimizer
+        state-000007/state.safetensors    weights, their average, moments of the optimizer,
+                                          mined negatives
                      manifest.json        where the run stood, sha256 of the file and of itself
         weights-000003/weights.safetensors, manifest.json
 
@@ -40,7 +41,7 @@ from hotclip_server.training.progress import Progress, Snapshot
 log = logging.getLogger(__name__)
 
 STATE, WEIGHTS, MANIFEST = "state", "weights", "manifest.json"
-_PARTS = ("weights", "average", "optimizer")
+_PARTS = ("weights", "average", "optimizer", "mined")
 LIBRARIES = ("torch", "open_clip_torch", "numpy")
 """Whose versions decide the last bit of a result."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 from hotclip_server.training import config as names
-from hotclip_server.training.config import MetricLossConfig, TrainConfig
+from hotclip_server.training.config import MetricLossConfig, MiningConfig, TrainConfig
 from hotclip_server.training.errors import FieldViolation
 from hotclip_server.training.metric_names import METRIC_LOSSES, METRIC_MINERS, option_problems
 
@@ -112,6 +112,23 @@ def _losses(config: TrainConfig) -> Iterator[FieldViolation]:
         yield FieldViolation("metric_loss", reason)
     if config.metric_loss is not None:
         yield from _metric_loss(config.metric_loss, config.batch_size)
+    if config.mining is not None:
+        yield from _mining(config.mining)
+        if config.loss == "metric":
+            yield FieldViolation("mining", "losses of classes know of no single pairs")
+
+
+def _mining(mining: MiningConfig) -> Iterator[FieldViolation]:
+    for name, low, high in (("pool", 1, 64), ("count", 1, 16), ("every", 1, 1000)):
+        value = getattr(mining, name)
+        if not low <= value <= high:
+            yield FieldViolation(f"mining.{name}", f"must be in {low} to {high}, got {value}")
+    if mining.count > mining.pool:
+        reason = f"must be at most the pool of {mining.pool}, got {mining.count}"
+        yield FieldViolation("mining.count", reason)
+    if not 0 < mining.ceiling <= 1:
+        reason = f"must be above 0 and at most 1, got {mining.ceiling!r}"
+        yield FieldViolation("mining.ceiling", reason)
 
 
 def _metric_loss(metric: MetricLossConfig, batch_size: int) -> Iterator[FieldViolation]:

@@ -58,6 +58,11 @@ class Clip:
         return (images - mean) / std
 
 
+def count_weights(model: nn.Module) -> int:
+    """How many numbers it learnt."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def load_clip(folder: Path) -> Clip:
     """A model from open_clip's local-dir layout, on the CPU, fp32, in evaluation mode."""
     name = f"local-dir:{folder}"

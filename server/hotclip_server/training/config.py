@@ -20,7 +20,11 @@ Matrix = Literal["q", "k", "v", "out", "mlp"]
 AUTO_LORA_BELOW = 1000
 """Training pairs below which the method "auto" is LoRA."""
 FULL_RATE, LORA_RATE = 1e-5, 2e-4
-"""Learning rates where none is given."""
+"""Learning rates where none is given, of models with LARGE weights or more."""
+LARGE = 150_000_000
+"""Weights of a ViT-B-32 and its text tower; smaller models have higher rates in proportion."""
+MOST_RAISED = 100.0
+"""What the rate of a small model is multiplied by at most."""
 LAYER_DECAY = 1.0
 """Of the method full where none is given; 1 is off."""
 
@@ -47,6 +51,11 @@ class AugmentConfig:
     """Probability of keeping only the edges, as a drawing on white."""
     blur: float = 0.0
     """Probability of a slight blur."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether any image may come out other than it went in."""
+        return self != AugmentConfig(crop=(1.0, 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +94,22 @@ class MetricLossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MiningConfig:
+    """Hard negatives that the model finds itself; see `mining`."""
+
+    count: int = 1
+    """How many images and texts come into the batch with each pair, each."""
+    pool: int = 8
+    """The hardest of each pair that are drawn from."""
+    ceiling: float = 0.95
+    """What is nearer than this share of the pair's own similarity is taken for right."""
+    every: int = 1
+    """Epochs between two searches."""
+    collection: str = ""
+    """Whose images are searched besides those of the training data; empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run. Raises InvalidTrainConfig naming every bad field."""
 
@@ -114,6 +139,8 @@ class TrainConfig:
     """What items are that share text, image, group or label without being one pair."""
     negatives: int = 1
     """How many of a row's negative texts and images come into its batch, each."""
+    mining: MiningConfig | None = None
+    """Negatives that are looked for; None: none."""
     metric_loss: MetricLossConfig | None = None
     """With the loss "metric"."""
     preserve: float = 0.0
@@ -122,7 +149,7 @@ class TrainConfig:
     optimizer: OptimizerName = "adamw"
     """What turns gradients into steps."""
     learning_rate: float | None = None
-    """Peak learning rate, after the warm-up; None: LORA_RATE or FULL_RATE, by the method."""
+    """Peak learning rate, after the warm-up; None: by the method and the size of the model."""
     warmup: float = 0.05
     """Share of all steps in which the learning rate rises from 0."""
     scheduler: Scheduler = "cosine"
@@ -166,7 +193,7 @@ class TrainConfig:
         """Peak learning rate."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return LORA_RATE if self.method == "lora" else FULL_RATE
+        return default_rate(self.method, LARGE)
 
     @property
     def decay(self) -> float:
@@ -180,8 +207,9 @@ class TrainConfig:
         """Whether the vision tower stays exactly as it is."""
         return self.lock_image or self.method == "lit"
 
-    def resolved(self, *, pairs: int, logit_bias: bool, device: str) -> TrainConfig:
+    def resolved(self, *, pairs: int, weights: int, logit_bias: bool, device: str) -> TrainConfig:
         """What "auto" means for so many training pairs, a model and a torch device; the rest as is.
+        `weights` is how many numbers the model learnt.
 
         A run that goes on must be given the same, so that it is the same run.
         """
@@ -199,6 +227,9 @@ class TrainConfig:
             negatives=negatives,
             loss=loss if self.loss == "auto" else self.loss,
             precision=precision if self.precision == "auto" else self.precision,
+            learning_rate=default_rate(method, weights)
+            if self.learning_rate is None
+            else self.learning_rate,
         )
 
     @property
@@ -215,9 +246,17 @@ class TrainConfig:
         augment, lora = dict(fields.pop("augment")), dict(fields.pop("lora"))
         augment["crop"], lora["targets"] = tuple(augment["crop"]), tuple(lora["targets"])
         metric = fields.pop("metric_loss")
+        mining = fields.pop("mining")
         return cls(
             **fields,
             augment=AugmentConfig(**augment),
             lora=LoraConfig(**lora),
             metric_loss=None if metric is None else MetricLossConfig(**metric),
+            mining=None if mining is None else MiningConfig(**mining),
         )
+
+
+def default_rate(method: Method, weights: int) -> float:
+    """Peak learning rate for a model with so many weights."""
+    raised = min(MOST_RAISED, max(1.0, LARGE / weights))
+    return raised * (LORA_RATE if method == "lora" else FULL_RATE)

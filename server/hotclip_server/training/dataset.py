@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,9 @@ from hotclip_server.training.clip import Clip
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.errors import InvalidPairs
 from hotclip_server.training.images import ImageStore
-from hotclip_server.training.pairs import Pair, PairSet
+from hotclip_server.training.mining import Mined
+from hotclip_server.training.pairs import ImageSet, Pair, PairSet
+from hotclip_server.training.relations import Relations
 from hotclip_server.training.sampler import (
     class_batches,
     epoch_batches,
@@ -38,7 +40,7 @@ class Batch:
 
     pairs: int
     images: Tensor
-    """[p, 3, h, w] uint8."""
+    """[p, 3, h, w] uint8; [p, 0] where `image_features` are known."""
     tokens: Tensor
     """[q, context] int64."""
     image_keys: Tensor
@@ -47,6 +49,10 @@ class Batch:
     """[4, q] int64, likewise."""
     scores: Tensor
     """[pairs] float32 in 0..1: how well an image and its caption fit."""
+    image_features: Tensor | None = None
+    """[p, width] of a tower that is not trained, as `Towers` gives them, if they are known."""
+    text_features: Tensor | None = None
+    """[q, width], likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +72,17 @@ class TrainingSet:
         negatives: How many of a pair's own negative texts, and of its negative images, come into
             the batch with it.
         budget_bytes: Of decoded images that are kept.
+        candidates: Images that may be negatives besides those of the pairs.
     """
 
     def __init__(
-        self, clip: Clip, data: PairSet, *, negatives: int = 0, budget_bytes: int = 2 << 30
+        self,
+        clip: Clip,
+        data: PairSet,
+        *,
+        negatives: int = 0,
+        budget_bytes: int = 2 << 30,
+        candidates: ImageSet | None = None,
     ) -> None:
         pairs = data.pairs
         require_texts(pairs)
@@ -93,9 +106,24 @@ class TrainingSet:
         wrong = pairs if negatives else ()
         self._wrong_texts = [texts.of(pair.negative_texts) for pair in wrong]
         self._wrong_images = [images.of(pair.negative_images) for pair in wrong]
+        own = set() if candidates is None else set(images.values)
+        images.of(() if candidates is None else candidates.keys)
+
+        def read(key: str) -> bytes:
+            if candidates is not None and key not in own:
+                return candidates.image_bytes(key)
+            return data.image_bytes(key)
+
         self._keys = images.values
-        self._store = ImageStore(clip, self._keys, data.image_bytes, budget_bytes)
-        self._tokens = tokenize(clip, texts.values)
+        self._store = ImageStore(clip, self._keys, read, budget_bytes)
+        self.tokens = tokenize(clip, texts.values)
+        """[texts, context] int64 of the distinct texts by number."""
+        self.relations = Relations(
+            of_image, self._text_of_pair, (self._group_of_pair, self._label_of_pair)
+        )
+        """What may not be a negative of what."""
+        self._mined: Mined | None = None
+        self._mined_at_once = 0
 
     def name(self, image: int) -> str:
         """The key of an image by its number."""
@@ -117,9 +145,37 @@ class TrainingSet:
         places = self._starts + epoch_captions(self._counts, seed, epoch)
         return Drawn(pairs=self._order[places], places=epoch_negatives(self.images, seed, epoch))
 
-    def prefetch(self, images: NDArray[np.int64]) -> None:
-        """Begins to decode the images of the next batch, on threads."""
-        self._store.prefetch(images.tolist())
+    @property
+    def distinct_images(self) -> int:
+        """Of pairs and negatives; their numbers are below it."""
+        return len(self._keys)
+
+    @property
+    def distinct_texts(self) -> int:
+        """Of pairs and negatives; their numbers are below it."""
+        return len(self.tokens)
+
+    def pixels(self, images: Sequence[int]) -> Tensor:
+        """[n, 3, h, w] uint8 of images by number. Raises InvalidPairs naming a bad one."""
+        return self._store.batch(images)
+
+    def rows_with(self, images: int, mined: int) -> int:
+        """Most images, and most texts, of a batch with so many images of pairs, if so many mined
+        ones come with each."""
+        own = max(map(len, (*self._wrong_images, *self._wrong_texts)), default=0)
+        return images * (1 + min(own, self._negatives) + mined)
+
+    def prefetch(self, images: Iterable[int]) -> None:
+        """Begins to decode the images that come next, on threads."""
+        self._store.prefetch(images)
+
+    def forget_pixels(self) -> None:
+        """Drops the decoded images that were kept."""
+        self._store.forget()
+
+    def use(self, mined: Mined | None, at_once: int) -> None:
+        """From now on so many mined images and texts, each, come into the batch with a pair."""
+        self._mined, self._mined_at_once = mined, at_once
 
     def blank(self, rows: int) -> Batch:
         """As a batch, with black images and the longest texts there may be."""
@@ -129,28 +185,52 @@ class TrainingSet:
         return Batch(
             pairs=rows,
             images=torch.zeros(rows, 3, height, width, dtype=torch.uint8),
-            tokens=self._tokens[:1].repeat(rows, 1),
+            tokens=self.tokens[:1].repeat(rows, 1),
             image_keys=keys,
             text_keys=keys,
             scores=torch.ones(rows),
         )
 
-    def batch(self, images: NDArray[np.int64], drawn: Drawn) -> Batch:
-        """Images by number, with the captions and negatives that were drawn."""
+    def batch(
+        self,
+        images: NDArray[np.int64],
+        drawn: Drawn,
+        *,
+        image_features: Tensor | None = None,
+        text_features: Tensor | None = None,
+    ) -> Batch:
+        """Images by number, with the captions and negatives that were drawn.
+
+        Features are [items, width] of all images or texts by number, of a tower that is not
+        trained; what is known of images is not decoded.
+        """
         pairs = drawn.pairs[images]
         texts = self._text_of_pair[pairs]
         keys = np.stack([images, texts, self._group_of_pair[pairs], self._label_of_pair[pairs]])
         places = drawn.places[images]
         more_images = self._wrong(self._wrong_images, pairs, places, images)
         more_texts = self._wrong(self._wrong_texts, pairs, places, texts)
-        all_texts = np.concatenate([texts, more_texts])
+        if self._mined is not None:
+            hard = self._hard(self._mined.images, pairs, places, self.relations.images_of)
+            more_images = np.union1d(more_images, hard)
+            hard = self._hard(self._mined.texts, pairs, places, self.relations.texts_of)
+            more_texts = np.union1d(more_texts, hard)
+        every_image = torch.from_numpy(np.concatenate([images, more_images]))
+        every_text = torch.from_numpy(np.concatenate([texts, more_texts]))
+        pixels = (
+            self._store.batch(every_image.tolist())
+            if image_features is None
+            else torch.empty(len(every_image), 0, dtype=torch.uint8)
+        )
         return Batch(
             pairs=len(images),
-            images=self._store.batch([*images.tolist(), *more_images.tolist()]),
-            tokens=self._tokens[torch.from_numpy(all_texts)],
+            images=pixels,
+            tokens=self.tokens[every_text],
             image_keys=torch.from_numpy(np.hstack([keys, self._image_keys(more_images)])),
             text_keys=torch.from_numpy(np.hstack([keys, _alone(more_texts, TEXT)])),
             scores=torch.from_numpy(self._score_of_pair[pairs]),
+            image_features=None if image_features is None else image_features[every_image],
+            text_features=None if text_features is None else text_features[every_text],
         )
 
     def _wrong(
@@ -168,6 +248,20 @@ class TrainingSet:
             for pair, place in zip(pairs, places, strict=True)
         ]
         return np.setdiff1d(np.concatenate(found), known)
+
+    def _hard(
+        self,
+        lists: Tensor,
+        pairs: NDArray[np.int64],
+        places: NDArray[np.float64],
+        related: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+    ) -> NDArray[np.int64]:
+        """Numbers of mined negatives of some pairs, without what belongs to any of them."""
+        found = []
+        for row, place in zip(lists.numpy()[pairs], places, strict=True):
+            known = row[row >= 0]
+            found.append(np.roll(known, -int(place * len(known)))[: self._mined_at_once])
+        return np.setdiff1d(np.concatenate(found), related(pairs))
 
     def _image_keys(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
         """[4, n]: of images that are pairs of this set also group and label of the first one."""

@@ -57,7 +57,8 @@ class Evaluator:
     Texts of `queries` are searched among all images of `index`, images of `queries` among all
     texts of `index`. Relevant is what `Relevance` says of the pairs of both. Without `index`
     the queries are searched among themselves. `loss_batch` is the size of the batches of the
-    loss. Raises InvalidPairs if `queries` is empty or an image can't be decoded.
+    loss. With `image_locked` every evaluation is of the same vision tower, which then sees each
+    image once. Raises InvalidPairs if `queries` is empty or an image can't be decoded.
     """
 
     def __init__(
@@ -70,12 +71,15 @@ class Evaluator:
         compat: Compat = "standard",
         batch_size: int = 256,
         loss_batch: int = 64,
+        image_locked: bool = False,
     ) -> None:
         if not queries.pairs:
             raise InvalidPairs("no pairs to evaluate")
         index = queries if index is None else index
         self._k, self._compat = k, compat
         self._batch_size, self._loss_batch = batch_size, loss_batch
+        self._image_locked = image_locked
+        self._known_images: NDArray[np.float64] | None = None
         known = [*index.pairs, *queries.pairs]
         require_texts(known)
         self._texts = list(dict.fromkeys(pair.text for pair in known))
@@ -154,6 +158,8 @@ class Evaluator:
         )
 
     def _embed_images(self, clip: Clip, pause: Callable[[], None]) -> NDArray[np.float64]:
+        if self._known_images is not None:
+            return self._known_images
         count, size = len(self._images), self._batch_size
         parts = []
         for start in paused(range(0, count, size), pause):
@@ -161,7 +167,11 @@ class Evaluator:
             # Decoded while this part is encoded.
             self._store.prefetch(range(start + size, min(start + 2 * size, count)))
             parts.append(embed_pixels(clip, pixels))
-        return np.concatenate(parts)
+        images = np.concatenate(parts)
+        if self._image_locked:
+            self._known_images = images
+            self._store.forget()
+        return images
 
     def _example(
         self, text: int, texts: NDArray[np.float64], images: NDArray[np.float64]

@@ -32,6 +32,16 @@ class Chunk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NegativesMined:
+    """Hard negatives were found by the weights of this moment."""
+
+    epoch: int
+    """That begins, from 1."""
+    pairs: int
+    """That have any."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChunkHalved:
     """The device's memory was full: the step is done again in smaller chunks, to the same end."""
 
@@ -102,4 +112,6 @@ class EpochEnd:
     mean_loss: float
 
 
-TrainEvent = Started | Chunk | ChunkHalved | Step | SkippedStep | RolledBack | EpochEnd
+TrainEvent = (
+    Started | Chunk | NegativesMined | ChunkHalved | Step | SkippedStep | RolledBack | EpochEnd
+)

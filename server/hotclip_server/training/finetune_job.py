@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from hotclip_server.jobs.records import JobKind
 from hotclip_server.jobs.releases import Releases
 from hotclip_server.jobs.specs import ActivationRule, FineTuneSpec, Isolation
 from hotclip_server.models.memory import free_bytes_of
+from hotclip_server.training.candidates import CANDIDATES, MOST_CANDIDATES, copy_candidates
 from hotclip_server.training.child_work import child_work
 from hotclip_server.training.config import Method
 from hotclip_server.training.finetune_work import Made, Work, Workplace, local_work
@@ -31,6 +32,7 @@ class FineTuneHandler:
         place: Where it computes.
         free_bytes: Free memory of the device, None if unknown; default: asks the device.
         export_onnx: Makes ONNX files of a version of a model in a job; gives the artifact's id.
+        sample_images: Gives at most so many images of a collection, by a seed.
     """
 
     kind = JobKind.FINE_TUNE
@@ -42,17 +44,20 @@ class FineTuneHandler:
         *,
         free_bytes: Callable[[], int | None] | None = None,
         export_onnx: Callable[[JobContext, str, str], str] | None = None,
+        sample_images: Callable[[str, int, int], Iterable[bytes]] | None = None,
     ) -> None:
         self._place = place
         self._releases = releases
         self._free_bytes = free_bytes
         self._export_onnx = export_onnx
+        self._sample_images = sample_images
 
     def run(self, job: JobContext) -> JobResult:
         """Trains and releases; see `JobHandler.run`."""
         spec = FineTuneSpec.from_json(job.spec)
         place = replace(self._place, device=spec.device or self._place.device)
         self._require_memory(place, spec)
+        self._copy_candidates(place, job, spec)
         with self._work(place, job, spec) as work:
             result = self._release(job, spec, work, work.make())
             return replace(result, artifacts=self._exported(job, spec, result.result_version))
@@ -63,6 +68,17 @@ class FineTuneHandler:
         if spec.isolation is Isolation.PROCESS:
             return child_work(place, job, spec)
         return local_work(place, job, spec)
+
+    def _copy_candidates(self, place: Workplace, job: JobContext, spec: FineTuneSpec) -> None:
+        """Once in the life of a job."""
+        mining, folder = spec.config.mining, place.folders / job.id / CANDIDATES
+        if mining is None or not mining.collection or folder.exists():
+            return
+        if self._sample_images is None:
+            raise RuntimeError("nothing here reads collections. This is a bug.")
+        copy_candidates(
+            self._sample_images(mining.collection, MOST_CANDIDATES, spec.config.seed), folder
+        )
 
     def _require_memory(self, place: Workplace, spec: FineTuneSpec) -> None:
         """A process that the kernel ends for want of memory serves nobody."""

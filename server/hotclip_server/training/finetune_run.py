@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from hotclip_server.jobs.context import Cancelled, Interrupted, JobContext
 from hotclip_server.jobs.specs import FineTuneSpec
 from hotclip_server.training.checkpoints import Checkpoints, Stored, library_versions
-from hotclip_server.training.clip import Clip
+from hotclip_server.training.clip import Clip, count_weights
 from hotclip_server.training.evaluate import Evaluation, Evaluator
 from hotclip_server.training.events import (
     Chunk,
     ChunkHalved,
     EpochEnd,
+    NegativesMined,
     RolledBack,
     SkippedStep,
     Started,
@@ -26,7 +27,7 @@ from hotclip_server.training.events import (
 )
 from hotclip_server.training.gradients import Drawing
 from hotclip_server.training.jobs import evaluator_of, measure, metrics_of
-from hotclip_server.training.pairs import PairSet
+from hotclip_server.training.pairs import ImageSet, PairSet
 from hotclip_server.training.progress import Snapshot
 from hotclip_server.training.prompts import count_pairs
 from hotclip_server.training.soup import greedy_soup
@@ -80,6 +81,7 @@ class Run:
                 k=spec.k,
                 compat=spec.compat,
                 loss_batch=spec.config.batch_size,
+                image_locked=spec.config.locks_image,
             )
         self._new_best = False
         """Since the last state."""
@@ -97,13 +99,14 @@ class Run:
         """What the weights that are kept reach."""
         return self._standing.best
 
-    def train(self, data: PairSet, drawing: Drawing) -> None:
+    def train(self, data: PairSet, drawing: Drawing, candidates: ImageSet | None = None) -> None:
         """Trains, measuring before, after each epoch and after the last.
 
         A wish to end is honoured between two chunks, after the state was written.
         """
         config = self.spec.config.resolved(
             pairs=count_pairs(data.pairs),
+            weights=count_weights(self.clip.model),
             logit_bias=getattr(self.clip.model, "logit_bias", None) is not None,
             device=self.clip.device.type,
         )
@@ -115,6 +118,7 @@ class Run:
             drawing=drawing,
             last_good=lambda: _snapshot(self._checkpoints.load()),
             pause=self.job.yield_to_serving if self._breathes else None,
+            candidates=candidates,
         )
         if not self._goes_on(trainer) and self._evaluator is not None:
             self._standing.before = measure(self.job, self._evaluator, self.clip)
@@ -212,6 +216,8 @@ class Run:
                     f"gradient norm {event.grad_norm}; images {', '.join(event.samples)}",
                     "WARNING",
                 )
+            case NegativesMined():
+                self.job.log(f"epoch {event.epoch}: hard negatives for {event.pairs} pairs")
             case ChunkHalved():
                 self.job.log(
                     f"step {event.step} did not fit into memory: again in chunks of "

@@ -16,6 +16,7 @@ import torch
 from hotclip_server.jobs.context import JobContext
 from hotclip_server.jobs.specs import FineTuneSpec
 from hotclip_server.storage.atomic import require_free_space
+from hotclip_server.training.candidates import CANDIDATES, Candidates
 from hotclip_server.training.checkpoints import Checkpoints
 from hotclip_server.training.config import AUTO_LORA_BELOW, Method
 from hotclip_server.training.evaluate import Evaluation
@@ -182,7 +183,7 @@ class LocalWork:
             every_s=place.every_s,
             breathes=breathes,
         )
-        run.train(self._training, place.drawing)
+        run.train(self._training, place.drawing, self._candidates(folder))
         if spec.wise_ft is not None:
             base = load_clip(place.versions, spec.base_version, "cpu")
             run.interpolate(base.model.state_dict(), spec.wise_ft)
@@ -209,6 +210,16 @@ class LocalWork:
         # Its own evaluator: tokenizer and image size may differ.
         evaluator = evaluator_of(clip, self._held_out, self._extra, k=spec.k, compat=spec.compat)
         return measure(self._job, evaluator, clip).score
+
+    def _candidates(self, folder: Path) -> Candidates | None:
+        mining = self._spec.config.mining
+        if mining is None or not mining.collection:
+            return None
+        # What is measured must not be trained on, as a wrong answer least of all.
+        held_out = self._held_out.pairs if self._held_out is not None else ()
+        found = Candidates(folder / CANDIDATES, {pair.image_key for pair in held_out})
+        self._job.log(f"mining {len(found.keys)} images of {mining.collection}")
+        return found
 
     def _require_disk(self, folder: Path) -> None:
         """A run that fills the disk an hour later helps nobody."""

@@ -70,6 +70,9 @@ class GradientCache:
     ) -> Tensor:
         """What a tower, IMAGE or TEXT, gives for some rows of a batch, with its graph if it is
         trained; the same each time. `pixels` and `seed` are as for `backward`."""
+        known = batch.image_features if tower == IMAGE else batch.text_features
+        if known is not None:
+            return known[part].to(self.towers.device)
         own = 2 * seed + tower
         with self.drawing(), rows_drawn(own, part.start, active=self.draws):
             if tower == IMAGE:
@@ -95,9 +98,13 @@ class _Step:
 
     def in_chunks(self, chunk_size: int) -> Generator[None, None, Gradients]:
         leaves: list[Tensor] = []
-        for tower, rows in ((IMAGE, len(self._batch.images)), (TEXT, len(self._batch.tokens))):
+        batch = self._batch
+        for tower, rows, known in (
+            (IMAGE, len(batch.images), batch.image_features),
+            (TEXT, len(batch.tokens), batch.text_features),
+        ):
             features = []
-            for part in cut(rows, chunk_size):
+            for part in cut(rows, rows if known is not None else chunk_size):
                 with torch.no_grad():
                     features.append(self._features(tower, part))
                 yield

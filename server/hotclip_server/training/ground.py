@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,12 @@ class Ground:
         if config.precision == "bf16" and where == "cpu" and not multiplies_in(torch.bfloat16):
             found.append(FieldViolation("precision", "this processor does not multiply in bf16"))
         shapes = weight_shapes(self._folder(version) / WEIGHTS_FILE)
-        resolved = config.resolved(pairs=pairs, logit_bias="logit_bias" in shapes, device=where)
+        resolved = config.resolved(
+            pairs=pairs,
+            weights=sum(map(math.prod, shapes.values())),
+            logit_bias="logit_bias" in shapes,
+            device=where,
+        )
         return [
             *found,
             *(FieldViolation(v.field, v.reason) for v in model_violations(shapes, resolved)),

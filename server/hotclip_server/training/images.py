@@ -58,6 +58,11 @@ class ImageStore:
             self._coming[number] = threads.submit(self._decode, number)
         threads.shutdown(wait=False)
 
+    def forget(self) -> None:
+        """Drops what was kept; it is decoded again when it is asked for."""
+        self._left += sum(pixels.nbytes for pixels in self._kept.values())
+        self._kept.clear()
+
     def batch(self, numbers: Sequence[int]) -> Tensor:
         """[n, 3, h, w] uint8 of the images with these numbers in the list of keys.
 

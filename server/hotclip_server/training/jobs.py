@@ -78,13 +78,21 @@ def evaluator_of(
     k: int = 20,
     compat: Compat = "standard",
     loss_batch: int = 64,
+    image_locked: bool = False,
 ) -> Evaluator:
     """Searches `queries` among their own images and texts and those of `extra`."""
     index = queries if extra is None else JoinedPairs(queries, extra)
     # Serving waits for a batch at most: on a CPU a small one is as fast an image as a large one.
     batch_size = 32 if clip.device.type == "cpu" else 256
     return Evaluator(
-        clip, queries, index, k=k, compat=compat, batch_size=batch_size, loss_batch=loss_batch
+        clip,
+        queries,
+        index,
+        k=k,
+        compat=compat,
+        batch_size=batch_size,
+        loss_batch=loss_batch,
+        image_locked=image_locked,
     )
 
 

@@ -11,11 +11,12 @@ algorithm 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, normalize
 
 from hotclip_server.training.config import Positives
 
@@ -100,13 +101,24 @@ def sigmoid_loss(
     return (weights * terms).sum() / pairs
 
 
-def feature_distance(features: Tensor, base: Tensor) -> Tensor:
-    """Mean over the rows of the squared distance of unit vectors, a scalar.
+def feature_distance(layers: Sequence[Tensor], base: Sequence[Tensor]) -> Tensor:
+    """[n]: of each row the squared distance of unit vectors, the mean over several layers.
 
     The regulariser of LDIFS (Mukhoti et al. 2023, "Fine-tuning can cripple your foundation
-    model"), equation 3, on the last features alone.
+    model"), equation 3, on [n, width] vectors of each layer; of unit length, so that no layer
+    counts more because its numbers are larger.
     """
-    return (features - base).square().sum(dim=1).mean()
+    squared = [
+        (unit(own) - unit(other)).square().sum(dim=1)
+        for own, other in zip(layers, base, strict=True)
+    ]
+    return torch.stack(squared).mean(dim=0)
+
+
+def unit(features: Tensor) -> Tensor:
+    """Rows of length 1, in fp32 at least."""
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    return normalize(wide, dim=-1)
 
 
 @torch.no_grad()

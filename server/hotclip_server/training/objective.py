@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hotclip_server.training.clip import ClipModule
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.dataset import Batch
 from hotclip_server.training.losses import (
-    feature_distance,
     info_nce,
     sigmoid_loss,
     targets_of,
+    unit,
 )
 
 if TYPE_CHECKING:
@@ -47,14 +46,14 @@ class Objective:
         """The loss, a scalar with its graph.
 
         `image` is [p, width] and `text` [q, width], as `Towers` gives them for all images and all
-        texts of `batch`, not normalised, in the order of the batch. Nothing is drawn by chance.
+        texts of `batch`, not normalised, in the order of the batch; with `preserve` the last
+        column is the distance to the base. Nothing is drawn by chance.
         """
         if self._config.preserve <= 0:
-            return self._loss(_unit(image), _unit(text), batch)
-        image, image_base = (_unit(part) for part in image.chunk(2, dim=1))
-        text, text_base = (_unit(part) for part in text.chunk(2, dim=1))
-        distance = feature_distance(image, image_base) + feature_distance(text, text_base)
-        return self._loss(image, text, batch) + self._config.preserve * distance
+            return self._loss(unit(image), unit(text), batch)
+        distance = image[:, -1].mean() + text[:, -1].mean()
+        loss = self._loss(unit(image[:, :-1]), unit(text[:, :-1]), batch)
+        return loss + self._config.preserve * distance
 
     def _loss(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
         device, pairs = image.device, batch.pairs
@@ -75,8 +74,3 @@ class Objective:
         if self._model.logit_bias is None:
             raise RuntimeError("the sigmoid loss without a bias. This is a bug.")
         return self._model.logit_bias
-
-
-def _unit(features: Tensor) -> Tensor:
-    wide = features.to(torch.promote_types(features.dtype, torch.float32))
-    return nn.functional.normalize(wide, dim=-1)

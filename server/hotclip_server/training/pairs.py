@@ -35,6 +35,15 @@ class PairSet(Protocol):
     def image_bytes(self, image_key: str) -> bytes: ...
 
 
+class ImageSet(Protocol):
+    """Images by key, encoded."""
+
+    @property
+    def keys(self) -> Sequence[str]: ...
+
+    def image_bytes(self, image_key: str) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class MemoryPairs:
     """Pairs whose images lie in memory, encoded."""

@@ -34,6 +34,8 @@ class Progress:
     chunk_size: int = 0
     averaged: int = 0
     """Steps in the moving average."""
+    mined_epoch: int = -1
+    """At whose begin the negatives in use were found; -1: none are."""
 
     def to_json(self) -> dict[str, Any]:
         """Floats survive JSON exactly."""
@@ -56,3 +58,5 @@ class Snapshot:
     average: Mapping[str, Tensor] = field(default_factory=dict)
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     """By "<parameter>/<name in the optimizer's state>"."""
+    mined: Mapping[str, Tensor] = field(default_factory=dict)
+    """As `Miner.state` has them."""

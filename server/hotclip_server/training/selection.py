@@ -56,6 +56,12 @@ def is_text(name: str) -> bool:
     return not is_image(name) and name not in LOGIT_PARAMETERS
 
 
+def is_block(module: str) -> bool:
+    """Whether a module, by its name, is one of those that a tower is a chain of."""
+    match = _BLOCK.search(f"{module}.")
+    return match is not None and match.end() == len(module) + 1
+
+
 def is_projection(name: str) -> bool:
     """Whether a parameter is part of the last projection of a tower."""
     return _PROJECTION.fullmatch(name) is not None

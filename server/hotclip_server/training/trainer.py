@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,44 +20,41 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hotclip_server.models.memory import free_bytes_of
-from hotclip_server.training.augment import DRAWS, augment
 from hotclip_server.training.average import WeightAverage
+from hotclip_server.training.batch_gradients import BatchGradients
 from hotclip_server.training.breathing import breathing
-from hotclip_server.training.chunking import PROBED, chunk_rows, kept_bytes, out_of_memory
-from hotclip_server.training.clip import Clip
+from hotclip_server.training.clip import Clip, count_weights
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.dataset import Batch, Drawn, TrainingSet
-from hotclip_server.training.dropout import draws_in_training
 from hotclip_server.training.errors import TrainingDiverged
 from hotclip_server.training.events import (
     Chunk,
-    ChunkHalved,
     EpochEnd,
+    NegativesMined,
     RolledBack,
     SkippedStep,
     Started,
     Step,
     TrainEvent,
 )
-from hotclip_server.training.gradients import IMAGE, TEXT, Drawing, GradientCache, Gradients
+from hotclip_server.training.every_item import EveryItem
+from hotclip_server.training.gradients import Drawing, Gradients
+from hotclip_server.training.locked import LockedFeatures
 from hotclip_server.training.losses import clamp_log_scale
+from hotclip_server.training.miner import Miner
 from hotclip_server.training.modes import lay_out, set_modes
-from hotclip_server.training.objective import Objective
 from hotclip_server.training.optim import learning_rate, make_optimizer, set_learning_rate
-from hotclip_server.training.pairs import PairSet
+from hotclip_server.training.pairs import ImageSet, PairSet
 from hotclip_server.training.progress import Progress, Snapshot
 from hotclip_server.training.prompts import count_pairs
-from hotclip_server.training.sampler import (
-    batches_per_epoch,
-    sample_draws,
-    step_seed,
-)
+from hotclip_server.training.sampler import batches_per_epoch
 from hotclip_server.training.towers import Towers
 from hotclip_server.training.tuning import tuning_of
 
 MAX_SKIPPED_STEPS = 3
 NAMED = 10
 """Samples that an error names."""
+T = TypeVar("T")
 NOTHING = np.zeros(0, dtype=np.int64)
 
 
@@ -84,6 +81,7 @@ class Trainer:
         last_good: The state to go back to when three steps in a row were not finite, if any.
         pause: Called between the layers of a pass; see `breathing`.
         free_bytes: Free memory of the device, None if unknown; default: asks the device.
+        candidates: Images that are mined for negatives besides those of the pairs.
 
     Raises InvalidPairs if fewer than two images are there.
     """
@@ -99,18 +97,23 @@ class Trainer:
         last_good: Callable[[], Snapshot | None] = lambda: None,
         pause: Callable[[], object] | None = None,
         free_bytes: Callable[[], int | None] | None = None,
+        candidates: ImageSet | None = None,
     ) -> None:
         self._clip = clip
         self._last_good = last_good
         self._pause = pause
-        self._free_bytes = free_bytes or free_bytes_of(str(clip.device))
         config = config.resolved(
             pairs=count_pairs(data.pairs),
+            weights=count_weights(clip.model),
             logit_bias=clip.model.logit_bias is not None,
             device=clip.device.type,
         )
         self._set = TrainingSet(
-            clip, data, negatives=config.negatives, budget_bytes=image_budget_bytes
+            clip,
+            data,
+            negatives=config.negatives,
+            budget_bytes=image_budget_bytes,
+            candidates=candidates,
         )
         self._config = config
         self._an_epoch = batches_per_epoch(self._set.images, config.batch_size)
@@ -118,16 +121,19 @@ class Trainer:
         self.epochs = -(-self.steps // self._an_epoch)
         lay_out(clip.model)
         self._towers = Towers(clip, config)
+        items = EveryItem(self._towers, self._set, drawing)
+        self._locked = LockedFeatures(self._towers, config, items)
+        self._miner = (
+            Miner(config.mining, self._towers, self._set, items, self._locked)
+            if config.mining is not None
+            else None
+        )
         self._tuning = tuning_of(clip.model, config)
         self._optimizer = make_optimizer(self._tuning.parameters, config)
         horizon = config.ema * self.steps
         self._average = WeightAverage(self._tuning, horizon) if config.ema > 0 else None
-        self._cache = GradientCache(
-            towers=self._towers,
-            objective=Objective(clip.model, config),
-            drawing=drawing,
-            draws=draws_in_training(clip.model),
-        )
+        free = free_bytes or free_bytes_of(str(clip.device))
+        self._gradients = BatchGradients(clip, config, self._set, self._towers, drawing, free)
         self._progress = Progress(chunk_size=config.chunk_size)
         self._epoch = -1
         self._batches: list[NDArray[np.int64]] = []
@@ -150,6 +156,8 @@ class Trainer:
         """The state after the last whole step; not while an EpochEnd is handled."""
         average = self._average
         self._progress.averaged = average.updates if average else 0
+        miner = self._miner
+        self._progress.mined_epoch = miner.epoch if miner else -1
         optimizer = {
             f"{name}/{key}": value
             for name, parameter in self._tuning.parameters.items()
@@ -161,6 +169,7 @@ class Trainer:
             weights=self._tuning.state(),
             average=average.state() if average else {},
             optimizer=optimizer,
+            mined=miner.state() if miner else {},
         )
 
     @torch.no_grad()
@@ -172,6 +181,8 @@ class Trainer:
         self._progress = replace(snapshot.progress)
         if self._average is not None:
             self._average.restore(snapshot.average, snapshot.progress.averaged)
+        if self._miner is not None:
+            self._miner.restore(snapshot.mined, snapshot.progress.mined_epoch)
         self._optimizer.state.clear()
         for key, stored in snapshot.optimizer.items():
             name, _, entry = key.rpartition("/")
@@ -203,7 +214,8 @@ class Trainer:
         """
         progress = self._progress
         if progress.chunk_size == 0 or self._config.train_batch_norm:
-            progress.chunk_size = self._fitting_chunk()
+            set_modes(self._clip.model, self._tuning.moved, self._config)
+            progress.chunk_size = self._gradients.fitting_chunk()
         yield Started(
             steps=self.steps,
             epochs=self.epochs,
@@ -214,8 +226,13 @@ class Trainer:
         )
         try:
             with breathing(self._clip.model, self._pause):
+                yield from self._encode_locked()
                 while self._epoch_is_over() or self._progress.step < self.steps:
-                    yield from self._end_epoch() if self._epoch_is_over() else self._step()
+                    if self._epoch_is_over():
+                        yield from self._end_epoch()
+                        continue
+                    yield from self._mine()
+                    yield from self._step()
             self.keep_average()
         finally:
             self._clip.model.eval().requires_grad_(False)
@@ -251,7 +268,7 @@ class Trainer:
         waited = time.perf_counter() - began
         rate = progress.rate_factor * learning_rate(config, progress.step, self.steps)
         set_learning_rate(self._optimizer, rate)
-        gradients = yield from self._gradients(batch)
+        gradients = yield from self._gradients.backward(batch, progress, self._epoch)
         self._tuning.gather()
         parameters = self._tuning.parameters.values()
         norm_on_device = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -290,6 +307,39 @@ class Trainer:
             skipped=progress.skipped,
         )
 
+    def _encode_locked(self) -> Iterator[TrainEvent]:
+        """What no step changes is computed ahead, if the steps come by all of it."""
+        if not self._progress.step < self.steps >= self._an_epoch:
+            return
+        if self._towers.trains_image and self._towers.trains_text:
+            return
+        set_modes(self._clip.model, self._tuning.moved, self._config)
+        yield from self._told(
+            self._locked.encode(self._set.distinct_images, self._set.distinct_texts)
+        )
+        if self._locked.images is not None:
+            self._set.forget_pixels()
+
+    def _mine(self) -> Iterator[TrainEvent]:
+        """Looks for hard negatives, if it is time."""
+        epoch = self._progress.step // self._an_epoch
+        due = None if self._miner is None else self._miner.due(epoch)
+        if self._miner is None or due is None:
+            return
+        self._clip.model.eval()
+        mined = yield from self._told(self._miner.mine(due))
+        yield NegativesMined(epoch=epoch + 1, pairs=mined.pairs)
+
+    def _told(self, work: Generator[object, None, T]) -> Generator[TrainEvent, None, T]:
+        """Does some work, in whose pauses others may use the device."""
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            yield Chunk(step=self._progress.step + 1)
+
     def _next_batch(self) -> tuple[NDArray[np.int64], Batch]:
         """The batch of the step that comes; the one after it is decoded meanwhile."""
         epoch, place = divmod(self._progress.step, self._an_epoch)
@@ -298,51 +348,11 @@ class Trainer:
             self._captions = self._set.captions(self._config.seed, epoch)
             self._epoch = epoch
         numbers = self._batches[place]
-        batch = self._set.batch(numbers, self._captions)
+        images, texts = self._locked.images, self._locked.texts
+        batch = self._set.batch(numbers, self._captions, image_features=images, text_features=texts)
         last = place + 1 == len(self._batches)
-        self._set.prefetch(NOTHING if last else self._batches[place + 1])
+        self._set.prefetch(NOTHING if last or images is not None else self._batches[place + 1])
         return numbers, replace(batch, tokens=self._towers.shorten(batch.tokens))
-
-    def _gradients(self, batch: Batch) -> Generator[TrainEvent, None, Gradients]:
-        progress = self._progress
-        seed = step_seed(self._config.seed, progress.step)
-        while True:
-            self._clip.model.zero_grad(set_to_none=True)
-            try:
-                chunks = self._cache.backward(batch, self._pixels(batch), seed, progress.chunk_size)
-                while True:
-                    try:
-                        next(chunks)
-                    except StopIteration as end:
-                        gradients: Gradients = end.value
-                        return gradients
-                    yield Chunk(step=progress.step + 1)
-            except (MemoryError, RuntimeError) as error:
-                if not self._can_halve(error):
-                    raise
-            del chunks  # and with it what the failed pass had kept
-            self._clip.model.zero_grad(set_to_none=True)
-            rows = min(progress.chunk_size, max(len(batch.images), len(batch.tokens)))
-            progress.chunk_size = -(-rows // 2)
-            yield ChunkHalved(step=progress.step + 1, chunk_size=progress.chunk_size)
-
-    def _can_halve(self, error: Exception) -> bool:
-        # Statistics of a batch norm that learns depend on what runs together.
-        learns_statistics = self._config.train_batch_norm
-        return out_of_memory(error) and self._progress.chunk_size > 1 and not learns_statistics
-
-    def _pixels(self, batch: Batch) -> Callable[[slice], Tensor]:
-        """Augmented images of some rows, float in 0..1 on the device."""
-        config, device = self._config, self._clip.device
-        numbers = batch.image_keys[0].numpy()
-        epoch = self._progress.step // self._an_epoch
-        draws = torch.from_numpy(sample_draws(numbers, config.seed, epoch, DRAWS))
-
-        def rows(part: slice) -> Tensor:
-            images = batch.images[part].to(device).float().div_(255)
-            return augment(images, config.augment, draws[part].to(device))
-
-        return rows
 
     def _skip(
         self, loss: float, norm: float, batch: Batch, gradients: Gradients
@@ -381,20 +391,3 @@ class Trainer:
         bad[: batch.pairs] |= ~torch.isfinite(gradients.text[: batch.pairs]).all(dim=1).cpu()
         numbers = batch.image_keys[0][bad] if bad.any() else batch.image_keys[0]
         return tuple(self._set.name(int(number)) for number in numbers[:NAMED])
-
-    def _fitting_chunk(self) -> int:
-        """By what two rows keep."""
-        size = min(self._config.batch_size, self._set.images)
-        if self._config.train_batch_norm:
-            return size
-        set_modes(self._clip.model, self._tuning.moved, self._config)
-        batch = self._set.blank(PROBED)
-        every = slice(0, PROBED)
-
-        def kept(tower: int) -> float:
-            """Bytes of a row."""
-            blank = batch.images.to(self._clip.device).float()
-            forward = partial(self._cache.features, tower, batch, lambda _: blank, 0, every)
-            return kept_bytes(forward) / PROBED
-
-        return chunk_rows(size, kept(IMAGE), kept(TEXT), self._free_bytes())

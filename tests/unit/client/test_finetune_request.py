@@ -33,6 +33,7 @@ EVERYTHING: dict[str, Any] = {
     "items_per_class": 8,
     "positives": "mask",
     "negatives": 0,
+    "mining": {"collection": "c", "count": 2, "pool": 4, "ceiling": 0.9, "every": 3},
     "prompts": "a {label}",
     "preserve": 0.5,
     "optimizer": "Adam",
@@ -87,6 +88,7 @@ async def test_both_clients_ask_for_the_same(fake: FakeEncode) -> None:
         loss=pb.LOSS_METRIC,
         positives=pb.POSITIVES_MASK,
         negatives=0,
+        mining=pb.Mining(collection="c", count=2, pool=4, ceiling=0.9, every=3),
         prompts=["a {label}"],
         preserve=0.5,
         optimizer=pb.OPTIMIZER_ADAM,
@@ -130,8 +132,11 @@ async def test_both_clients_ask_for_the_same(fake: FakeEncode) -> None:
 
 def test_what_is_left_out_is_the_servers_to_decide(fake: FakeEncode) -> None:
     with Client(fake.address) as client:
-        client.finetune("data", early_stopping=True, wise_ft=0.25, freeze=["text"])
-    [request] = fake.jobs.started
+        client.finetune("data", early_stopping=True, wise_ft=0.25, freeze=["text"], mining=True)
+        client.finetune("data", mining="shop")
+    request, second = fake.jobs.started
+    assert request.HasField("mining")
+    assert (request.mining, second.mining) == (pb.Mining(), pb.Mining(collection="shop"))
     assert request.loss == pb.LOSS_UNSPECIFIED
     assert not any(request.HasField(name) for name in ("learning_rate", "ema", "lora", "augment"))
     assert request.early_stopping == pb.EarlyStopping()
@@ -170,6 +175,7 @@ def test_finetuners_freeze_leaves_the_projections(fake: FakeEncode) -> None:
         ({"scheduler": "step"}, "scheduler"),
         ({"scheduler_options": {"steps": 1}}, "scheduler_options.steps"),
         ({"precision": "fp16"}, "precision"),
+        ({"mining": {"depth": 1}}, "mining.depth"),
         ({"early_stopping": {"baseline": 1}}, "early_stopping.baseline"),
         ({"early_stopping": {"mode": "up"}}, "early_stopping.mode"),
         ({"wise_ft": {"weight": 0.5}}, "wise_ft.weight"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from hotclip_server.jobs.specs import (
     ActivationRule,
@@ -14,6 +15,7 @@ from hotclip_server.training.config import (
     AugmentConfig,
     LoraConfig,
     MetricLossConfig,
+    MiningConfig,
     TrainConfig,
 )
 
@@ -44,6 +46,8 @@ def test_specs_survive_json() -> None:
     stored = json.loads(json.dumps(tune.to_json()))
     assert stored["datasets"] == ["ds-1", "ds-2"]
     assert FineTuneSpec.from_json(stored) == tune
+    mined = replace(tune, config=TrainConfig(mining=MiningConfig(collection="c", every=2)))
+    assert FineTuneSpec.from_json(json.loads(json.dumps(mined.to_json()))) == mined
     measure = EvaluateSpec(model="m", version="v", dataset="ds-1", index_dataset="", k=5)
     stored = json.loads(json.dumps(measure.to_json()))
     assert stored["datasets"] == ["ds-1"]

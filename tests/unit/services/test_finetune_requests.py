@@ -10,7 +10,12 @@ from hotclip_server.errors import InvalidArgument
 from hotclip_server.jobs.specs import ActivationRule, EarlyStopping, Isolation, Tracker
 from hotclip_server.services.finetune_choices import CHOICES
 from hotclip_server.services.finetune_requests import check_evaluate, check_fine_tune
-from hotclip_server.training.config import AugmentConfig, LoraConfig, TrainConfig
+from hotclip_server.training.config import (
+    AugmentConfig,
+    LoraConfig,
+    MiningConfig,
+    TrainConfig,
+)
 from hotclip_server.training.metric_names import METRIC_LOSSES, METRIC_MINERS
 
 TRIPLET = {"name": "TripletMarginLoss"}
@@ -119,6 +124,14 @@ def test_settings_that_exclude_each_other_arrive_as_well() -> None:
     assert (config.scheduler_cycles, config.beta1, config.beta2) == (4, 0.8, 0.9)
 
 
+def test_what_is_mined_has_the_stated_defaults() -> None:
+    assert check_fine_tune(request(mining=pb.Mining())).spec["config"].mining == MiningConfig()
+    asked = pb.Mining(collection="c", count=2, pool=4, ceiling=0.5, every=3)
+    assert check_fine_tune(request(mining=asked)).spec["config"].mining == MiningConfig(
+        collection="c", count=2, pool=4, ceiling=0.5, every=3
+    )
+
+
 def metric(**values: Any) -> pb.MetricLoss:
     made = pb.MetricLoss(**{n: v for n, v in values.items() if not n.endswith("options")})
     for name in ("options", "miner_options"):
@@ -214,6 +227,11 @@ def metric(**values: Any) -> pb.MetricLoss:
             {"early_stopping": pb.EarlyStopping(monitor="monitor"), "val_split": 0.0},
             ["early_stopping.monitor"],
         ),
+        (
+            {"mining": pb.Mining(pool=0, ceiling=1.5)},
+            ["mining.pool", "mining.count", "mining.ceiling"],
+        ),
+        ({"mining": pb.Mining(count=9, every=0)}, ["mining.every", "mining.count"]),
         ({"early_stopping": pb.EarlyStopping(patience=0)}, ["early_stopping.patience"]),
         ({"early_stopping": pb.EarlyStopping(min_delta=-1)}, ["early_stopping.min_delta"]),
         ({"early_stopping": pb.EarlyStopping(mode=77)}, ["early_stopping.mode"]),

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
-from hotclip_server.training.config import AugmentConfig, TrainConfig
+from hotclip_server.training.config import LARGE, AugmentConfig, TrainConfig
 from hotclip_server.training.errors import InvalidTrainConfig
 
 
@@ -43,3 +44,16 @@ def test_all_bad_fields_are_named_at_once():
         )
     fields = [violation.field for violation in caught.value.violations]
     assert sorted(fields) == ["augment.crop", "augment.hue", "epochs", "lock_text"]
+
+
+def test_a_small_model_learns_faster_unless_told() -> None:
+    def rate(weights: int, **given: Any) -> float:
+        config = TrainConfig(**given)
+        return config.resolved(pairs=2000, weights=weights, logit_bias=False, device="cpu").rate
+
+    assert rate(366_000_000) == rate(LARGE) == 1e-5
+    assert rate(LARGE // 2) == pytest.approx(2e-5)
+    assert rate(1000) == pytest.approx(1e-3)
+    assert rate(LARGE, method="lora") == 2e-4
+    assert rate(LARGE // 50, method="lora") == pytest.approx(1e-2)
+    assert rate(1000, learning_rate=3e-6) == 3e-6

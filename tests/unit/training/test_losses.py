@@ -168,9 +168,11 @@ def test_positives_agree_in_any_key_and_no_group_agrees_with_nothing():
 
 
 def test_distance_of_features():
-    features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    features = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     base = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    assert float(feature_distance(features, base)) == 1.0
+    assert feature_distance([features], [base]).tolist() == [0, 2]
+    deeper = torch.tensor([[0.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
+    assert feature_distance([features, deeper], [base, -deeper]).tolist() == [2, 3]
 
 
 def test_log_scale_is_clamped():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from hotclip_server.training.average import WeightAverage
 from hotclip_server.training.clip import Clip
 from hotclip_server.training.config import AugmentConfig, LoraConfig, TrainConfig
 from hotclip_server.training.evaluate import embed_pixels
+from hotclip_server.training.events import Step
 from hotclip_server.training.optim import make_optimizer
 from hotclip_server.training.selection import is_image, is_projection, is_text
-from hotclip_server.training.trainer import train
+from hotclip_server.training.trainer import Trainer, train
 from hotclip_server.training.tuning import tuning_of
 from tests.unit.training.tiny import colours, tiny_clip, weights
 
@@ -172,6 +174,31 @@ def test_each_method_changes_what_it_says():
         assert all(map(allowed, names)), method
         expected = {name for name in before if allowed(name)} - {"logit_scale", "attn_mask"}
         assert names == expected, method
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [
+        ({"method": "lit"}, is_text),
+        ({"lock_text": True}, is_image),
+        ({"method": "projection"}, is_projection),
+        ({"freeze_layers": 1}, lambda name: "resblocks.0." not in name),
+    ],
+)
+def test_what_stays_as_it_is_is_in_no_state(
+    changes: dict[str, Any], allowed: Callable[[str], bool]
+) -> None:
+    trainer = Trainer(tiny_clip(), colours(), replace(FAST, **changes))
+    for event in trainer.run():
+        if isinstance(event, Step):
+            break
+    kept = trainer.snapshot()
+    names = kept.weights.keys() - {"logit_scale"}
+    assert names
+    assert all(map(allowed, names))
+    assert kept.average.keys() == trainer.changed().keys() == names | {"logit_scale"}
+    moments = {key.rpartition("/")[0] for key in kept.optimizer}
+    assert moments == names | {"logit_scale"}
 
 
 @pytest.mark.parametrize("resnet", [False, True])
