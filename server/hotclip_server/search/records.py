@@ -288,20 +288,6 @@ def ids_of_kind(connection: Connection, collection: str, kind: str) -> list[str]
     return list(connection.execute(query).scalars())
 
 
-def sources_of(connection: Connection, collection: str, ids: Sequence[str]) -> list[SourceRow]:
-    """Rows of at most 500 points, by id, without those that are gone."""
-    query = (
-        sa.select(sources)
-        .where(
-            sources.c.collection == collection,
-            sources.c.point_id.in_(ids),
-            sources.c.kind != DELETED,
-        )
-        .order_by(sources.c.point_id)
-    )
-    return [_source(row) for row in connection.execute(query)]
-
-
 def sources_after(
     connection: Connection, collection: str, revision: int, limit: int
 ) -> list[SourceRow]:

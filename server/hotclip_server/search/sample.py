@@ -32,7 +32,7 @@ class ImageSampler:
         for start in range(0, len(chosen), _AT_ONCE):
             some = chosen[start : start + _AT_ONCE]
             with self._database.transaction() as connection:
-                rows = records.sources_of(connection, collection, some)
+                rows = list(records.sources_of(connection, collection, some))
             for row in rows:
                 item = EncodeItem.FromString(row.item or self._blobs.get(row.blob or ""))
                 yield item.image
