@@ -164,15 +164,9 @@ def build(
     ]
     if store is not None and onnx is not None:
         exporter = make_exporter(config, store, artifacts, onnx)
+        export, sample = onnx_exporter(exporter), collections.sampler.sample
         handlers += make_trainers(
-            config,
-            device_name,
-            store,
-            datasets,
-            releases,
-            cuda,
-            onnx_exporter(exporter),
-            collections.sampler.sample,
+            config, device_name, store, datasets, releases, cuda, export, sample
         )
         handlers += [ExportHandler(exporter), ImportHandler(releases)]
     followers = Followers(database, tracker_maker(config))

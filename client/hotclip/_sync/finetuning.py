@@ -145,7 +145,8 @@ def finetune(
         ema: Horizon of the moving average of the weights, which is kept, as a share of all
             steps, in [0, 1]; 0 is off.
         precision: Of the towers: "fp32", "bf16" or "auto": bf16 on CUDA.
-        augment: Random crops of the images.
+        augment: Random crops of the images; None: unless clip-vision is locked, which then sees
+            each image once.
         seed: Same seed, same data, same result.
         early_stopping: True, or {"monitor": "monitor", "patience": 2, "min_delta": 0.0,
             "mode": "max"}: ends when an epoch no longer makes it better.

@@ -612,7 +612,9 @@ class FineTuneRequest(message.Message):
     dataset id or name; empty: only the held-out images. Needs held-out data.
     """
     augment: builtins.bool
-    """Random-resized crops of (0.9, 1) of the image; default true."""
+    """Random-resized crops of (0.9, 1) of the image; default true, but false where clip-vision is
+    locked, which then sees each image once.
+    """
     ema: builtins.float
     """Horizon of the moving average of the weights, which is what is measured and kept, as a
     share of all steps, in [0, 1]; 0 is off; default 0.1.

@@ -164,7 +164,9 @@ def _config(request: pb.FineTuneRequest, problems: list[FieldViolation]) -> Trai
     for name in _CHOSEN:
         if getattr(request, name) in CHOICES[name]:
             values[name] = choice_of(name, getattr(request, name))
-    augment = request.augment or not request.HasField("augment")
+    # Where clip-vision is locked, an image that stays the same is encoded once.
+    locked = request.lock_image or request.method == pb.METHOD_LIT
+    augment = request.augment if request.HasField("augment") else not locked
     try:
         return TrainConfig(
             **values,

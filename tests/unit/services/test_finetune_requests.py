@@ -124,6 +124,22 @@ def test_settings_that_exclude_each_other_arrive_as_well() -> None:
     assert (config.scheduler_cycles, config.beta1, config.beta2) == (4, 0.8, 0.9)
 
 
+@pytest.mark.parametrize(
+    ("changes", "crops"),
+    [
+        ({}, True),
+        ({"method": pb.METHOD_LIT}, False),
+        ({"lock_image": True}, False),
+        ({"lock_image": True, "augment": True}, True),
+        ({"augment": False}, False),
+    ],
+)
+def test_images_of_a_locked_tower_are_cropped_only_if_asked_for(
+    changes: Mapping[str, Any], crops: bool
+) -> None:
+    assert check_fine_tune(request(**changes)).spec["config"].augment.changes == crops
+
+
 def test_what_is_mined_has_the_stated_defaults() -> None:
     assert check_fine_tune(request(mining=pb.Mining())).spec["config"].mining == MiningConfig()
     asked = pb.Mining(collection="c", count=2, pool=4, ceiling=0.5, every=3)
