@@ -176,7 +176,7 @@ def _set_mining(request: finetune_pb2.FineTuneRequest, mining: bool | str | Opti
     options = {"collection": mining} if isinstance(mining, str) else mining
     known = ("collection", "count", "pool", "ceiling", "every")
     given = {} if options is True else _known("mining", options, known)
-    request.mining.CopyFrom(finetune_pb2.Mining(**given))
+    request.mining.CopyFrom(filled(finetune_pb2.Mining, given, "mining"))
 
 
 def _set_freeze(request: finetune_pb2.FineTuneRequest, freeze: Freeze) -> None:
