@@ -18,7 +18,7 @@ PIECE_BYTES = 1 << 20
 """Of weights that are read, hashed or copied between two pauses."""
 CHECK_S = 0.001
 """Shortest piece, and longest sleep, between two looks at who waits."""
-PATIENCE = 9.0
+PATIENCE = 19.0
 """Longest pause, over the length of the piece before it."""
 LONGEST_PIECE_S = 0.05
 """A longer one was not all work, but time between two loads."""

@@ -37,7 +37,7 @@ def test_nobody_waits_for_nobody() -> None:
 def test_it_goes_on_as_soon_as_nobody_waits() -> None:
     clock = Clock(lambda now: float(now < 100.02))
     clock.work(3, 0.004)
-    assert 0.011 <= clock.slept < 0.015
+    assert 0.011 <= clock.slept < 0.018
 
 
 def test_however_much_is_asked_it_keeps_its_share() -> None:

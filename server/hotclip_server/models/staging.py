@@ -200,7 +200,7 @@ class Stager:
         """What plain open_clip gives, which still runs a version that was just loaded."""
         if self._golden is None:
             return None
-        rows = await probes.encode(encoder, inputs, self._run_and_rest, 1)
+        rows = await probes.encode(encoder, inputs, self._run_and_rest, probes.ALONE)
         probes.check_rows(rows, inputs, encoder.spec)
         return rows
 
