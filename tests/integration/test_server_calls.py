@@ -321,7 +321,7 @@ async def test_reflection_lists_every_service(channel):
     async for answer in stub.ServerReflectionInfo(ask()):
         names = {service.name for service in answer.list_services_response.service}
     assert {"hotclip.v1.EncodeService", "grpc.health.v1.Health"} <= names
-    assert sum(name.startswith("hotclip.v1.") for name in names) == 8
+    assert sum(name.startswith("hotclip.v1.") for name in names) == 10
 
 
 async def test_server_info(running, channel):

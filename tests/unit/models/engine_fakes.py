@@ -98,7 +98,7 @@ class Workshop:
         host, tower = source
         if str(choice) not in self.item_s:
             raise EngineUnfit("not here")
-        error = self.error.get(f"{choice} {host._seed}", self.error.get(str(choice), 0.0))
+        error = self.error.get(f"{choice} {host._seeds[tower]}", self.error.get(str(choice), 0.0))
         engine = FakeEngine(choice, host, tower, self.item_s[str(choice)], error)
         engine.broken = str(choice) in self.broken
         self.made.append(engine)
