@@ -51,12 +51,17 @@ def parse(arguments: list[str] | None, known: Collection[str]) -> tuple[list[str
     parser.add_argument(
         "--rounds", type=int, default=3, help="segments of each side of a comparison (default 3)"
     )
+    parser.add_argument(
+        "--runs", type=int, default=0, help="most models of finetune-quality, which goes on later"
+    )
     parser.add_argument("--quick", action="store_true", help="show that it works, measure nothing")
     parser.add_argument(
         "--server-option", action="append", default=[], help="e.g. --server-option=--engine=eager"
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON")
     told = parser.parse_args(arguments)
+    if told.runs < 0:
+        parser.error(f"--runs must be 0 or more, is {told.runs}")
     for suite in told.suites:
         if suite not in known:
             parser.error(f"there is no suite {suite!r}; there is: {names}")
@@ -66,6 +71,7 @@ def parse(arguments: list[str] | None, known: Collection[str]) -> tuple[list[str
         contents=tuple(told.contents),
         seconds=told.seconds,
         rounds=told.rounds,
+        runs=told.runs,
         quick=told.quick,
         server_options=tuple(told.server_option),
         output=told.output,

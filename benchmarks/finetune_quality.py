@@ -1,33 +1,23 @@
 """How much better builtin:mini gets at what it was tuned for, and what it forgets.
 
-Three tasks, five seeds, each method, and the method "full" without each thing that is on by
-default. Every run is a line in `finetune-quality.runs.jsonl` in the output folder; what is there of
-the same recipe and weights is not done again, so a stopped suite goes on where it was. Figures are
-means over the seeds with 95 % intervals by Student's t; those of an ablation are of differences by
-seed.
+Three tasks, five seeds, each method, and what is on by default left out. Every model is a line in
+`finetune-quality.runs.jsonl` in the output folder; what is there of the same recipe, pairs and
+weights is not made again, so a stopped suite goes on where it was, and `--runs` does a part of it.
+Figures are means over the seeds with 95 % intervals by Student's t; ratios, losses and gains are
+taken seed by seed.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from benchmarks.figures import Figure
-from benchmarks.quality_runs import (
-    ABLATIONS,
-    METHODS,
-    Measured,
-    Row,
-    append_rows,
-    methods_of,
-    read_rows,
-    recipe_of,
-    rows_of,
-)
-from benchmarks.quality_tasks import TASKS, make_task
+from benchmarks.quality_plan import Plan, rows_of
+from benchmarks.quality_recipes import ABLATIONS, HALF
+from benchmarks.quality_runs import BASE, Row
+from benchmarks.quality_tasks import TASKS
 from benchmarks.settings import Settings
 
 SEEDS = 5
@@ -42,72 +32,62 @@ def finetune_quality(settings: Settings) -> Iterator[Figure]:
 
     Ctrl-C ends the running and gives those of the seeds that are complete.
     """
-    path = settings.output / (QUICK_RUNS if settings.quick else RUNS)
-    epochs = 1 if settings.quick else 0
-    seeds = range(_QUICK_SEEDS if settings.quick else SEEDS)
+    plan = plan_of(settings)
     try:
-        # Seed by seed, so that what is stopped early is a smaller measurement of everything.
-        for seed in seeds:
-            _run_seed(path, seed, epochs, _QUICK_CONCEPTS if settings.quick else 0)
+        for line in plan.carry_out(settings.runs):
+            print(line, flush=True)
     except KeyboardInterrupt:
         print("stopped; run it again to go on", flush=True)
-    yield from figures_of([row for row in _current(path, epochs) if row.seed in seeds])
+    yield from figures_of(plan.rows())
 
 
-def _run_seed(path: Path, seed: int, epochs: int, concepts: int) -> None:
-    known = {row.key for row in _current(path, epochs)}
-    for name in TASKS:
-        missing = [method for method in methods_of(name) if (name, method, seed) not in known]
-        if not missing:
-            continue
-        measured = Measured(make_task(name, seed, concepts), epochs)
-        for method in missing:
-            rows = list(rows_of(measured, method, seed))
-            append_rows(path, rows)
-            for row in rows:
-                print(
-                    f"{name} {row.method} {seed}: mRR {row.mrr:.3f}, hit@10 {row.hit10:.3f}, "
-                    f"retained {row.retained_hit10:.3f}, {row.seconds:.0f} s",
-                    flush=True,
-                )
-
-
-def _current(path: Path, epochs: int) -> list[Row]:
-    """Rows of these weights and recipes; others were made before something changed."""
-    recipes = functools.cache(lambda task, method: recipe_of(task, method, epochs))
-    return [row for row in read_rows(path) if row.recipe == recipes(row.task, row.method)]
+def plan_of(settings: Settings) -> Plan:
+    """All of the suite, or the little that shows that it works."""
+    if settings.quick:
+        path = settings.output / QUICK_RUNS
+        return Plan(path, range(_QUICK_SEEDS), epochs=1, concepts=_QUICK_CONCEPTS)
+    return Plan(settings.output / RUNS, range(SEEDS))
 
 
 def figures_of(rows: Sequence[Row]) -> Iterator[Figure]:
-    """Ratios to the base, points lost on what must be retained, and gains over ablations."""
+    """What each model reached, ratios to the base, points lost on what must be retained, and gains
+    of what is on by default; of each task by the seeds of which every row is there."""
     table = {row.key: row for row in rows}
     for task in TASKS:
-        methods = (*methods_of(task), "wise_ft")
+        names = rows_of(task)
         seeds = [
             seed
             for seed in sorted({row.seed for row in rows})
-            if all((task, method, seed) in table for method in methods)
+            if all((task, name, seed) in table for name in names)
         ]
-        if not seeds:
+        if seeds:
+            columns = {name: [table[task, name, seed] for seed in seeds] for name in names}
+            yield from _figures_of_task(task, columns)
+
+
+def _figures_of_task(task: str, columns: dict[str, list[Row]]) -> Iterator[Figure]:
+    base = columns[BASE]
+    yield _figure(f"{task}.mrr.{BASE}", "mRR", [row.mrr for row in base])
+    yield _figure(f"{task}.hit10.{BASE}", "share", [row.hit10 for row in base])
+    yield _figure(f"retained.hit10.{task}.{BASE}", "share", [row.retained_hit10 for row in base])
+    lost: dict[str, Figure] = {}
+    for name, rows in columns.items():
+        if name == BASE or name in ABLATIONS[task]:
             continue
-        column = {method: [table[task, method, seed] for seed in seeds] for method in methods}
-        base, full = column["base"], column["full"]
-        lost: dict[str, Figure] = {}
-        for method in (*METHODS, "wise_ft"):
-            tuned = column[method]
-            ratios = [one.mrr / was.mrr for one, was in zip(tuned, base, strict=True)]
-            yield _figure(f"{task}.mrr_ratio.{method}", "x", ratios)
-            losses = [
-                100 * (was.retained_hit10 - one.retained_hit10)
-                for one, was in zip(tuned, base, strict=True)
-            ]
-            lost[method] = _figure(f"retained.hit10_loss.{task}.{method}", "points", losses)
-            yield lost[method]
-        least = min(lost["full"], lost["wise_ft"], key=lambda figure: figure.value)
-        yield replace(least, name=f"retained.hit10_loss.{task}.least")
-        for ablation in [method for method in column if method in ABLATIONS]:
-            gains = [one.mrr - two.mrr for one, two in zip(full, column[ablation], strict=True)]
-            yield _figure(f"{task}.mrr_gain_over.{ablation}", "mRR", gains)
+        pairs = list(zip(rows, base, strict=True))
+        yield _figure(f"{task}.mrr.{name}", "mRR", [row.mrr for row in rows])
+        yield _figure(f"{task}.hit10.{name}", "share", [row.hit10 for row in rows])
+        ratios = [one.mrr / was.mrr for one, was in pairs]
+        yield _figure(f"{task}.mrr_ratio.{name}", "x", ratios)
+        losses = [100 * (was.retained_hit10 - one.retained_hit10) for one, was in pairs]
+        lost[name] = _figure(f"retained.hit10_loss.{task}.{name}", "points", losses)
+        yield lost[name]
+    least = min(lost[f"full{HALF}"], lost["default"], key=lambda figure: figure.value)
+    yield replace(least, name=f"retained.hit10_loss.{task}.least")
+    for name, recipe in ABLATIONS[task].items():
+        pairs = list(zip(columns[recipe.instead_of], columns[name], strict=True))
+        gains = [with_it.mrr - without.mrr for with_it, without in pairs]
+        yield _figure(f"{task}.mrr_gain_over.{name}", "mRR", gains)
 
 
 def _figure(name: str, unit: str, values: Sequence[float]) -> Figure:

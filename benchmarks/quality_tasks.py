@@ -1,7 +1,7 @@
 """What builtin:mini is fine-tuned for: German names, line art, and few pairs.
 
-Held out from builtin:mini: German, and OpenMoji in both styles. Every task trains on some concepts
-and asks for others, whose drawings in the new style it has not seen.
+Held out from builtin:mini: German, and OpenMoji in both styles. Every task asks for drawings in the
+new style that it did not see, of the 30 % of the concepts that the style was not shown of.
 """
 
 from __future__ import annotations
@@ -15,26 +15,43 @@ from dataclasses import dataclass
 from hotclip_examples.emoji import Concept, concept_name, load_concepts, render, render_svg
 from hotclip_examples.emoji.names import Language
 from hotclip_examples.emoji.render import Style, drawing_key, svg_files
-from hotclip_server.training.pairs import MemoryPairs, Pair
+from hotclip_server.training.pairs import Pair
 
 SIZE = 64
 """Pixels of a drawing: what builtin:mini sees."""
 TRAINED_SHARE = 0.7
 """Of the concepts that a new style is shown of."""
+CHOSEN_BY_SHARE = 0.1
+"""Of the drawings in the new style that might be trained on: the best epoch is chosen by them."""
 FEW = 200
-"""Pairs of the task "few"."""
+"""Pairs of the task "few", those that the epoch is chosen by among them."""
 _FLAGS = ("1F1E6", "1F1FF")
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """Pairs whose images are drawn when they are read; the key of an image is "style/code"."""
+
+    pairs: Sequence[Pair]
+
+    def image_bytes(self, image_key: str) -> bytes:
+        return _drawing(image_key)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """`queries` are searched in `index`; `retained` is what the model was good at before."""
+    """`queries` are searched in `index`; `retained` in `old_index`, as the model could before."""
 
     name: str
-    train: MemoryPairs
-    queries: MemoryPairs
-    index: MemoryPairs
-    retained: MemoryPairs
+    train: Drawings
+    chosen_by: Drawings
+    """In the new style and of no training pair: the best epoch is chosen by these."""
+    queries: Drawings
+    index: Drawings
+    old: Drawings
+    """Some of what the model was trained on before, to be mixed in; nothing of it is `retained`."""
+    retained: Drawings
+    old_index: Drawings
 
 
 def make_task(name: str, seed: int, concepts: int = 0) -> Task:
@@ -62,45 +79,52 @@ def is_flag(concept: Concept) -> bool:
 def _german(seed: int, count: int) -> Task:
     """German names of Twemoji drawings of all concepts, and of 70 % in OpenMoji's style."""
     chosen = _chosen(load_concepts(), seed, count)
-    shown = set(random.Random(seed).sample(chosen, round(TRAINED_SHARE * len(chosen))))
     twemoji = [_pair(concept, "twemoji", "de") for concept in chosen]
-    openmoji = {concept: _pair(concept, "openmoji", "de") for concept in chosen}
-    return Task(
-        name="german",
-        train=_set([*twemoji, *(pair for concept, pair in openmoji.items() if concept in shown)]),
-        queries=_set([pair for concept, pair in openmoji.items() if concept not in shown]),
-        index=_set(openmoji.values()),
-        retained=_retained(chosen),
-    )
+    return _task("german", seed, chosen, ("openmoji", "de"), more=twemoji)
 
 
 def _black(seed: int, count: int) -> Task:
     """English names of 70 % of the concepts in OpenMoji's line art; country flags left out."""
-    return _drawn("black", seed, count, limit=None)
+    chosen = _chosen([c for c in load_concepts() if not is_flag(c)], seed, count)
+    return _task("black", seed, chosen, ("line", "en"))
 
 
 def _few(seed: int, count: int) -> Task:
     """As "black", with 200 pairs alone."""
-    return _drawn("few", seed, count, limit=FEW)
-
-
-def _drawn(name: str, seed: int, count: int, limit: int | None) -> Task:
     chosen = _chosen([c for c in load_concepts() if not is_flag(c)], seed, count)
+    return _task("few", seed, chosen, ("line", "en"), limit=FEW)
+
+
+def _task(
+    name: str,
+    seed: int,
+    chosen: Sequence[Concept],
+    new: tuple[str, Language],
+    *,
+    more: Sequence[Pair] = (),
+    limit: int | None = None,
+) -> Task:
+    """With the style and language `new`, at most `limit` pairs of it, and `more` to train on."""
+    style, language = new
     shown = random.Random(seed).sample(chosen, round(TRAINED_SHARE * len(chosen)))
-    others = [concept for concept in chosen if concept not in set(shown)]
-    pairs = {concept: _pair(concept, "line", "en") for concept in chosen}
+    known = set(shown)
+    others = [concept for concept in chosen if concept not in known]
+    drawn = [_pair(concept, style, language) for concept in shown[:limit]]
+    held = max(2, round(CHOSEN_BY_SHARE * len(drawn)))
     return Task(
         name=name,
-        train=_set([pairs[concept] for concept in shown[:limit]]),
-        queries=_set([pairs[concept] for concept in others]),
-        index=_set(pairs.values()),
-        retained=_retained(chosen),
+        train=Drawings([*more, *drawn[held:]]),
+        chosen_by=Drawings(drawn[:held]),
+        queries=_all(others, style, language),
+        index=_all(chosen, style, language),
+        old=_all(shown, "twemoji", "en"),
+        retained=_all(others, "twemoji", "en"),
+        old_index=_all(chosen, "twemoji", "en"),
     )
 
 
-def _retained(concepts: Sequence[Concept]) -> MemoryPairs:
-    """English names of Twemoji drawings, which builtin:mini was trained on."""
-    return _set([_pair(concept, "twemoji", "en") for concept in concepts])
+def _all(concepts: Iterable[Concept], style: str, language: Language) -> Drawings:
+    return Drawings([_pair(concept, style, language) for concept in concepts])
 
 
 def _chosen(concepts: Sequence[Concept], seed: int, count: int) -> list[Concept]:
@@ -112,11 +136,6 @@ def _chosen(concepts: Sequence[Concept], seed: int, count: int) -> list[Concept]
 def _pair(concept: Concept, style: str, language: Language) -> Pair:
     text = concept_name(concept, language)
     return Pair(f"{style}/{concept.code}", text, group=concept.code)
-
-
-def _set(pairs: Iterable[Pair]) -> MemoryPairs:
-    made = list(pairs)
-    return MemoryPairs(made, {pair.image_key: _drawing(pair.image_key) for pair in made})
 
 
 @functools.cache

@@ -22,6 +22,8 @@ class Settings:
     """Of one timed segment of a comparison."""
     rounds: int = 3
     """Segments of each side of a comparison."""
+    runs: int = 0
+    """Most models that finetune-quality makes this time; 0: all that are missing."""
     quick: bool = False
     """A few items and short segments: shows that all works, measures nothing."""
     server_options: tuple[str, ...] = ()

@@ -1,0 +1,92 @@
+"""How builtin:mini is fine-tuned for each task: methods, and what is on by default left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from hotclip_server.training.config import AugmentConfig, LoraConfig, TrainConfig
+
+WISE_FT = 0.5
+HALF = "_half"
+"""What the name of a method ends with for weights half-way between the base's and its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one model is made; its seed is that of the run."""
+
+    config: TrainConfig
+    replay: bool = False
+    """Whether old pairs of the task are mixed into its training pairs."""
+    instead_of: str = ""
+    """The method that this is, but for one thing; empty: it is a method of its own."""
+
+
+DEFAULT = TrainConfig(method="auto")
+"""What a request that says nothing gets."""
+_STILL = AugmentConfig(crop=(1.0, 1.0))
+_LORA = LoraConfig(rank=2, targets=("q", "k", "v", "out", "mlp"))
+_LIT = TrainConfig(
+    method="lit", epochs=16, batch_size=128, learning_rate=1e-3, augment=_STILL
+)  # as a request has it: what stays the same is encoded once
+_FULL = TrainConfig(method="full", epochs=8, learning_rate=1e-3)
+_SMALL = 2e-4
+"""Learning rate of a style: nearer than a language."""
+
+METHODS: Mapping[str, Mapping[str, Recipe]] = {
+    "german": {
+        "full": Recipe(config=_FULL),
+        "lora": Recipe(config=replace(_FULL, method="lora", learning_rate=1e-2, lora=_LORA)),
+        "lit": Recipe(config=_LIT),
+        "replay": Recipe(config=_LIT, replay=True),
+        "default": Recipe(config=DEFAULT),
+    },
+    "black": {
+        "full": Recipe(config=replace(_FULL, learning_rate=_SMALL)),
+        "lora": Recipe(config=replace(DEFAULT, method="lora")),
+        "lit": Recipe(config=replace(_LIT, epochs=8, learning_rate=_SMALL)),
+        "default": Recipe(config=DEFAULT),
+    },
+    "few": {
+        "full": Recipe(config=replace(_FULL, epochs=20, learning_rate=_SMALL)),
+        "lora": Recipe(config=replace(DEFAULT, method="lora", epochs=20)),
+        "lit": Recipe(config=replace(_LIT, learning_rate=_SMALL)),
+        "default": Recipe(config=DEFAULT),
+    },
+}
+"""By task; as many epochs as one run of two minutes on two cores has room for."""
+
+ABLATIONS: Mapping[str, Mapping[str, Recipe]] = {
+    "german": {
+        "positives_off": Recipe(config=replace(_LIT, positives="off"), instead_of="lit"),
+        "ema_off": Recipe(config=replace(_LIT, ema=0.0), instead_of="lit"),
+    },
+    "black": {
+        "ema_off": Recipe(config=replace(DEFAULT, ema=0.0), instead_of="default"),
+        "augment_off": Recipe(config=replace(DEFAULT, augment=_STILL), instead_of="default"),
+        "layer_decay_0.8": Recipe(config=replace(DEFAULT, layer_decay=0.8), instead_of="default"),
+    },
+    "few": {
+        "ema_off": Recipe(config=replace(DEFAULT, ema=0.0), instead_of="default"),
+        "augment_off": Recipe(config=replace(DEFAULT, augment=_STILL), instead_of="default"),
+        "auto_full": Recipe(config=replace(DEFAULT, method="full"), instead_of="default"),
+    },
+}
+"""By task: one thing that is on by default left out, or one that is off put in. Several positives
+change something where a concept has several pairs alone."""
+
+
+def recipes_of(task: str) -> Mapping[str, Recipe]:
+    """All that is trained for a task."""
+    return {**METHODS[task], **ABLATIONS[task]}
+
+
+def rows_made_by(task: str, name: str) -> tuple[str, ...]:
+    """Names of the rows of one run: a method's weights are measured half-way too."""
+    return (name, name + HALF) if name in METHODS[task] else (name,)
+
+
+def trained_as(row: str) -> str:
+    """The name of the run that a row is of."""
+    return row.removesuffix(HALF)
