@@ -42,7 +42,7 @@ class Lineage:
     job: str
     """Id."""
     datasets: Mapping[str, str]
-    """Ids, which are content addresses, by use: "train", "eval", "index"."""
+    """Ids, which are content addresses, by use: "train", "replay", "eval", "index"."""
     config: Mapping[str, Any]
     """All settings of the job; numbers are floats."""
 

@@ -239,6 +239,7 @@ def test_bad_requests_name_every_field(stubs: Stubs) -> None:
     [
         ({"train_dataset": "nobody"}, grpc.StatusCode.NOT_FOUND),
         ({"index_dataset": "nobody"}, grpc.StatusCode.NOT_FOUND),
+        ({"replay_dataset": "nobody"}, grpc.StatusCode.NOT_FOUND),
         ({"eval_dataset": "nobody", "val_split": None}, grpc.StatusCode.NOT_FOUND),
         ({"eval_dataset": "shapes"}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"model": "nobody"}, grpc.StatusCode.NOT_FOUND),
@@ -324,6 +325,30 @@ def test_a_killed_server_resumes_its_job(
         states = [event.state.state for event in events if event.HasField("state")]
         assert job_pb2.JOB_STATE_INTERRUPTED in states
         assert stubs.wait("queued").state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+def test_old_pairs_are_replayed(server: ServerProcess, stubs: Stubs) -> None:
+    pairs = drawn_pairs()
+    old = [hotclip.Pair(f"{text} as before", image) for image, text in pairs]
+    with hotclip.Client(server.address) as client:
+        stored = client.upload_dataset("old", old)
+        run = client.finetune(
+            "shapes",
+            replay_data="old",
+            method="lit",
+            max_steps=2,
+            val_split=0.25,
+            activation="never",
+        )
+        version = run.wait().result_version
+        lines = [e.detail.message for e in run.events() if isinstance(e.detail, hotclip.LogLine)]
+        held_out = next(int(line.split()[2]) for line in lines if line.startswith("held out"))
+        assert held_out > 0
+        kept = len(pairs) - held_out
+        assert f"replaying {kept} old pairs, without {held_out} of what is held out" in lines
+        lineage = client.get_version(version).lineage
+        assert lineage is not None
+        assert lineage.datasets["replay"] == stored.id
 
 
 def test_a_collection_is_mined_and_what_would_outdate_it_is_said(

@@ -12,7 +12,7 @@ from hotclip._cli.jobs import follow
 from hotclip._cli.output import print_json
 from hotclip._sync.jobs import Run
 
-_DATA = ("train_data", "eval_data", "index_data", "data", "upload_progress")
+_DATA = ("train_data", "eval_data", "replay_data", "index_data", "data", "upload_progress")
 _FILE_OR_NAME = "A file or folder to upload, or the name of a dataset"
 
 
@@ -32,6 +32,9 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         parser.add_argument("data", help=_FILE_OR_NAME)
         if method is Client.finetune:
             parser.add_argument("--eval-data", metavar="DATA", help="Held-out data, likewise")
+            parser.add_argument(
+                "--replay-data", metavar="DATA", help="Old data that is trained on too, likewise"
+            )
         parser.add_argument(
             "--index-data", metavar="DATA", help="Further images that are searched among, likewise"
         )
@@ -44,12 +47,12 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def _finetune(client: Client, options: argparse.Namespace) -> int:
-    eval_data = None if options.eval_data is None else data(options.eval_data)
     given = _given(options)
     run = client.finetune(
         data(options.data),
-        eval_data,
-        index_data=_index(options),
+        _data_of(options.eval_data),
+        replay_data=_data_of(options.replay_data),
+        index_data=_data_of(options.index_data),
         upload_progress=not options.json,
         **given,
     )
@@ -65,15 +68,15 @@ def _finetune(client: Client, options: argparse.Namespace) -> int:
 def _evaluate(client: Client, options: argparse.Namespace) -> int:
     run = client.evaluate(
         data(options.data),
-        index_data=_index(options),
+        index_data=_data_of(options.index_data),
         upload_progress=not options.json,
         **_given(options),
     )
     return _started(run, options)
 
 
-def _index(options: argparse.Namespace) -> Any:
-    return None if options.index_data is None else data(options.index_data)
+def _data_of(named: str | None) -> Any:
+    return None if named is None else data(named)
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

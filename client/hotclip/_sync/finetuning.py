@@ -37,6 +37,7 @@ def finetune(
     *,
     model: str = "",
     base_version: str = "",
+    replay_data: str | PairSource | None = None,
     index_data: str | PairSource | None = None,
     val_split: float | None = None,
     epochs: int | None = None,
@@ -98,6 +99,8 @@ def finetune(
         eval_data: Held-out data, likewise; None: val_split of train_data.
         model: Name of the model; empty: "default".
         base_version: Version to start from; empty: the live one.
+        replay_data: Old pairs, likewise, that are trained on beside train_data so that what they
+            say is not forgotten; none of them is held out.
         index_data: Further images that evaluation searches among.
         val_split: Share of the groups held out without eval_data, in [0, 0.5].
         epochs: Passes over the data, 1 to 1,000.
@@ -226,6 +229,8 @@ def finetune(
         validate_only=validate_only,
     )
     request.train_dataset = dataset_for(self, train_data, upload_progress)
+    if replay_data is not None:
+        request.replay_dataset = dataset_for(self, replay_data, upload_progress)
     if eval_data is not None:
         request.eval_dataset = dataset_for(self, eval_data, upload_progress)
     if index_data is not None:

@@ -62,6 +62,8 @@ class FineTuneSpec:
     """Share held out where `eval_dataset` is none."""
     activation: ActivationRule
     config: TrainConfig
+    replay_dataset: str = ""
+    """Old pairs that are trained on too, and never held out."""
     prompts: tuple[str, ...] = (DEFAULT_PROMPT,)
     """Texts of labelled images that have none: templates with "{label}"."""
     wise_ft: float | None = None
@@ -87,7 +89,10 @@ class FineTuneSpec:
 
     def to_json(self) -> dict[str, Any]:
         """`datasets` keeps the datasets from being deleted."""
-        used = (self.train_dataset, self.eval_dataset, self.index_dataset)
+        used = (
+            *(self.train_dataset, self.eval_dataset, self.index_dataset),
+            self.replay_dataset,
+        )
         return {**asdict(self), "datasets": sorted({dataset for dataset in used if dataset})}
 
     @classmethod

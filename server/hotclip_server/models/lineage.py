@@ -8,7 +8,12 @@ from typing import Any, Self
 
 JOB_SOURCE = "job:"
 """What the source of a version that a job made starts with."""
-_DATASETS = {"train": "train_dataset", "eval": "eval_dataset", "index": "index_dataset"}
+_DATASETS = {
+    "train": "train_dataset",
+    "replay": "replay_dataset",
+    "eval": "eval_dataset",
+    "index": "index_dataset",
+}
 _NAMES = frozenset({"model", "base_version", "datasets", *_DATASETS.values()})
 
 
@@ -19,7 +24,7 @@ class Lineage:
     job: str
     """Id."""
     datasets: Mapping[str, str]
-    """Ids, which are content addresses, by use: "train", "eval", "index"."""
+    """Ids, which are content addresses, by use: "train", "replay", "eval", "index"."""
     config: Mapping[str, Any]
     """All settings of the job, as JSON."""
 

@@ -32,6 +32,7 @@ MOST_BAD_ROWS = 50
 
 ROLES = {
     "train_dataset": "trained on",
+    "replay_dataset": "replayed",
     "eval_dataset": "measured with",
     "dataset": "measured with",
     "index_dataset": "searched among as well",

@@ -73,16 +73,21 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
         model, version = self._version(request.model, request.base_version, "base_version")
         train = await self._datasets.get(request.train_dataset)
         _check_trainable(train, splits=not request.eval_dataset and wish.spec["val_split"] > 0)
+        old = (
+            await self._datasets.get(request.replay_dataset) if request.replay_dataset else None
+        )
         spec = FineTuneSpec(
             model=model,
             base_version=version,
             train_dataset=train.id,
             eval_dataset=await self._dataset_id(request.eval_dataset),
             index_dataset=await self._dataset_id(request.index_dataset),
+            replay_dataset=old.id if old else "",
             **wish.spec,
         )
+        pairs = train.counts.pairs + (old.counts.pairs if old else 0)
         problems = await asyncio.to_thread(
-            self._ground.problems, spec.config, version, request.device, train.counts.pairs
+            self._ground.problems, spec.config, version, request.device, pairs
         )
         if problems:
             raise InvalidArgument.fields(problems)

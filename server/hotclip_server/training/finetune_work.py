@@ -36,6 +36,7 @@ from hotclip_server.training.jobs import (
 )
 from hotclip_server.training.pairs import PairSet
 from hotclip_server.training.prompts import count_pairs, with_texts
+from hotclip_server.training.replay import with_replay
 from hotclip_server.training.split import split_pairs
 
 DISK_FACTORS: Mapping[Method, float] = {"full": 4, "lit": 3, "lora": 0.5, "projection": 0.5}
@@ -108,17 +109,22 @@ class Workplace:
 @contextmanager
 def local_work(place: Workplace, job: JobContext, spec: FineTuneSpec) -> Iterator[Work]:
     """A fine-tune on this thread; its data is closed at the end."""
-    names = (spec.train_dataset, spec.eval_dataset, spec.index_dataset)
+    names = (
+        *(spec.train_dataset, spec.eval_dataset, spec.index_dataset),
+        spec.replay_dataset,
+    )
     with (
         training_errors(),
         _own_threads(place.threads),
         own_stream(place.device),
         openmp_in_background(place.device) if place.cooperates else nullcontext(),
-        opened(place.datasets, *names) as (train_set, eval_set, index_set),
+        opened(place.datasets, *names) as (train_set, eval_set, index_set, old_set),
     ):
         if train_set is None:
             raise RuntimeError("a fine-tune without data. This is a bug.")
         training, held_out = _divide(job, spec, train_set, eval_set)
+        if old_set is not None:
+            training = _replayed(job, training, old_set, held_out)
         # Prompts come after the split: they would tie all images of a label together.
         yield LocalWork(
             place,
@@ -251,3 +257,12 @@ def _divide(
     training, held_out = split_pairs(data, spec.val_split, spec.config.seed)
     job.log(f"held out {len(held_out.pairs)} of {len(data.pairs)} pairs")
     return training, held_out
+
+
+def _replayed(job: JobContext, new: PairSet, old: PairSet, held_out: PairSet | None) -> PairSet:
+    """What to train on with old pairs mixed in."""
+    training, left_out = with_replay(new, old, held_out)
+    kept = len(old.pairs) - left_out
+    why = f", without {left_out} of what is held out" if left_out else ""
+    job.log(f"replaying {kept} old pairs{why}")
+    return training

@@ -40,10 +40,10 @@ def split_pairs(data: PairSet, share: float, seed: int) -> tuple[SomePairs, Some
         raise InvalidPairs(
             f"{len(families)} independent groups of pairs can't be split: need at least 2"
         )
-    return SomePairs(_without(training, validation), data), SomePairs(validation, data)
+    return SomePairs(without_negatives_of(training, validation), data), SomePairs(validation, data)
 
 
-def _without(training: list[Pair], held: list[Pair]) -> list[Pair]:
+def without_negatives_of(training: Sequence[Pair], held: Sequence[Pair]) -> list[Pair]:
     """Training pairs without negatives that are held out."""
     images, texts = {pair.image_key for pair in held}, {pair.text for pair in held}
     return [

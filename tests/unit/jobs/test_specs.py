@@ -40,11 +40,12 @@ def test_specs_survive_json() -> None:
         early_stopping=EarlyStopping(patience=3),
         isolation=Isolation.PROCESS,
         trackers=(Tracker.WANDB,),
+        replay_dataset="ds-3",
         soup=3,
         device="cpu",
     )
     stored = json.loads(json.dumps(tune.to_json()))
-    assert stored["datasets"] == ["ds-1", "ds-2"]
+    assert stored["datasets"] == ["ds-1", "ds-2", "ds-3"]
     assert FineTuneSpec.from_json(stored) == tune
     mined = replace(tune, config=TrainConfig(mining=MiningConfig(collection="c", every=2)))
     assert FineTuneSpec.from_json(json.loads(json.dumps(mined.to_json()))) == mined

@@ -1,0 +1,20 @@
+"""Old pairs that are trained on beside the new ones, so that what they say is not forgotten.
+
+Rehearsal of old examples: Robins 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal".
+"""
+
+from __future__ import annotations
+
+from hotclip_server.datasets.joined import JoinedPairs
+from hotclip_server.training.pairs import PairSet, SomePairs
+from hotclip_server.training.split import without_negatives_of
+
+
+def with_replay(new: PairSet, old: PairSet, held_out: PairSet | None) -> tuple[PairSet, int]:
+    """Both as one set to train on, and how many old pairs are left out: those that have an image
+    or a text in common with what is held out."""
+    measured = held_out.pairs if held_out is not None else ()
+    images, texts = {pair.image_key for pair in measured}, {pair.text for pair in measured} - {""}
+    kept = [p for p in old.pairs if p.image_key not in images and p.text not in texts]
+    replayed = SomePairs(without_negatives_of(kept, measured), old)
+    return JoinedPairs(new, replayed), len(old.pairs) - len(kept)
