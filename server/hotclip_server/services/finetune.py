@@ -73,9 +73,7 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
         model, version = self._version(request.model, request.base_version, "base_version")
         train = await self._datasets.get(request.train_dataset)
         _check_trainable(train, splits=not request.eval_dataset and wish.spec["val_split"] > 0)
-        old = (
-            await self._datasets.get(request.replay_dataset) if request.replay_dataset else None
-        )
+        old = await self._datasets.get(request.replay_dataset) if request.replay_dataset else None
         spec = FineTuneSpec(
             model=model,
             base_version=version,
