@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,13 +27,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def make_server(tmp_path: Path) -> Iterator[StartServer]:
-    """Starts servers of one's own: `make_server(*flags, data_dir=..., env=...)`."""
+    """Starts servers of one's own: `make_server(*flags, data_dir=..., fresh=...)`."""
     with ExitStack() as stack:
 
-        def make(
-            *flags: str, data_dir: Path | None = None, env: dict[str, str] | None = None
-        ) -> ServerProcess:
+        def make(*flags: str, data_dir: Path | None = None, fresh: bool = False) -> ServerProcess:
             folder = data_dir or tmp_path / "data"
-            return stack.enter_context(start_server(folder, "--device", "cpu", *flags, env=env))
+            flags = ("--device", "cpu", *flags)
+            return stack.enter_context(start_server(folder, *flags, fresh=fresh))
 
         yield make

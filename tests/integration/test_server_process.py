@@ -45,10 +45,10 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run("--port", str(port), "--data-dir", str(tmp_path), "--device", "cpu")
-    assert done.returncode == 1
-    assert str(port) in done.stderr
-    assert "Traceback" not in done.stderr
+        server = spawn_server(tmp_path / "data", "--device", "cpu", "--port", str(port))
+        assert server.wait() == 1
+    assert str(port) in server.log
+    assert "Traceback" not in server.log
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path: Path):
@@ -106,9 +106,9 @@ def test_sigterm_finishes_calls_and_the_data_serves_again(make_server, tmp_path:
 
 def test_a_second_server_on_the_same_data_is_refused(make_server):
     server = make_server()
-    done = run("--port", "0", "--data-dir", str(server.data_dir), "--device", "cpu")
-    assert done.returncode == 1
-    assert "another server" in done.stderr
+    other = spawn_server(server.data_dir, "--device", "cpu")
+    assert other.wait() == 1
+    assert "another server" in other.log
 
 
 def test_sigterm_while_starting_ends_in_order(tmp_path: Path):

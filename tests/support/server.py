@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.forked import ForkedProcess, ForkServer
 
 SERVING = re.compile(r"hotclip serving on (\S+): ")
+IMPORTS = (
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "PIL.WebPImagePlugin",
+    "alembic.command",
+    "alembic.context",
+    "asyncio",
+    "ftfy",
+    "google.rpc.error_details_pb2",
+    "grpc.aio",
+    "grpc_health.v1.health_pb2_grpc",
+    "grpc_reflection.v1alpha.reflection",
+    "grpc_status.rpc_status",
+    "jinja2",
+    "logging.config",
+    "open_clip",
+    "pytorch_metric_learning.losses",
+    "pytorch_metric_learning.miners",
+    "safetensors.torch",
+    "simplejpeg",
+    "sqlalchemy.dialects.sqlite",
+    "torchvision.transforms",
+    "transformers.models.auto.configuration_auto",
+    "uvloop",
+)
+"""What a server imports of others' code and what takes long; none of ours."""
 
 
 class ServerProcess:
     """`python -m hotclip_server`, started by `start_server`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log_file: Path, data_dir: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes] | ForkedProcess, log_file: Path, data_dir: Path
+    ) -> None:
         self.process = process
         self.data_dir = data_dir
         self.address = ""
@@ -63,36 +94,57 @@ class ServerProcess:
         self.process.wait()
 
 
-def spawn_server(
-    data_dir: Path, *flags: str, env: Mapping[str, str] | None = None
-) -> ServerProcess:
+def spawn_server(data_dir: Path, *flags: str, fresh: bool = False) -> ServerProcess:
     """Starts the process and does not wait for it; the caller stops it.
 
     In fp32 unless a flag says otherwise: answers then stay the same within rounding when an
     engine takes the place of plain open_clip.
+
+    Args:
+        fresh: As a new interpreter, not as a fork of one that has imported torch and its like:
+            for what such variables as OMP_NUM_THREADS or the time of a start mean.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HOTCLIP_")}
     log_file = data_dir.with_name(f"{data_dir.name}-{time.monotonic_ns()}.log")
-    command = [sys.executable, "-m", "hotclip_server", "--port", "0", "--data-dir", str(data_dir)]
-    command += ["--precision", "fp32"]
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            [*command, *flags],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**clean, "OMP_NUM_THREADS": "1", **(env or {})},
+    arguments = ("--port", "0", "--data-dir", str(data_dir), "--precision", "fp32", *flags)
+    process: subprocess.Popen[bytes] | ForkedProcess
+    if fresh or sys.platform != "linux":
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "hotclip_server", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=variables(),
+            )
+    else:
+        log_file.touch()
+        process = fork_server().start(
+            "hotclip_server", *arguments, environment=variables(), log=log_file
         )
     return ServerProcess(process, log_file, data_dir)
 
 
+def variables() -> dict[str, str]:
+    """Of a server."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HOTCLIP_")}
+    return {**clean, "OMP_NUM_THREADS": "1"}
+
+
+@functools.cache
+def fork_server() -> ForkServer:
+    """The one of this process, for all its servers."""
+    # What a server sets before it imports grpc and torch.
+    early = {"GRPC_ENABLE_FORK_SUPPORT": "false", "OMP_WAIT_POLICY": "passive"}
+    server = ForkServer(*IMPORTS, environment={**early, **variables()})
+    atexit.register(server.close)
+    return server
+
+
 @contextmanager
-def start_server(
-    data_dir: Path, *flags: str, env: Mapping[str, str] | None = None
-) -> Iterator[ServerProcess]:
+def start_server(data_dir: Path, *flags: str, fresh: bool = False) -> Iterator[ServerProcess]:
     """A server that serves; stopped at the end, killed if it does not stop."""
-    server = spawn_server(data_dir, *flags, env=env)
+    server = spawn_server(data_dir, *flags, fresh=fresh)
     try:
         server.wait_ready()
         yield server
