@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
+from support.once import shared_folder
 from support.server import ServerProcess, start_server
 
 StartServer = Callable[..., ServerProcess]
@@ -16,6 +17,17 @@ StartServer = Callable[..., ServerProcess]
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many tests as cores run at once: threads of each test would only wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell makes its background jobs ignore it, and so would every process that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
+    """The workers of pytest-xdist share the folder of the process that started them."""
+    of_the_run = nullcontext() if "PYTEST_XDIST_WORKER" in os.environ else shared_folder()
+    with of_the_run:
+        return (yield)
 
 
 @pytest.fixture(scope="session")

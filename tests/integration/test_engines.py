@@ -35,7 +35,10 @@ def settled(client: Client) -> tuple[EngineInfo, ...]:
 @pytest.mark.slow
 def test_engines_take_over_under_load_and_are_remembered(tmp_path: Path) -> None:
     flags = ("--engine", "eager")
-    with start_server(tmp_path / "exact", *flags) as server, Client(server.address) as client:
+    with (
+        start_server(tmp_path / "exact", *flags, knows_engines=False) as server,
+        Client(server.address) as client,
+    ):
         settled(client)
         reference = vectors(client)
         (version,) = client.server_info().versions
@@ -46,7 +49,10 @@ def test_engines_take_over_under_load_and_are_remembered(tmp_path: Path) -> None
     failures: list[Exception] = []
     stop = threading.Event()
     flags = ("--precision", "auto")
-    with start_server(tmp_path / "data", *flags) as server, Client(server.address) as client:
+    with (
+        start_server(tmp_path / "data", *flags, knows_engines=False) as server,
+        Client(server.address) as client,
+    ):
 
         def load() -> None:
             while not stop.is_set():

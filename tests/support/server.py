@@ -6,6 +6,7 @@ import atexit
 import functools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,11 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.forked import ForkedProcess, ForkServer
+from support.once import made_once
 
+from hotclip import Client
+
+ENGINES = "engines.json"
 SERVING = re.compile(r"hotclip serving on (\S+): ")
 IMPORTS = (
     "PIL.JpegImagePlugin",
@@ -94,7 +99,9 @@ class ServerProcess:
         self.process.wait()
 
 
-def spawn_server(data_dir: Path, *flags: str, fresh: bool = False) -> ServerProcess:
+def spawn_server(
+    data_dir: Path, *flags: str, fresh: bool = False, knows_engines: bool = True
+) -> ServerProcess:
     """Starts the process and does not wait for it; the caller stops it.
 
     In fp32 unless a flag says otherwise: answers then stay the same within rounding when an
@@ -103,8 +110,12 @@ def spawn_server(data_dir: Path, *flags: str, fresh: bool = False) -> ServerProc
     Args:
         fresh: As a new interpreter, not as a fork of one that has imported torch and its like:
             for what such variables as OMP_NUM_THREADS or the time of a start mean.
+        knows_engines: What another server has found to be the fastest for the built-in model,
+            as if it had been started here before; measuring takes seconds of every core.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
+    if knows_engines and not (data_dir / ENGINES).exists():
+        shutil.copyfile(made_once("engines", measure_engines) / ENGINES, data_dir / ENGINES)
     log_file = data_dir.with_name(f"{data_dir.name}-{time.monotonic_ns()}.log")
     arguments = ("--port", "0", "--data-dir", str(data_dir), "--precision", "fp32", *flags)
     process: subprocess.Popen[bytes] | ForkedProcess
@@ -125,6 +136,19 @@ def spawn_server(data_dir: Path, *flags: str, fresh: bool = False) -> ServerProc
     return ServerProcess(process, log_file, data_dir)
 
 
+def measure_engines(folder: Path) -> None:
+    """Has a server measure the engines of the built-in model, and keeps what it found."""
+    flags = ("--device", "cpu")
+    with (
+        start_server(folder / "data", *flags, knows_engines=False) as server,
+        Client(server.address) as client,
+    ):
+        while client.server_info().measuring:
+            assert server.process.poll() is None, server.log
+            time.sleep(0.1)
+    shutil.copyfile(folder / "data" / ENGINES, folder / ENGINES)
+
+
 def variables() -> dict[str, str]:
     """Of a server."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HOTCLIP_")}
@@ -142,9 +166,11 @@ def fork_server() -> ForkServer:
 
 
 @contextmanager
-def start_server(data_dir: Path, *flags: str, fresh: bool = False) -> Iterator[ServerProcess]:
+def start_server(
+    data_dir: Path, *flags: str, fresh: bool = False, knows_engines: bool = True
+) -> Iterator[ServerProcess]:
     """A server that serves; stopped at the end, killed if it does not stop."""
-    server = spawn_server(data_dir, *flags, fresh=fresh)
+    server = spawn_server(data_dir, *flags, fresh=fresh, knows_engines=knows_engines)
     try:
         server.wait_ready()
         yield server
