@@ -30,6 +30,18 @@ def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
         return (yield)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On several workers the long tests come first."""
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+        items[:] = long_ones_first(
+            items,
+            workers,
+            slow=lambda item: item.get_closest_marker("slow") is not None,
+            file=lambda item: item.path,
+        )
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server of the built-in model, shared by the session: leave its live version alone."""
