@@ -8,7 +8,7 @@ PROTOS = $(wildcard proto/hotclip_proto/v1/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc -Iproto --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet,readable_stubs:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
 
 setup: $(STAMP)
-test: check ; $(BIN)/python -m pytest -m alone && $(BIN)/python -m pytest -m "not alone" -n $$(( $$(nproc) < 8 ? $$(nproc) + 1 : 8 )) --dist worksteal --durations=15
+test: check ; $(BIN)/python -m pytest -m alone $$(grep -rlF mark.alone tests) && $(BIN)/python -m pytest -m "not alone" -n $$(( $$(nproc) < 8 ? $$(nproc) + 1 : 8 )) --dist worksteal --durations=15
 check: lint types proto-check
 lint: setup ; $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/hadolint Dockerfile
 types: setup ; $(BIN)/mypy

@@ -9,6 +9,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
+from support.balance import long_ones_first
 from support.once import shared_folder
 from support.server import ServerProcess, start_server
 
