@@ -76,8 +76,8 @@ def costs_of(
     complete = record.shadow_version == new.version and record.shadow_complete
     if new.version in (record.version, record.previous_version) or complete:
         need = Need.NEED_DONE
-    elif not any(to_encode.values()) and not (unknown and changed):
-        need = Need.NEED_NONE
+    elif record.unchanged_by(new):
+        need = Need.NEED_NONE  # by the very rule by which it follows a flip
     elif unknown:
         need = Need.NEED_SOURCES
     else:
