@@ -45,6 +45,8 @@ async def test_a_report_says_what_moves_and_what_must_follow() -> None:
             await client.create_collection(name)
         await client.upsert("pictures", [Point(f"i{n}", image) for n, image in enumerate(IMAGES)])
         await client.upsert("words", [Point(f"t{n}", text) for n, text in enumerate(TEXTS)])
+        await client.create_collection("bare", keep_sources=False)
+        await client.upsert("bare", [Point(f"i{n}", image) for n, image in enumerate(IMAGES[:9])])
         made = await client.get_collection("given")
         vector = Vector(np.eye(1, made.dim, dtype=np.float32)[0], made.space_id)
         await client.upsert("given", [Point("v", vector), Point("t", "a text")])
@@ -90,6 +92,10 @@ async def test_a_report_says_what_moves_and_what_must_follow() -> None:
         assert words.reindex_s > 120 / (moved.items_per_s or 0) > 0
         assert report.collections["given"].need is CollectionNeed.SOURCES
         assert any("given" in remark for remark in report.remarks)
+        # Nobody kept its sources, and nobody needs them: it held images alone.
+        bare = report.collections["bare"]
+        assert (bare.need, bare.points, bare.sampled) == (CollectionNeed.NONE, 9, 0)
+        assert not any("bare" in remark for remark in report.remarks)
 
         lines = [line.message for line in await run.logs()]
         assert "clip-vision is unchanged" in lines

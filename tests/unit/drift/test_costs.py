@@ -30,6 +30,7 @@ LIT = Binding(
 FULL = replace(LIT, vision_encoder_id="v-new")
 IMAGES, TEXTS, VECTORS = "image", "text", "vector"
 
+
 @pytest.mark.parametrize(
     ("held", "new", "kinds", "points", "need", "encoded"),
     [
