@@ -134,8 +134,8 @@ class App:
         """Lets running calls end, then closes everything. Also after a failed start.
 
         Returns:
-            Whether everything ended; False: an encoder hangs, and the process must be ended
-            without waiting for its threads.
+            Whether everything ended; False: an encoder hangs, or a version is being loaded, and
+            the process must be ended without waiting for its threads.
         """
         parts = self.parts
         parts.health.set_ready(False)
@@ -155,15 +155,17 @@ class App:
         await parts.collections.stop()
         await parts.batcher.stop()
         parts.pipeline.stop()
-        await parts.registry.stop()
+        loaded = await parts.registry.stop()
         await parts.vectors.close()
         ended = await asyncio.to_thread(parts.device.stop, timeout_s=5.0)
         await asyncio.to_thread(self._close_files)
-        if ended:
-            log.info("hotclip stopped")
-        else:
+        if not ended:
             log.error("an encoder hangs; its thread is left behind")
-        return ended
+        elif not loaded:
+            log.warning("a version was still being fetched or loaded; that is broken off")
+        else:
+            log.info("hotclip stopped")
+        return ended and loaded
 
     async def _end_calls(self, server: grpc.aio.Server) -> None:
         # NOT_SERVING first: balancers send new calls elsewhere while they are still answered.

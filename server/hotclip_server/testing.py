@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +177,9 @@ class FakeLoader:
         """The encoder of each version that was loaded, by id."""
         self._sources: dict[str, str] = {}
 
+    def fetch(self, source: str) -> None:
+        """Nothing is elsewhere."""
+
     def import_source(self, source: str) -> VersionManifest:
         """Any source is a version of its own."""
         version_id = _digest("version", source)
@@ -205,6 +208,12 @@ class FakeLoader:
         """Forgets the version."""
         self.encoders.pop(version_id, None)
         self._sources.pop(version_id, None)
+
+    def note_recorded(self, version_id: str, *, recorded: bool) -> None:
+        """Nothing outlives this loader."""
+
+    def remove_unrecorded(self, recorded: Collection[str]) -> None:
+        """As `note_recorded`."""
 
     def _source(self, version_id: str) -> str:
         if version_id not in self._sources:

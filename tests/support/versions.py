@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,9 +42,16 @@ class FakeLoader:
     loading: threading.Event = field(default_factory=threading.Event)
     """Set by the first load, also while it waits."""
     size_bytes: int = 1000
+    fetching: threading.Event = field(default_factory=threading.Event)
+    """Fetching waits until it is set, as it is at first."""
+    unrecorded: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.gate.set()
+        self.fetching.set()
+
+    def fetch(self, source: str) -> None:
+        self.fetching.wait()
 
     def import_source(self, source: str) -> VersionManifest:
         if not source.startswith("fake:"):
@@ -58,6 +66,8 @@ class FakeLoader:
             size_bytes=self.size_bytes,
             sha256="0" * 64,
         )
+        if version_id not in self.stored:
+            self.unrecorded.add(version_id)
         self.stored[version_id] = manifest
         return manifest
 
@@ -87,6 +97,16 @@ class FakeLoader:
 
     def delete(self, version_id: str) -> None:
         self.stored.pop(version_id, None)
+        self.unrecorded.discard(version_id)
+
+    def note_recorded(self, version_id: str, *, recorded: bool) -> None:
+        if version_id in self.stored:
+            (self.unrecorded.discard if recorded else self.unrecorded.add)(version_id)
+
+    def remove_unrecorded(self, recorded: Collection[str]) -> None:
+        for version_id in self.unrecorded - set(recorded):
+            self.delete(version_id)
+        self.unrecorded.clear()
 
     @property
     def open_encoders(self) -> int:

@@ -30,7 +30,14 @@ class Background:
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(task)
 
-    async def settle(self) -> None:
-        """Waits until nothing runs."""
+    async def settle(self, within_s: float | None = None) -> bool:
+        """Waits until nothing runs, at most so many seconds; whether nothing does."""
+        loop = asyncio.get_running_loop()
+        ends = None if within_s is None else loop.time() + within_s
         while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            left = None if ends is None else max(0.0, ends - loop.time())
+            all_of_them = asyncio.gather(*self._tasks, return_exceptions=True)
+            done, _ = await asyncio.wait({all_of_them}, timeout=left)
+            if not done:
+                return False
+        return True

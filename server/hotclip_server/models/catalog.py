@@ -126,12 +126,25 @@ class Catalog(Directory[VersionRecord]):
         await self._database.run(lambda c: records.delete_version(c, version_id))
         self.versions.pop(version_id, None)
 
-    async def release_previous(self, name: str) -> None:
-        """The model has no rollback target any more."""
-        row = self.models[name]
+    async def release_previous(self, row: ModelRow, participants: Sequence[FlipParticipant]) -> None:
+        """The model has no rollback target any more; under the lock of flips.
+
+        Raises:
+            Aborted: the row has another etag.
+        """
         new = row.changed(live=row.live, previous="")
-        await self._database.run(lambda c: records.update_model(c, new, etag=row.etag))
-        self.models[name] = new
+
+        def write(connection: Connection) -> list[Callable[[], None]]:
+            records.update_model(connection, new, etag=row.etag)
+            return [
+                participant.release(connection, row.name, row.previous)
+                for participant in participants
+            ]
+
+        actions = await self._database.run(write)
+        self.models[row.name] = new
+        for action in actions:
+            action()
 
     async def write_flip(
         self,

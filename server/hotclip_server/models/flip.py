@@ -35,3 +35,12 @@ class FlipParticipant(Protocol):
         Raises:
             FailedPrecondition: a veto; nothing changes.
         """
+
+    def release(self, connection: Connection, model: str, version: str) -> Callable[[], None]:
+        """Lets go of what is kept for a rollback to `version`: there will be none.
+
+        In the transaction that forgets the rollback target; never a veto.
+
+        Returns:
+            As `flip`.
+        """

@@ -55,6 +55,10 @@ class Gates:
         self.check(connection, old_version, new_version)
         return _nothing
 
+    def release(self, connection: Connection, model: str, version: str) -> Callable[[], None]:
+        """Keeps nothing."""
+        return _nothing
+
     def check(self, connection: Connection, live: str, version: str) -> None:
         """
         Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,8 +29,14 @@ class VersionManifest:
 class VersionLoader(Protocol):
     """Turns names into weights. Every method blocks and may be called on any thread."""
 
+    def fetch(self, source: str) -> None:
+        """Brings what `source` names onto this machine if it is elsewhere, which may take as long
+        as the network does. Errors as `import_source`."""
+
     def import_source(self, source: str) -> VersionManifest:
         """Stores the weights that `source` names as a version; the same weights give the same.
+
+        A fresh one is not recorded: see `note_recorded`.
 
         Raises:
             InvalidArgument: not a source; reason SOURCE_INVALID.
@@ -59,6 +66,16 @@ class VersionLoader(Protocol):
 
     def delete(self, version_id: str) -> None:
         """Removes the files of a version; does nothing if there are none."""
+
+    def note_recorded(self, version_id: str, *, recorded: bool) -> None:
+        """The database has a row of a version, or is about to lose it; nothing if it has no files."""
+
+    def remove_unrecorded(self, recorded: Collection[str]) -> None:
+        """Removes what a crash left of versions without a row, at the start.
+
+        Args:
+            recorded: Ids of those that have one.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,9 @@ they pinned, those after it get the new one. It never imports torch.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 
-from hotclip_server.errors import HotclipError
+from hotclip_server.errors import FailedPrecondition, HotclipError
 from hotclip_server.models import naming
 from hotclip_server.models.audience import Audience
 from hotclip_server.models.background import Background
@@ -26,6 +25,7 @@ from hotclip_server.models.probes import RunOnDevice
 from hotclip_server.models.protocol import VersionLoader, VersionManifest
 from hotclip_server.models.records import LOAD_VERSION
 from hotclip_server.models.residents import Pin, Resident
+from hotclip_server.models.resuming import Resumption
 from hotclip_server.models.revisions import watch_models
 from hotclip_server.models.slots import Slots
 from hotclip_server.models.staging import Stager, StagingLimits
@@ -33,7 +33,8 @@ from hotclip_server.models.state import ModelRow, ModelState, VersionRecord, Ver
 from hotclip_server.models.watch import Changes
 from hotclip_server.storage.database import Database, now
 
-_log = logging.getLogger(__name__)
+STOP_S = 10.0
+"""Longest wait for what is being loaded when the server stops."""
 
 
 class ModelRegistry:
@@ -63,6 +64,7 @@ class ModelRegistry:
         self._importing = asyncio.Lock()
         self._background = Background()
         self._flips = Flips(self._catalog, self._slots, self._background, self.stage)
+        self._resumption = Resumption(self._catalog, self._slots, self.activate)
         self._restored: asyncio.Task[None] | None = None
 
     def add_flip_participant(self, participant: FlipParticipant) -> None:
@@ -76,29 +78,37 @@ class ModelRegistry:
     async def start(self, model: str, source: str) -> None:
         """Makes every model answer with its last activated version.
 
-        If `model` has none, `source` is imported and activated. A live version that can't be
-        loaded is replaced by the previous one. Rollback targets are loaded in the background.
+        If `model` has none, `source` is imported and activated; see `Resumption`. Rollback
+        targets are loaded in the background.
 
         Raises:
             HotclipError: `model` has no version that can serve.
         """
         await self._catalog.open()
-        for row in tuple(self._catalog.models.values()):
-            if row.live:
-                await self._resume(row, required=row.name == model)
+        await self._stager.remove_unrecorded(frozenset(self._catalog.versions))
+        await self._resumption.live(model)
         if model not in self._slots.live:
             record = await self.load_version(model, source)
             await self.activate(model, record.id)
-        self._restored = self._background.spawn(self._restore_previous())
+        self._restored = self._background.spawn(self._resumption.previous())
 
-    async def stop(self) -> None:
-        """Waits for what is under way, ends watchers, closes every version that no request pins."""
+    async def stop(self, grace_s: float = STOP_S) -> bool:
+        """Ends watchers, waits for what is under way, closes every version that no request pins.
+
+        Returns:
+            Whether all has ended. False: a download or a load goes on after `grace_s` seconds, and
+            the process must be ended without waiting for its threads; the next start clears up.
+        """
         self._changes.close()
         self._closer.stop()
         for resident in self._slots.residents:
             self._slots.residents.retire(resident)
-        await self._background.settle()
-        await asyncio.to_thread(self._stager.stop)
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + grace_s
+        settled = await self._background.settle(grace_s)
+        stopping = asyncio.ensure_future(asyncio.to_thread(self._stager.stop))
+        await asyncio.wait({stopping}, timeout=max(0.1, ends - loop.time()))
+        return settled and stopping.done()
 
     def pin(
         self,
@@ -186,7 +196,13 @@ class ModelRegistry:
             NotFound: no such version.
             FailedPrecondition: it is not resident; reason VERSION_NOT_RESIDENT.
         """
-        resident = self._slots.selection.select(self._catalog.version(version_id).model, version_id)
+        self._catalog.version(version_id)
+        # Whoever pins it may find it draining: another staging has pushed it out of its slot.
+        resident = self._slots.residents.adopt(version_id)
+        if resident is None:
+            raise FailedPrecondition(
+                f"version {version_id} is not in memory", reason="VERSION_NOT_RESIDENT"
+            )
         resident.holders.add(holder)
         self._changes.notify(resident.model)
 
@@ -280,7 +296,9 @@ class ModelRegistry:
             NotFound: no such version.
             FailedPrecondition: live, previous or retained; reason VERSION_IN_USE.
         """
-        await self._background.uninterrupted(self._delete(self._catalog.version(version_id)))
+        await self._background.uninterrupted(
+            self._slots.remove(self._catalog.version(version_id))
+        )
 
     def get_version(self, version_id: str) -> VersionRecord:
         """Raises NotFound."""
@@ -336,16 +354,15 @@ class ModelRegistry:
                 if made is not None and made in self._catalog.versions:
                     return self._catalog.version(made)
             manifest = await self._stager.import_source(source)
-            known = manifest.id in self._catalog.versions
             record = self._catalog.versions.get(manifest.id) or VersionRecord(
                 manifest=manifest, model=model, create_time=now(), metrics={}
             )
             if record.model != model:
                 raise another_models(record)
             try:
-                await self._slots.stage(record, commit=lambda: self._catalog.add(record, note))
+                await self._slots.stage(record, commit=lambda: self._slots.add(record, note))
             except HotclipError:
-                if not known:
+                if manifest.id not in self._catalog.versions:
                     await self._stager.delete(manifest.id)
                 raise
             return self._catalog.version(manifest.id)
@@ -356,35 +373,9 @@ class ModelRegistry:
         record = VersionRecord(
             manifest=manifest, model=model, create_time=now(), metrics=dict(metrics or {})
         )
-        added = await self._catalog.add(record)
+        added = await self._slots.record(record)
         await self._slots.audience.told()
         return added
-
-    async def _delete(self, record: VersionRecord) -> None:
-        await self._slots.remove(record)
-        await self._stager.delete(record.id)
-
-    async def _resume(self, row: ModelRow, *, required: bool) -> None:
-        try:
-            await self._slots.resume(row)
-        except HotclipError as error:
-            _log.error("live version %s of model %s: %s", row.live, row.name, error.message)
-            if row.previous:
-                _log.error("model %s resumes its previous version %s", row.name, row.previous)
-                await self.activate(row.name, row.previous)
-                await self._catalog.release_previous(row.name)
-            elif required:
-                raise
-
-    async def _restore_previous(self) -> None:
-        for row in tuple(self._catalog.models.values()):
-            if row.previous and self._slots.residents.get(row.previous) is None:
-                try:
-                    await self._slots.stage(self._catalog.version(row.previous))
-                except HotclipError as error:
-                    _log.error(
-                        "previous version %s of model %s: %s", row.previous, row.name, error.message
-                    )
 
     def _close(self, resident: Resident) -> None:
         self._background.spawn(self._closer.close(resident.encoder))

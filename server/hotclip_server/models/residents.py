@@ -79,7 +79,9 @@ class Residents:
     def __init__(self, close: Callable[[Resident], None]) -> None:
         self._close = close
         self._present: dict[str, Resident] = {}
-        self._draining: dict[str, Resident] = {}
+        self._draining: set[Resident] = set()
+        self._adoptable: dict[str, Resident] = {}
+        """Those that are draining and may still be adopted."""
 
     def __iter__(self) -> Iterator[Resident]:
         return iter(tuple(self._present.values()))
@@ -90,7 +92,8 @@ class Residents:
 
     def adopt(self, version_id: str) -> Resident | None:
         """Like `get`, but also takes back a version that is draining."""
-        if (resident := self._draining.pop(version_id, None)) is not None:
+        if (resident := self._adoptable.pop(version_id, None)) is not None:
+            self._draining.discard(resident)
             self._present[version_id] = resident
         return self._present.get(version_id)
 
@@ -103,11 +106,20 @@ class Residents:
     def retire(self, resident: Resident) -> None:
         """Lets a version drain."""
         if self._present.pop(resident.version_id, None) is not None:
-            self._draining[resident.version_id] = resident
+            self._draining.add(resident)
+            self._adoptable[resident.version_id] = resident
             self.close_if_drained(resident)
+
+    def discard(self, version_id: str) -> None:
+        """Lets a version drain that is deleted: nobody gets it back."""
+        if (resident := self._present.get(version_id)) is not None:
+            self.retire(resident)
+        self._adoptable.pop(version_id, None)
 
     def close_if_drained(self, resident: Resident) -> None:
         """Closes a retired version that no request pins."""
-        if resident.pins == 0 and self._draining.get(resident.version_id) is resident:
-            del self._draining[resident.version_id]
+        if resident.pins == 0 and resident in self._draining:
+            self._draining.discard(resident)
+            if self._adoptable.get(resident.version_id) is resident:
+                del self._adoptable[resident.version_id]
             self._close(resident)

@@ -94,11 +94,11 @@ class Slots:
             commit: Awaited when it has proved fit, before anybody can see it.
         """
         async with self._loading:
+            if commit is None:
+                self._catalog.version(record.id)  # Not deleted while this waited.
             resident = self.residents.adopt(record.id)
             fresh = resident is None
             if resident is None:
-                if commit is None:
-                    self._catalog.version(record.id)  # Not deleted while this waited.
                 resident = await self._stager.load(record)
             if commit is not None:
                 try:
@@ -106,6 +106,8 @@ class Slots:
                 except BaseException:
                     if fresh:
                         self._close(resident)
+                    else:
+                        self.trim(record.model)  # What it was adopted for has failed.
                     raise
             if fresh:
                 self.residents.add(resident)
@@ -188,22 +190,48 @@ class Slots:
         """
         async with self._loading, self._flipping:
             self._require_unused(record)
-            if self._catalog.model(record.model).previous == record.id:
+            row = self._catalog.model(record.model)
+            if row.previous == record.id:
                 if keep_rollback:
                     raise _in_use(record.id, "a rollback returns to it")
-                await self._catalog.release_previous(record.model)
+                await self._catalog.release_previous(row, self.participants)
             self._forget(record)
             await self.audience.told()
 
+    async def release_previous(self, model: str) -> None:
+        """From now on there is no version to roll back to."""
+        async with self._flipping:
+            await self._catalog.release_previous(self._catalog.model(model), self.participants)
+            self.trim(model)
+
     async def remove(self, record: VersionRecord) -> None:
-        """Forgets a version that is neither live, previous nor retained."""
-        async with self._loading, self._flipping:
-            self._require_unused(record)
-            if self._catalog.model(record.model).previous == record.id:
-                raise _in_use(record.id, "a rollback returns to it")
-            await self._catalog.remove(record.id)
-            self._forget(record)
-            await self.audience.told()
+        """Forgets a version that is neither live, previous nor retained, and its files."""
+        async with self._loading:  # To the end: nobody loads what is half gone.
+            async with self._flipping:
+                self._require_unused(record)
+                if self._catalog.model(record.model).previous == record.id:
+                    raise _in_use(record.id, "a rollback returns to it")
+                await self._forget_row(record.id)
+                self.residents.discard(record.id)
+                self._forget(record)
+                await self.audience.told()
+            await self._stager.delete(record.id)
+
+    async def record(self, record: VersionRecord) -> VersionRecord:
+        """Records a stored version that is not loaded.
+
+        Raises:
+            NotFound: its files are gone, because it was deleted since they were stored.
+        """
+        async with self._loading:
+            await self._stager.require_files(record.id)
+            return await self.add(record)
+
+    async def add(self, record: VersionRecord, note: RequestNote | None = None) -> VersionRecord:
+        """As `Catalog.add`; its files are to stay from then on."""
+        added = await self._catalog.add(record, note)
+        await self._stager.note_recorded(record.id, recorded=True)
+        return added
 
     def trim(self, model: str) -> None:
         """Lets every version drain that no slot and no holder wants; tells watchers."""
@@ -217,6 +245,14 @@ class Slots:
             ):
                 self.residents.retire(resident)
         self._changes.notify(model)
+
+    async def _forget_row(self, version_id: str) -> None:
+        await self._stager.note_recorded(version_id, recorded=False)
+        try:
+            await self._catalog.remove(version_id)
+        except FailedPrecondition:
+            await self._stager.note_recorded(version_id, recorded=True)
+            raise
 
     def _require_unused(self, record: VersionRecord) -> None:
         self._catalog.version(record.id)  # Not deleted while this waited.

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import open_clip
@@ -97,11 +98,7 @@ class SourceReader:
             staging: An empty folder; receives tokenizer files and `config.json`.
             unpacked: The files of an artifact that `source` names.
         """
-        with hub_errors(source):
-            origin = _artifact(unpacked) if unpacked else self._resolve(source)
-            if origin.config.hf_text_model:
-                write_hf_config(origin.config.hf_text_model, origin.hf_config, staging)
-            tokenizer = open_clip.get_tokenizer(origin.name)
+        origin, tokenizer = self._gather(source, staging, unpacked)
         tokenizer_files(tokenizer, origin.config, staging)
         if origin.weights is not None:
             self._require_memory(origin.weights.stat().st_size)
@@ -119,6 +116,20 @@ class SourceReader:
             config=config_of(model, origin.config.model),
             architecture=origin.architecture,
         )
+
+    def fetch(self, source: str) -> None:
+        """Brings what a hub has of `source` into its cache, where `read` finds it."""
+        if source.startswith("hf-hub:") or "::" in source:
+            with TemporaryDirectory(prefix="hotclip-fetch-") as folder:
+                self._gather(source, Path(folder), None)
+
+    def _gather(self, source: str, staging: Path, unpacked: Path | None) -> tuple[Origin, Any]:
+        """All that may have to be downloaded: where it lies, and the tokenizer of open_clip."""
+        with hub_errors(source):
+            origin = _artifact(unpacked) if unpacked else self._resolve(source)
+            if origin.config.hf_text_model:
+                write_hf_config(origin.config.hf_text_model, origin.hf_config, staging)
+            return origin, open_clip.get_tokenizer(origin.name)
 
     def _resolve(self, source: str) -> Origin:
         if source.startswith("builtin:"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -74,7 +74,8 @@ class StagingLimits:
 
 
 class Stager:
-    """Owns the loader's thread, which begins with the first load: one load at a time.
+    """Owns the loader's thread, which begins with the first load: one load at a time. Downloads
+    have a thread of their own: nothing that is on this machine waits for the network.
 
     Args:
         run_on_device: Runs a batch in its turn between those of requests.
@@ -96,23 +97,27 @@ class Stager:
         self._run = run_on_device
         self._limits = limits
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hotclip-load")
+        self._fetching = ThreadPoolExecutor(1, thread_name_prefix="hotclip-fetch")
 
     def stop(self) -> None:
         """Waits for the work in hand; what waits behind it is dropped."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        for thread in (self._fetching, self._thread):
+            thread.shutdown(wait=True, cancel_futures=True)
 
     async def blocking(self, work: Callable[[], T]) -> T:
         """Runs a blocking call of the loader on its thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def import_source(self, source: str) -> VersionManifest:
-        """Stores the weights that a source names.
+        """Downloads and stores the weights that a source names.
 
         Raises:
             HotclipError: what `VersionLoader.import_source` raises; whatever else its
                 libraries raise about the source is VERSION_UNFIT.
         """
+        loop = asyncio.get_running_loop()
         try:
+            await loop.run_in_executor(self._fetching, self._loader.fetch, source)
             return await self.blocking(lambda: self._loader.import_source(source))
         except HotclipError:
             raise
@@ -130,6 +135,18 @@ class Stager:
 
         await self.blocking(work)
 
+    async def note_recorded(self, version_id: str, *, recorded: bool) -> None:
+        """The database has a row of a version, or is about to lose it."""
+        await self.blocking(lambda: self._loader.note_recorded(version_id, recorded=recorded))
+
+    async def remove_unrecorded(self, recorded: Collection[str]) -> None:
+        """Removes what a crash left of versions without a row."""
+        await self.blocking(lambda: self._loader.remove_unrecorded(recorded))
+
+    async def require_files(self, version_id: str) -> None:
+        """Raises NotFound if a version is not stored, DataLoss if its manifest is damaged."""
+        await self.blocking(lambda: self._loader.read_manifest(version_id))
+
     async def load(self, record: VersionRecord) -> Resident:
         """Loads, warms up and verifies a version.
 
@@ -140,7 +157,6 @@ class Stager:
             DataLoss: its files are damaged.
             NotFound: its files are gone.
         """
-        self._limits.require(record.manifest.size_bytes, f"version {record.id}")
         encoder = await self._load(record)
         try:
             unmeasured = await self._verify(record, encoder)
@@ -153,6 +169,8 @@ class Stager:
 
     async def _load(self, record: VersionRecord) -> Encoder:
         def load() -> Encoder:
+            # Here, when its turn has come: what ran before has taken its memory by now.
+            self._limits.require(record.manifest.size_bytes, f"version {record.id}")
             return self._loader.load(record.id, device=self._limits.device)
 
         try:

@@ -5,6 +5,7 @@
         open_clip_model.safetensors   fp32
         tokenizer files, and config.json of a Hugging Face text tower, where there are any
         hotclip_version.json          the manifest, with the sha256 of each file
+        hotclip_unrecorded            while the database has no row of it: see unrecorded.py
 
 The folder is open_clip's local-dir layout, so that `open_clip.create_model("local-dir:...")`
 reads it too.
@@ -13,9 +14,10 @@ reads it too.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -42,6 +44,7 @@ from hotclip_server.models.manifest import (
 )
 from hotclip_server.models.protocol import VersionManifest
 from hotclip_server.models.sources import SourceReader
+from hotclip_server.models.unrecorded import mark, sweep, unmark
 from hotclip_server.pace import Pause, never
 from hotclip_server.storage.atomic import (
     new_folder,
@@ -50,6 +53,8 @@ from hotclip_server.storage.atomic import (
     remove_leftovers,
     sha256_file,
 )
+
+_log = logging.getLogger(__name__)
 
 
 def _fits(size_bytes: int) -> None:
@@ -213,6 +218,10 @@ class VersionStore:
             folder=version.folder,
         )
 
+    def fetch(self, source: str) -> None:
+        """Downloads what `source` names, if it names a hub; errors as `import_source`."""
+        self._sources.fetch(source)
+
     def import_source(self, source: str) -> VersionManifest:
         """Stores the weights that `source` names; the same weights give the same version.
 
@@ -264,6 +273,17 @@ class VersionStore:
         (self._root / version_id).rename(doomed / version_id)
         shutil.rmtree(doomed)
 
+    def note_recorded(self, version_id: str, *, recorded: bool) -> None:
+        """The database has a row of a version, or is about to lose it; nothing if it has no files."""
+        folder = self._root / version_id
+        if is_version_id(version_id) and folder.is_dir():
+            (unmark if recorded else mark)(folder)
+
+    def remove_unrecorded(self, recorded: Collection[str]) -> None:
+        """Removes what a crash left of versions without a row, at the start."""
+        if removed := sweep(self._root, recorded):
+            _log.info("removed versions that were never recorded: %s", ", ".join(removed))
+
     def _import_delta(self, unpacked: Path, source: str) -> VersionManifest:
         base = DeltaInfo.read(unpacked).base_version
         try:
@@ -289,6 +309,7 @@ class VersionStore:
                 return self._verified(version.manifest.id).manifest
             except (DataLoss, NotFound):  # the good copy takes the damaged one's place
                 self.delete(version.manifest.id)
+        mark(folder)
         publish_folder(folder, final)
         return StoredVersion.read(final).manifest
 

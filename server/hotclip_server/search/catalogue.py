@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -41,7 +42,7 @@ FLIP_POLL_S = 0.005
 
 
 class Catalogue:
-    """Collections by name; event loop only, but for `flip`.
+    """Collections by name; event loop only, but for `flip` and `release`.
 
     Args:
         max_collections: Most that may exist.
@@ -261,15 +262,23 @@ class Catalogue:
                 changed.append((record, records.update(connection, flipped)))
         if missing := set(names) - set(found):
             raise NotFound(f"model {model!r} has no collection {min(missing)!r}")
+        return partial(self._apply_all, changed)
 
-        def finish() -> None:
-            for before, after in changed:
-                known = self._records.get(before.name)
-                # Not one that was deleted meanwhile, and perhaps made anew.
-                if known is not None and known.shard == before.shard:
-                    self.apply(after)
+    def release(self, connection: Connection, model: str, version: str) -> Callable[[], None]:
+        """Shards that were kept up for a rollback get no more writes; see models.flip."""
+        changed = [
+            (record, records.update(connection, record.without_previous()))
+            for record in records.read_all(connection)
+            if record.model == model and record.previous_version == version
+        ]
+        return partial(self._apply_all, changed)
 
-        return finish
+    def _apply_all(self, changed: Sequence[tuple[CollectionRecord, CollectionRecord]]) -> None:
+        for before, after in changed:
+            known = self._records.get(before.name)
+            # Not one that was deleted meanwhile, and perhaps made anew.
+            if known is not None and known.shard == before.shard:
+                self.apply(after)
 
     def _check_open(self) -> None:
         if not self._opened:
