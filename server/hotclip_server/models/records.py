@@ -88,12 +88,26 @@ def delete_version(connection: Connection, version_id: str) -> None:
                 reason="VERSION_IN_USE",
                 metadata={"job": job.id},
             )
-    try:
-        connection.execute(sa.delete(schema.versions).where(schema.versions.c.id == version_id))
-    except sa.exc.IntegrityError as error:
+    if users := _users(connection, version_id):
         raise FailedPrecondition(
-            f"version {version_id} is bound to a model or a collection", reason="VERSION_IN_USE"
-        ) from error
+            f"version {version_id} is in use: {', '.join(users)}", reason="VERSION_IN_USE"
+        )
+    connection.execute(sa.delete(schema.versions).where(schema.versions.c.id == version_id))
+
+
+def _users(connection: Connection, version_id: str) -> list[str]:
+    """Models and collections that a version is live in, bound to, or kept for, for people."""
+    found = []
+    for kind, table, columns in (
+        ("model", schema.models, ("live_version", "previous_version")),
+        ("collection", schema.collections, ("version", "shadow_version", "previous_version")),
+    ):
+        names = sa.select(table.c.name).where(
+            sa.or_(*(table.c[column] == version_id for column in columns))
+        )
+        rows = connection.execute(names.order_by(table.c.name)).scalars()
+        found += [f"{kind} {name!r} needs it" for name in rows]
+    return found
 
 
 def insert_model(connection: Connection, row: ModelRow) -> None:

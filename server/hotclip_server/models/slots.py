@@ -207,14 +207,18 @@ class Slots:
     async def remove(self, record: VersionRecord) -> None:
         """Forgets a version that is neither live, previous nor retained, and its files."""
         async with self._loading:  # To the end: nobody loads what is half gone.
-            async with self._flipping:
-                self._require_unused(record)
-                if self._catalog.model(record.model).previous == record.id:
-                    raise _in_use(record.id, "a rollback returns to it")
-                await self._forget_row(record.id)
-                self.residents.discard(record.id)
-                self._forget(record)
-                await self.audience.told()
+            self._require_removable(record)
+            await self._stager.note_recorded(record.id, recorded=False)
+            try:
+                async with self._flipping:
+                    self._require_removable(record)  # It may have gone live meanwhile.
+                    await self._catalog.remove(record.id)
+                    self.residents.discard(record.id)
+                    self._forget(record)
+            except FailedPrecondition:
+                await self._stager.note_recorded(record.id, recorded=True)
+                raise
+            await self.audience.told()
             await self._stager.delete(record.id)
 
     async def record(self, record: VersionRecord) -> VersionRecord:
@@ -246,14 +250,6 @@ class Slots:
                 self.residents.retire(resident)
         self._changes.notify(model)
 
-    async def _forget_row(self, version_id: str) -> None:
-        await self._stager.note_recorded(version_id, recorded=False)
-        try:
-            await self._catalog.remove(version_id)
-        except FailedPrecondition:
-            await self._stager.note_recorded(version_id, recorded=True)
-            raise
-
     def _require_unused(self, record: VersionRecord) -> None:
         self._catalog.version(record.id)  # Not deleted while this waited.
         if self._catalog.model(record.model).live == record.id:
@@ -261,6 +257,11 @@ class Slots:
         resident = self.residents.get(record.id)
         if resident is not None and resident.holders:
             raise _in_use(record.id, f"held by {', '.join(sorted(resident.holders))}")
+
+    def _require_removable(self, record: VersionRecord) -> None:
+        self._require_unused(record)
+        if self._catalog.model(record.model).previous == record.id:
+            raise _in_use(record.id, "a rollback returns to it")
 
     def _forget(self, record: VersionRecord) -> None:
         if self.staged.get(record.model) == record.id:

@@ -58,9 +58,13 @@ async def test_the_reference_runs_once(
     assert len(loader.loaded[-1].batches) == first - len(probes.TEXTS) - probes.IMAGES
     (kept,) = (tmp_path / "golden").glob("v-b.*")
     await registry.unload("v-b")
-    kept.write_bytes(kept.read_bytes()[:-9])  # what is damaged is made anew
-    await registry.stage("v-b")
-    assert len(loader.loaded[-1].batches) == first
+    whole = kept.read_bytes()
+    for damaged in (whole[:-9], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], b""):
+        kept.write_bytes(damaged)  # what is damaged is made anew
+        await registry.stage("v-b")
+        assert len(loader.loaded[-1].batches) == first
+        assert kept.read_bytes() == whole
+        await registry.unload("v-b")
     await registry.delete("v-b")
     assert not list((tmp_path / "golden").glob("v-b.*"))
     assert list((tmp_path / "golden").glob("v-a.*"))
