@@ -47,6 +47,7 @@ from hotclip_server.errors import (
     NotFound,
     Unavailable,
 )
+from hotclip_server.models.background import Background
 from hotclip_server.models.residents import Pin, Resident
 from hotclip_server.models.state import ModelState
 from hotclip_server.pipeline import Encoded
@@ -137,6 +138,7 @@ class ShadowTraffic:
         self._line: deque[_Copy] = deque()
         self._bytes = 0
         self._worker: asyncio.Task[None] | None = None
+        self._background = Background()
         self.changed: Callable[[], None] = lambda: None
         """Called when `shares` are other ones."""
 
@@ -156,6 +158,10 @@ class ShadowTraffic:
         if not LIFETIME_S[0] <= lifetime_s <= LIFETIME_S[1]:
             problem = f"must be {LIFETIME_S[0]:.0f} to {LIFETIME_S[1]:.0f}"
             raise InvalidArgument.field("lifetime_s", problem)
+        # To its end, if the caller goes: nobody else would release the version that it binds.
+        return await self._background.uninterrupted(self._set(model, version, share, lifetime_s))
+
+    async def _set(self, model: str, version: str, share: float, lifetime_s: float) -> Shadow:
         name = self._versions.model_state(model).name
         self._base(name, version)
         holder = holder_of(name)
