@@ -87,7 +87,7 @@ class BridgeHandler:
         stored = _stored(bridge, record, self._space(record, spec.version))
         with self._database.transaction() as connection:
             bridges.put(connection, stored)
-        self._known.forget(spec.collection)
+        self._wait(self._forget(spec.collection))
         job.metric("AFTER", _figures(stored.facts), step=0, progress=1.0)
         return JobResult(
             message=f"a bridge of {spec.collection} to version {spec.version}: recall@"
@@ -135,6 +135,9 @@ class BridgeHandler:
 
     async def _record(self, collection: str) -> CollectionRecord:
         return self._collections.catalogue.get(collection)
+
+    async def _forget(self, collection: str) -> None:
+        self._known.forget(collection)
 
     async def _release(self, version: str, holder: str) -> None:
         self._versions.release(version, holder)

@@ -83,7 +83,7 @@ def remove(connection: Connection, collection: str) -> int:
 
 
 class Bridges:
-    """Finds the bridges of collections. Event loop only, but for `forget`."""
+    """Finds the bridges of collections. Event loop only."""
 
     def __init__(self, database: Database, catalogue: Catalogue) -> None:
         self._database = database
@@ -117,6 +117,6 @@ class Bridges:
         self.forget(collection)
 
     def forget(self, collection: str) -> None:
-        """The stored one is another now. Any thread."""
+        """The stored one is another now."""
         self._changes += 1
         self._kept.pop(collection, None)

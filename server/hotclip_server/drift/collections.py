@@ -14,11 +14,15 @@ from hotclip_server.drift.encoding import TOWERS, SampleEncoder
 from hotclip_server.drift.shift import Vectors, overlap_of_queries, overlap_within
 from hotclip_server.encoding.protocol import Tower
 from hotclip_server.jobs.waiting import LoopWait
+from hotclip_server.search import records as search_records
 from hotclip_server.search.protocol import VectorStore
 from hotclip_server.search.records import Binding, CollectionRecord, SourceRow
 from hotclip_server.storage.database import Database
 
 Need = drift_pb2.CollectionDrift.Need
+
+_DRAWN_AT_ONCE = 128
+"""Rows that are looked up in one transaction: whoever writes waits for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +134,8 @@ class Sampler:
     ) -> Sample:
         """Points with a source, as they are stored and by the new version: encoded where its
         tower is another one, else copied."""
-        with self._database.transaction() as connection:
-            rows = records.sample_rows(connection, record.name, most, points=points, seed=seed)
-        rows = [row for row in rows if row.kind in TOWERS]
+        found = self._rows(record.name, most, points=points, seed=seed)
+        rows = [row for row in found if row.kind in TOWERS]
         ids = [row.point_id for row in rows]
         stored = self._wait(self._store.retrieve(record.shard, ids, with_vectors=True))
         # A row whose vector is of another revision is being written at this moment.
@@ -159,6 +162,29 @@ class Sampler:
             new=vectors[good],
             unfit=int((~good).sum()),
         )
+
+    def _rows(self, collection: str, most: int, *, points: int, seed: int) -> list[SourceRow]:
+        """Some rows of a collection, each once; all if there are no more.
+
+        Each is the first with a revision from a random one on: quick in a large collection. After
+        many changes some are likelier than others, which are those before a gap.
+        """
+        if points <= most:
+            with self._database.transaction() as connection:
+                return records.all_rows(connection, collection, most)
+        with self._database.transaction() as connection:
+            last = search_records.last_revision(connection, collection)
+        drawn = np.random.default_rng(seed).integers(0, last + 1, 2 * most).tolist()
+        found: dict[str, SourceRow] = {}
+        for start in range(0, len(drawn), _DRAWN_AT_ONCE):
+            part = drawn[start : start + _DRAWN_AT_ONCE]
+            with self._database.transaction() as connection:
+                found.update(
+                    (row.point_id, row) for row in records.rows_from(connection, collection, part)
+                )
+            if len(found) >= most:
+                break
+        return list(found.values())[:most]
 
 
 def collection_drift(

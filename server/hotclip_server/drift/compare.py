@@ -31,6 +31,7 @@ from hotclip_server.drift.encoding import (
 from hotclip_server.drift.shift import SHARES, Vectors, cosines, shift_of
 from hotclip_server.drift.spec import DriftSpec
 from hotclip_server.encoding.protocol import Tower
+from hotclip_server.errors import NotFound
 from hotclip_server.jobs.context import JobContext
 from hotclip_server.jobs.waiting import LoopWait
 from hotclip_server.search import records as search_records
@@ -77,6 +78,7 @@ class Comparison:
         self._cosines: dict[Tower, list[NDArray[np.float64]]] = {tower: [] for tower in Tower}
         self._texts: dict[str, tuple[Vectors, NDArray[np.bool_]]] = {}
         self._unfit = 0
+        self._gone: list[str] = []
         self._stored_per_s: float | None = None
 
     def run(self, dataset: StoredDataset | None) -> drift_pb2.DriftReport:
@@ -97,9 +99,15 @@ class Comparison:
             self._compare_images(dataset)
         costs: list[Costs] = []
         for place, record in enumerate(chosen, 1):
-            cost = self._costs(record)
+            try:
+                cost = self._costs(record)
+                drift = self._collection(record, cost, texts)
+            except NotFound as error:
+                if error.reason != "SHARD_NOT_FOUND":
+                    raise
+                self._gone.append(record.name)
+                continue
             costs.append(cost)
-            drift = self._collection(record, cost, texts)
             report.collections.append(drift)
             self._job.log(_line(drift))
             self._job.progress(0.8 * place / len(chosen))
@@ -278,6 +286,10 @@ class Comparison:
                 remarks.append(f"the shift of {name} was measured on {drift.items} items only")
         if self._unfit:
             remarks.append(f"{self._unfit} items could not be encoded by both versions")
+        if self._gone:
+            remarks.append(
+                f"{', '.join(self._gone)} left out: deleted, or bound to another version meanwhile"
+            )
         without = [drift.name for drift in report.collections if drift.need == Need.NEED_SOURCES]
         if without:
             remarks.append(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
@@ -44,21 +43,11 @@ def kinds(connection: Connection, collection: str) -> dict[str, int]:
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
-def sample_rows(
-    connection: Connection, collection: str, most: int, *, points: int, seed: int
-) -> list[SourceRow]:
-    """Some rows of a collection, without payloads, each once; all if there are no more.
-
-    Each is the first with a revision from a random one on: quick in a large collection. After
-    many changes some are likelier than others, which are those before a gap.
-    """
-    if points <= most:
-        rows = search_records.sources_after(connection, collection, -1, most)
-        return [_plain(row) for row in rows]
-    last = search_records.last_revision(connection, collection)
-    found: dict[str, SourceRow] = {}
-    drawn = np.random.default_rng(seed).integers(0, last + 1, 2 * most)
-    for revision in drawn.tolist():
+def rows_from(
+    connection: Connection, collection: str, revisions: Sequence[int]
+) -> Iterator[SourceRow]:
+    """The first row of a collection from each revision on, without payload; none after the last."""
+    for revision in revisions:
         query = (
             sa.select(*_COLUMNS)
             .where(
@@ -71,10 +60,12 @@ def sample_rows(
         )
         row = connection.execute(query).first()
         if row is not None:
-            found[row.point_id] = _plain(row)
-        if len(found) == most:
-            break
-    return list(found.values())
+            yield _plain(row)
+
+
+def all_rows(connection: Connection, collection: str, most: int) -> list[SourceRow]:
+    """Rows of a collection, oldest first, without payloads."""
+    return [_plain(row) for row in search_records.sources_after(connection, collection, -1, most)]
 
 
 def recorded_queries(connection: Connection, collections: Sequence[str], most: int) -> list[str]:
