@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 
-from hotclip_server.errors import FailedPrecondition, HotclipError
+from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound
 from hotclip_server.models import naming
 from hotclip_server.models.audience import Audience
 from hotclip_server.models.background import Background
@@ -353,19 +353,30 @@ class ModelRegistry:
                 made = await self._catalog.find_request(note)
                 if made is not None and made in self._catalog.versions:
                     return self._catalog.version(made)
-            manifest = await self._stager.import_source(source)
-            record = self._catalog.versions.get(manifest.id) or VersionRecord(
-                manifest=manifest, model=model, create_time=now(), metrics={}
-            )
-            if record.model != model:
-                raise another_models(record)
-            try:
-                await self._slots.stage(record, commit=lambda: self._slots.add(record, note))
-            except HotclipError:
-                if manifest.id not in self._catalog.versions:
-                    await self._stager.delete(manifest.id)
-                raise
-            return self._catalog.version(manifest.id)
+            while (record := await self._import(model, source, note)) is None:
+                pass  # The same version was deleted meanwhile.
+            return record
+
+    async def _import(
+        self, model: str, source: str, note: RequestNote | None
+    ) -> VersionRecord | None:
+        """None: what was there already is gone."""
+        manifest = await self._stager.import_source(source)
+        known = self._catalog.versions.get(manifest.id)
+        record = known or VersionRecord(
+            manifest=manifest, model=model, create_time=now(), metrics={}
+        )
+        if record.model != model:
+            raise another_models(record)
+        try:
+            await self._slots.stage(record, commit=lambda: self._slots.add(record, note))
+        except HotclipError as error:
+            if manifest.id not in self._catalog.versions:
+                await self._stager.delete(manifest.id)
+                if known is not None and isinstance(error, NotFound):
+                    return None
+            raise
+        return self._catalog.version(manifest.id)
 
     async def _record(
         self, model: str, manifest: VersionManifest, metrics: Mapping[str, float] | None = None

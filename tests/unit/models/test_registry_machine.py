@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Coroutine
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +23,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from support.registry_model import Operation, in_any_order
 from support.versions import FakeLoader, run_inline
 
 from hotclip_server.errors import Aborted, DataLoss, FailedPrecondition, NotFound
@@ -32,6 +35,11 @@ from hotclip_server.storage.database import Database
 
 SEEDS = st.sampled_from("abcd")
 HOLDERS = st.sampled_from(["collection:x", "collection:y"])
+
+OPERATIONS = st.tuples(
+    st.sampled_from(["activate", "activate", "rollback", "unload", "delete", "load"]),
+    SEEDS.map("v-{}".format),
+)
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -49,6 +57,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.requests: list[tuple[str, str, str]] = []
         """Request id, version (empty: a rollback) and etag of what was done."""
         self.known = {"v-a"}
+        self.staged = ""
         self.held: set[tuple[str, str]] = set()
         self.open_pins: set[Pin] = set()
         self.old_etags: set[str] = set()
@@ -101,6 +110,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def load(self, seed: str) -> None:
         assert self.run(self.registry.load_version("", f"fake:{seed}")).id == f"v-{seed}"
         self.known.add(f"v-{seed}")
+        self.to_slot(f"v-{seed}")
         assert self.resident(f"v-{seed}")
 
     @rule(defect=st.sampled_from(["nan", "dim", "raise", "corrupt"]))
@@ -119,11 +129,13 @@ class RegistryMachine(RuleBasedStateMachine):
                 self.run(self.registry.activate("", version))
             return
         etag = self.registry.model_state().etag
+        self.brought(version)
         state = self.run(self.registry.activate("", version, etag=etag if use_etag else ""))
         if version != self.live:
             self.history.append((version, self.live))
             self.old_etags.add(etag)
         assert state.live_version == version
+        self.flipped()
 
     @precondition(lambda self: self.old_etags)
     @rule(seed=SEEDS)
@@ -141,6 +153,7 @@ class RegistryMachine(RuleBasedStateMachine):
         else:
             self.run(self.registry.rollback(""))
             self.history.append((self.previous, self.live))
+            self.flipped()
         assert len(self.loader.loads) == loads
 
     @rule(seed=st.one_of(st.none(), SEEDS), use_etag=st.booleans())
@@ -153,10 +166,12 @@ class RegistryMachine(RuleBasedStateMachine):
         request = (f"r{len(self.requests)}", version, etag if use_etag else "")
         self.requests.append(request)
         target = version or self.previous
+        self.brought(target)
         self.send(request)
         if target != self.live:
             self.history.append((target, self.live))
             self.old_etags.add(etag)
+        self.flipped()
 
     def send(self, request: tuple[str, str, str]) -> None:
         request_id, version, etag = request
@@ -201,6 +216,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.run(self.registry.unload(version, keep_rollback=keep_rollback))
         if version == self.previous:
             self.history.append((self.live, ""))
+        self.staged = "" if self.staged == version else self.staged
         assert not self.resident(version)
 
     @rule(seed=SEEDS)
@@ -214,7 +230,58 @@ class RegistryMachine(RuleBasedStateMachine):
             return
         self.run(self.registry.delete(version))
         self.known.discard(version)
-        assert version not in self.loader.stored
+        self.staged = "" if self.staged == version else self.staged
+
+    def to_slot(self, version: str) -> None:
+        """What is loaded for nobody goes into the staging slot."""
+        if version not in (self.live, self.previous):
+            self.staged = version
+
+    def brought(self, version: str) -> None:
+        """What goes live is loaded first, through the slot."""
+        if not self.resident(version):
+            self.to_slot(version)
+
+    def flipped(self) -> None:
+        if self.staged in (self.live, self.previous):
+            self.staged = ""
+
+    @rule(operations=st.lists(OPERATIONS, min_size=2, max_size=3))
+    def at_once(self, operations: list[Operation]) -> None:
+        """Whatever the order in which they take their turns, it is as if one came after another."""
+
+        async def all_of_them() -> list[bool]:
+            outcomes = await asyncio.gather(
+                *(self.begun(*one) for one in operations), return_exceptions=True
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    assert isinstance(outcome, (NotFound, FailedPrecondition)), repr(outcome)
+            return [not isinstance(outcome, BaseException) for outcome in outcomes]
+
+        succeeded = self.run(all_of_them())
+        self.settle()
+        states = self.run(self.registry._catalog.changes("default", 0, 1 << 30))
+        history = [(state.live_version, state.previous_version) for state in states]
+        known = {record.id for record in self.registry.list_versions()}
+        held = {version for version, _ in self.held}
+        possible = list(in_any_order(operations, self.history, self.known, held))
+        assert (history, known, succeeded) in possible
+        self.history, self.known = history, known
+        # Which of them took the slot last, nobody promises.
+        self.staged = self.registry._slots.staged.get("default", "")
+
+    def begun(self, what: str, version: str) -> Coroutine[Any, Any, object]:
+        registry = self.registry
+        if what == "activate":
+            return registry.activate("", version)
+        if what == "rollback":
+            return registry.rollback("")
+        if what == "unload":
+            return registry.unload(version)
+        if what == "delete":
+            return registry.delete(version)
+        return registry.load_version("", version.replace("v-", "fake:"))
 
     @rule(target=pins, seed=st.one_of(st.none(), SEEDS))
     def pin(self, seed: str | None) -> tuple[Pin, str]:
@@ -251,7 +318,8 @@ class RegistryMachine(RuleBasedStateMachine):
             self.call(pin.release)
         self.open_pins.clear()
         self.held.clear()
-        self.run(self.registry.stop())
+        self.staged = ""
+        assert self.run(self.registry.stop())
         self.database.close()
         self.start()
 
@@ -281,6 +349,7 @@ class RegistryMachine(RuleBasedStateMachine):
         version = f"v-{seed}"
         if version in (self.live, self.previous) or version not in self.known:
             return
+        self.run(self.registry._stager.note_recorded(version, recorded=False))
         self.run(self.registry._catalog.remove(version))
         self.known.discard(version)
         self.restart()
@@ -313,9 +382,19 @@ class RegistryMachine(RuleBasedStateMachine):
             assert resident.pins == counts.get(id(resident), 0)
 
     @invariant()
-    def holders_keep_versions_resident(self) -> None:
-        for version, _ in getattr(self, "held", ()):
-            assert self.resident(version)
+    def what_is_in_memory_is_wanted_there(self) -> None:
+        if not hasattr(self, "registry"):
+            return
+        wanted = {self.live, self.previous, self.staged, *(held for held, _ in self.held)} - {""}
+        assert {resident.version_id for resident, _ in self.registry} == wanted
+        if self.staged:
+            assert self.registry.version_state(self.staged) is VersionState.STAGED
+
+    @invariant()
+    def files_are_those_of_the_rows(self) -> None:
+        if hasattr(self, "registry"):
+            assert set(self.loader.stored) == self.known
+            assert self.loader.unrecorded == set()
 
     @invariant()
     def nothing_leaks(self) -> None:
