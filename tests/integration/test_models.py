@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
+from hotclip import AsyncClient
+from hotclip.errors import FailedPrecondition
 from hotclip_proto.v1 import (
     encode_pb2,
     encode_pb2_grpc,
@@ -295,3 +297,26 @@ async def test_several_models_swap_apart_from_each_other() -> None:
         )
         listed = await models.ListModels(model_pb2.ListModelsRequest())
         assert [model.name for model in listed.models] == ["default", "shop"]
+
+
+async def test_a_rollback_target_that_is_given_up_can_be_deleted() -> None:
+    """Also if a collection was kept up for the rollback: it gets no more writes for it."""
+    async with running_server() as server, AsyncClient(server.address) as client:
+        old = (await client.create_collection("c")).version
+        await client.upsert("c", [("p", "a text")])
+        new = (await client.load_version("fake:new")).id
+        await (await client.reindex("c", new)).wait(60)
+        await client.activate(new, collections=["c"])
+        catalogue = server.app.parts.collections.catalogue
+        assert set(catalogue.get("c").targets()) == {old, new}
+        with pytest.raises(FailedPrecondition, match="rollback"):
+            await client.delete_version(old)
+        await client.unload_version(old, release_rollback=True)
+        assert set(catalogue.get("c").targets()) == {new}
+        await client.delete_version(old)
+        assert [version.id for version in await client.versions()] == [new]
+        await client.upsert("c", [("q", "another text")])
+        assert {hit.id for hit in await client.search("c", "a text")} == {"p", "q"}
+        with pytest.raises(FailedPrecondition, match="live") as refused:
+            await client.delete_version(new)
+        assert refused.value.reason == "VERSION_IN_USE"

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import grpc
@@ -120,6 +121,26 @@ async def test_requests_neither_fail_nor_change_under_a_flood_and_copies_are_dro
         assert found.failed == {"ENCODE_FAILED": found.compared}
         assert found.towers["clip-text"].items >= found.compared
         assert found.towers["clip-vision"].items == 0
+
+
+async def test_a_caller_that_goes_away_leaves_nobody_who_keeps_the_version() -> None:
+    async with running_server() as server, AsyncClient(server.address) as client:
+        version, moved = await stage_moved(server, client)
+        await client.unload_version(version)
+        moved.faults.hang = threading.Event()  # The probes wait while it is loaded.
+        setting = asyncio.create_task(client.set_shadow_traffic(version, share=1.0))
+        await asyncio.sleep(0.2)
+        setting.cancel()
+        await asyncio.wait([setting])
+        await asyncio.sleep(0.2)
+        moved.faults.hang.set()
+        async with asyncio.timeout(10):
+            while (await client.get_version(version)).state.value == "STORED":  # noqa: ASYNC110 - no event for it
+                await asyncio.sleep(0.02)
+        # Set as a whole: it can be seen and cleared, and then nothing keeps the version.
+        assert (await client.shadow_traffic()).active
+        await client.clear_shadow_traffic()
+        assert (await client.unload_version(version)).state.value == "STORED"
 
 
 async def test_a_share_a_lifetime_and_a_version_that_is_kept() -> None:

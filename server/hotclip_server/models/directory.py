@@ -97,7 +97,10 @@ class Selection(Generic[V]):
                     f"model {model!r} has no live version", reason="NO_LIVE_VERSION"
                 )
             raise Unavailable(
-                f"model {model!r} is not loaded yet", retry_after_s=1.0, reason="MODEL_NOT_READY"
+                f"the live version of model {model!r} is not in memory: the server is starting, or "
+                "could not load it then and has said why in its log",
+                retry_after_s=1.0,
+                reason="MODEL_NOT_READY",
             )
         resident = self._residents.get(version)
         if resident is not None and resident.model == model:

@@ -51,6 +51,11 @@ class Participant:
 
         return act
 
+    def release(self, connection: Connection, model: str, version: str) -> Callable[[], None]:
+        assert connection.in_transaction()
+        self.asked.append((version, "", ()))
+        return lambda: self.flipped.append("released " + version)
+
 
 async def test_participants_flip_with_the_model(registry: ModelRegistry) -> None:
     one, two = Participant(), Participant()
@@ -71,6 +76,11 @@ async def test_participants_flip_with_the_model(registry: ModelRegistry) -> None
     await registry.rollback("")
     assert one.asked[-2:] == [("v-a", "v-b", ("photos",)), ("v-b", "v-a", ())]
     assert one.flipped == one.seen == two.flipped == ["v-b", "v-a"]
+    await registry.unload("v-b")  # what a rollback would return to
+    assert one.asked[-1] == ("v-b", "", ())
+    assert one.flipped[-1] == two.flipped[-1] == "released v-b"
+    await registry.unload("v-b")
+    assert one.flipped.count("released v-b") == 1
 
 
 async def test_a_participant_that_fails_late_does_not_undo_the_flip(

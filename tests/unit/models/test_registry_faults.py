@@ -134,3 +134,112 @@ async def test_a_corrupt_live_version_gives_way_to_the_previous(
     with pytest.raises(DataLoss):
         async with running(tmp_path, loader):
             pass
+
+
+async def test_too_little_memory_at_a_restart_changes_nothing_of_what_is_live(
+    tmp_path: Path, loader: FakeLoader
+) -> None:
+    async with running(tmp_path, loader) as registry:
+        await registry.activate("", await load(registry, "b"))
+        before = registry.model_state()
+    loader.defects["v-b"] = "memory"
+    with pytest.raises(ResourceExhausted):
+        async with running(tmp_path, loader):
+            pass
+    del loader.defects["v-b"]
+    async with running(tmp_path, loader) as registry:
+        assert registry.model_state() == before
+        assert pinned(registry) == "v-b"
+
+
+async def test_another_model_that_is_damaged_does_not_keep_the_server_from_starting(
+    tmp_path: Path, loader: FakeLoader
+) -> None:
+    async with running(tmp_path, loader) as registry:
+        for seed in "xy":
+            record = await registry.load_version("shop", f"fake:{seed}")
+            await registry.activate("shop", record.id)
+    loader.defects.update({"v-x": "corrupt", "v-y": "corrupt"})
+    async with running(tmp_path, loader) as registry:
+        assert pinned(registry) == "v-a"
+        with pytest.raises(Unavailable, match="shop"):
+            registry.pin("shop")
+        state = registry.model_state("shop")
+        assert (state.live_version, state.previous_version) == ("v-y", "v-x")
+        del loader.defects["v-x"]
+        assert (await registry.activate("shop", "v-x")).live_version == "v-x"
+        assert pinned(registry, model="shop") == "v-x"
+
+
+async def test_what_a_crash_leaves_on_the_disk_is_removed_at_the_start(
+    tmp_path: Path, loader: FakeLoader
+) -> None:
+    async with running(tmp_path, loader) as registry:
+        await load(registry, "b")
+        assert loader.unrecorded == set()
+        loader.import_source("fake:c")  # and nobody records it
+    async with running(tmp_path, loader) as registry:
+        assert set(loader.stored) == {"v-a", "v-b"}
+        made = loader.import_source("fake:c")
+        assert (await registry.register("", made)).id == "v-c"
+        assert loader.unrecorded == set()
+        # Gone since it was stored: there is nothing to be recorded.
+        loader.delete("v-c")
+        with pytest.raises(NotFound):
+            await registry.register("", made)
+
+
+async def test_a_download_holds_up_nothing_that_is_here(
+    tmp_path: Path, loader: FakeLoader
+) -> None:
+    async with running(tmp_path, loader) as registry:
+        await load(registry, "b")
+        await registry.unload("v-b")
+        loader.fetching.clear()
+        slow = asyncio.create_task(registry.load_version("", "fake:c"))
+        await asyncio.sleep(0.05)
+        assert (await registry.activate("", "v-b")).live_version == "v-b"
+        await registry.unload("v-a")
+        assert not slow.done()
+        # Nor for longer than a moment the end of the server.
+        assert not await registry.stop(grace_s=0.2)
+        loader.fetching.set()
+        await asyncio.gather(slow, return_exceptions=True)
+
+
+async def test_what_is_deleted_is_not_taken_back_from_those_that_drain(
+    registry: ModelRegistry, loader: FakeLoader
+) -> None:
+    await load(registry, "b")
+    with registry.pin(version="v-b") as pin:
+        await load(registry, "c")
+        loader.gate.clear()
+        loader.loading.clear()
+        busy = asyncio.create_task(load(registry, "d"))  # The others wait for it.
+        assert await asyncio.to_thread(loader.loading.wait, 20)
+        deleting = asyncio.create_task(registry.delete("v-b"))
+        await asyncio.sleep(0.05)
+        activating = asyncio.create_task(registry.activate("", "v-b"))
+        again = asyncio.create_task(registry.load_version("", "fake:b"))
+        await asyncio.sleep(0.05)
+        loader.gate.set()
+        await asyncio.gather(busy, deleting)
+        made = await again
+        assert made.id == "v-b"
+        with pytest.raises(NotFound):
+            await activating
+        with registry.pin(version="v-b") as fresh:
+            assert fresh.resident is not pin.resident
+    await asyncio.sleep(0.05)
+    assert pin.resident.encoder.closed == 1  # type: ignore[attr-defined]  # the fake's
+
+
+async def test_who_pins_a_version_can_keep_it(registry: ModelRegistry, loader: FakeLoader) -> None:
+    """As a collection does that is made while another version takes the staging slot."""
+    await load(registry, "b")
+    with registry.pin(version="v-b"):
+        await load(registry, "c")
+        assert registry.version_state("v-b") is VersionState.STORED
+        registry.retain("v-b", "collection:x")
+    assert registry.version_state("v-b") is VersionState.BOUND
+    assert pinned(registry, version="v-b") == "v-b"

@@ -385,7 +385,6 @@ class RegistryMachine(RuleBasedStateMachine):
     def nothing_leaks(self) -> None:
         if not hasattr(self, "registry"):
             return
-        self.settle()
         wanted = {resident.encoder for resident, _ in self.registry}
         wanted |= {pin.resident.encoder for pin in self.open_pins}
         assert {e for e in self.loader.loaded if not e.closed} == wanted
