@@ -16,6 +16,7 @@ from hotclip_server.encoding.protocol import Tower
 from hotclip_server.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from hotclip_server.models.manifest import MANIFEST_FILE, WEIGHTS_FILE
 from hotclip_server.models.store import VersionStore
+from hotclip_server.models.unrecorded import MARK
 from hotclip_server.pace import PIECE_BYTES
 
 
@@ -198,3 +199,25 @@ def test_versions_share_the_tokenizer_that_is_open_clips_own(store: VersionStore
     assert encoders[0].tokenizer is encoders[1].tokenizer
     mini = store.import_source("local:mini")
     assert store.load(mini.id).tokenizer is not store.load(mini.id).tokenizer
+
+
+def test_what_was_never_recorded_is_removed(store: VersionStore, tmp_path: Path) -> None:
+    kept, lost = (store.import_source(f"local:{kind}").id for kind in ("clip", "mini"))
+    store.note_recorded(kept, recorded=True)
+    assert names(store.folder(lost)) - names(store.folder(kept)) >= {MARK}
+    again = VersionStore(tmp_path / "versions", models_dir=tmp_path / "models")
+    again.remove_unrecorded({kept})
+    assert names(tmp_path / "versions") == {kept}
+    # Without a mark nothing is removed, though the database knows nothing of it.
+    again.remove_unrecorded(set())
+    again.load(kept)
+    # A crash in a deletion, before the row is gone and after.
+    again.note_recorded(kept, recorded=False)
+    again.remove_unrecorded({kept})
+    assert MARK not in names(again.folder(kept))
+    again.note_recorded(kept, recorded=False)
+    again.remove_unrecorded(set())
+    assert names(tmp_path / "versions") == set()
+    for nothing in (kept, "..", ""):
+        again.note_recorded(nothing, recorded=False)
+    assert names(tmp_path) == {"models", "versions"}
