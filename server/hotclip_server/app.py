@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import partial
 from typing import TYPE_CHECKING
 
 from hotclip_server.artifacts.export_job import ExportHandler, onnx_exporter
@@ -289,7 +288,7 @@ def make_store(
             max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels
         ),
         pause=pause,
-        require_memory=partial(StagingLimits().require, what="the source"),
+        require_memory=StagingLimits().require,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -57,6 +58,17 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def fp32_bytes(path: Path) -> int:
+    """What the tensors of a file take in fp32, which is twice the file if it is of half precision;
+    reads the header alone. Of what is no safetensors file the size."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - no dict
+    except SafetensorError:
+        return path.stat().st_size
+    return 4 * sum(math.prod(shape) for shape in shapes)
 
 
 def check_weights(model: nn.Module, path: Path) -> None:

@@ -27,7 +27,9 @@ def merge_versions(store: VersionStore, base: str, tuned: str, alpha: float) -> 
         DataLoss: the files of one are damaged.
         FailedPrecondition: their weights have other names or shapes; reason
             ARCHITECTURES_DIFFER.
+        ResourceExhausted: both do not fit into memory; reason OUT_OF_MEMORY.
     """
+    store.require_memory(base, tuned)
     model = store.load(base, device="cpu").model
     state = model.state_dict()
     target = _state_like(store, tuned, base, state)
@@ -46,6 +48,7 @@ def average_versions(store: VersionStore, versions: Sequence[str]) -> VersionMan
     version's. Errors as `merge_versions`.
     """
     first = versions[0]
+    store.require_memory(first, first)  # its own, another's, and a sum of twice the bytes
     model = store.load(first, device="cpu").model
     state = model.state_dict()
     sums = {n: v.to(torch.float64) for n, v in state.items() if v.is_floating_point()}

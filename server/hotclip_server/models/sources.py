@@ -30,7 +30,7 @@ from hotclip_server.encoding.architecture import (
     config_of,
 )
 from hotclip_server.encoding.tokenizer import tokenizer_files
-from hotclip_server.encoding.weights import check_weights
+from hotclip_server.encoding.weights import check_weights, fp32_bytes
 from hotclip_server.errors import FailedPrecondition, InvalidArgument, NotFound
 from hotclip_server.models.foreign import check_sizes, told_architecture
 from hotclip_server.models.hub import hub_errors, write_hf_config
@@ -76,8 +76,8 @@ class SourceReader:
     Args:
         models_dir: Holds the folders that `local:<name>` names; None if there are none.
         allow_random_weights: Whether `arch::` may make a model of random weights.
-        require_memory: Told the size of a file of weights, in bytes, before it is read; raises if
-            there is no room for what is made of it.
+        require_memory: Told the size of weights in fp32, in bytes, and what they are of, before
+            they are read; raises if there is no room for what is made of them.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class SourceReader:
         models_dir: Path | None,
         *,
         allow_random_weights: bool,
-        require_memory: Callable[[int], None],
+        require_memory: Callable[[int, str], None],
     ) -> None:
         self._models_dir = models_dir
         self._allow_random_weights = allow_random_weights
@@ -101,7 +101,7 @@ class SourceReader:
         origin, tokenizer = self._gather(source, staging, unpacked)
         tokenizer_files(tokenizer, origin.config, staging)
         if origin.weights is not None:
-            self._require_memory(origin.weights.stat().st_size)
+            self._require_memory(fp32_bytes(origin.weights), "the source")
         if origin.weights is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(RANDOM_SEED)

@@ -57,7 +57,7 @@ from hotclip_server.storage.atomic import (
 _log = logging.getLogger(__name__)
 
 
-def _fits(size_bytes: int) -> None:
+def _fits(size_bytes: int, what: str) -> None:
     """Nobody looks at the memory."""
 
 
@@ -78,7 +78,8 @@ class VersionStore:
         artifacts: Holds what `artifact:<id>` names; None if there are none.
         image_limits: Of the encoders that it loads.
         pause: Called between pieces of all that it reads, checks and hashes.
-        require_memory: Told the size of a file of weights, in bytes, before a source is read.
+        require_memory: Told the size of weights in fp32, in bytes, and what they are of, before
+            they are read to make a version of them.
     """
 
     def __init__(
@@ -90,13 +91,14 @@ class VersionStore:
         artifacts: Artifacts | None = None,
         image_limits: ImageLimits | None = None,
         pause: Pause = never,
-        require_memory: Callable[[int], None] = _fits,
+        require_memory: Callable[[int, str], None] = _fits,
     ) -> None:
         self._root = root
         self._artifacts = artifacts
         self._sources = SourceReader(
             models_dir, allow_random_weights=allow_random_weights, require_memory=require_memory
         )
+        self._require_memory = require_memory
         self._image_limits = image_limits or ImageLimits()
         self._pause = pause
         self._byte_pairs: dict[str, BytePairTokenizer] = {}
@@ -222,6 +224,16 @@ class VersionStore:
         """Downloads what `source` names, if it names a hub; errors as `import_source`."""
         self._sources.fetch(source)
 
+    def require_memory(self, *versions: str) -> None:
+        """Refuses to hold the weights of so many stored versions at once, before any are read.
+
+        Raises:
+            NotFound: no such version.
+            ResourceExhausted: they do not fit; reason OUT_OF_MEMORY.
+        """
+        size_bytes = sum(self.read_manifest(version).size_bytes for version in versions)
+        self._require_memory(size_bytes, "a version made of others")
+
     def import_source(self, source: str) -> VersionManifest:
         """Stores the weights that `source` names; the same weights give the same version.
 
@@ -287,6 +299,7 @@ class VersionStore:
     def _import_delta(self, unpacked: Path, source: str) -> VersionManifest:
         base = DeltaInfo.read(unpacked).base_version
         try:
+            self.require_memory(base)
             model = self.load(base).model
         except NotFound as error:
             raise FailedPrecondition(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from support.small_models import write_model
 
-from hotclip_server.errors import FailedPrecondition
+from hotclip_server.errors import FailedPrecondition, ResourceExhausted
 from hotclip_server.models.manifest import WEIGHTS_FILE
 from hotclip_server.models.merge import average_versions, merge_versions
 from hotclip_server.models.store import VersionStore
@@ -83,3 +83,22 @@ def test_two_architectures_do_not_mix(store: VersionStore, tmp_path: Path) -> No
         with pytest.raises(FailedPrecondition) as caught:
             work()
         assert caught.value.reason == "ARCHITECTURES_DIFFER"
+
+
+def test_what_does_not_fit_into_memory_is_not_read(store: VersionStore, tmp_path: Path) -> None:
+    versions = [make(store, tmp_path, "clip", seed) for seed in range(2)]
+    size = store.read_manifest(versions[0]).size_bytes
+    asked: list[int] = []
+
+    def require(size_bytes: int, what: str) -> None:
+        asked.append(size_bytes)
+        raise ResourceExhausted(what, reason="OUT_OF_MEMORY")
+
+    small = VersionStore(tmp_path / "versions", require_memory=require)
+    for version in versions:
+        (small.folder(version) / WEIGHTS_FILE).write_bytes(b"")  # which nobody gets to see
+    with pytest.raises(ResourceExhausted):
+        merge_versions(small, *versions, 0.5)
+    with pytest.raises(ResourceExhausted):
+        average_versions(small, versions)
+    assert asked == [2 * size, 2 * size]

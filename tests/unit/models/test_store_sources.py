@@ -183,7 +183,7 @@ def test_what_does_not_fit_into_memory_is_not_read(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "models" / "small")
     asked: list[int] = []
 
-    def require(size_bytes: int) -> None:
+    def require(size_bytes: int, what: str) -> None:
         asked.append(size_bytes)
         raise ResourceExhausted("full", reason="OUT_OF_MEMORY")
 
@@ -197,3 +197,17 @@ def test_what_does_not_fit_into_memory_is_not_read(tmp_path: Path) -> None:
         store.import_source("local:small")
     assert (caught.value.reason, asked) == ("OUT_OF_MEMORY", [size])
     assert not (tmp_path / "versions").exists()
+
+
+def test_half_precision_takes_twice_its_size(tmp_path: Path) -> None:
+    for half in (False, True):
+        write_model(tmp_path / "models" / f"half-{half}", half=half)
+    asked: list[int] = []
+    store = VersionStore(
+        tmp_path / "versions",
+        models_dir=tmp_path / "models",
+        require_memory=lambda size_bytes, what: asked.append(size_bytes),
+    )
+    made = {store.import_source(f"local:half-{half}").size_bytes for half in (False, True)}
+    assert len(set(asked)) == 1
+    assert max(made) == pytest.approx(asked[0], rel=0.05)
