@@ -42,7 +42,7 @@ class ShadowTraffic:
     compared: int
     """Copies that ran to their end."""
     dropped: Mapping[str, int]
-    """Copies by reason: BUSY, PRESSURE, LATE, ENDED, or that of an error."""
+    """Copies by reason: BUSY, PRESSURE, LATE, ENDED, TOO_LARGE, or that of an error."""
     failed: Mapping[str, int]
     """Items that only base_version encodes, by reason."""
     towers: Mapping[str, TowerDrift]

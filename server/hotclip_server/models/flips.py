@@ -52,7 +52,8 @@ class Flips:
         """See `ModelRegistry.activate`."""
         name = model or naming.DEFAULT_MODEL
         asked = [name, version_id, etag, list(collections), [asdict(gate) for gate in gates]]
-        note = None if validate_only else RequestNote.of(ACTIVATE_VERSION, request_id, asked)
+        told = RequestNote.of(ACTIVATE_VERSION, request_id, asked)
+        note = None if validate_only else told
         if await self._was_done(note):
             return self._slots.model_state(name)
         check_etag(self._catalog.model(name), etag)
@@ -98,7 +99,8 @@ class Flips:
             self._slots.flip(name, target, etag, (), trial=False, note=note)
         ):
             raise FailedPrecondition(
-                f"the previous version of model {name!r} could not be loaded again after a restart",
+                f"the previous version of model {name!r} could not be loaded after "
+                "the restart: activate it to try again",
                 reason="NO_PREVIOUS_VERSION",
             )
         return self._slots.model_state(name)

@@ -117,13 +117,17 @@ def _evaluations(
     """Metrics and settings of the evaluations of a version on a dataset, newest first."""
     rows = connection.execute(
         sa.select(jobs.c.metrics, jobs.c.spec)
-        .where(jobs.c.kind == JobKind.EVALUATE.value, jobs.c.state == JobState.SUCCEEDED.value)
+        .where(
+            jobs.c.kind == JobKind.EVALUATE.value,
+            jobs.c.state == JobState.SUCCEEDED.value,
+            jobs.c.spec["version"].as_string() == version,
+            jobs.c.spec["dataset"].as_string() == dataset,
+        )
         .order_by(jobs.c.end_time.desc(), jobs.c.id)
     )
     return [
         (row.metrics, {k: v for k, v in row.spec.items() if k not in _OF_THE_VERSION})
         for row in rows
-        if (row.spec.get("version"), row.spec.get("dataset")) == (version, dataset)
     ]
 
 

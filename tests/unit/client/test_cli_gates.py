@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 import pytest
 
@@ -33,6 +34,7 @@ from hotclip._cli.gates import gate_of
         ("monitor>0.5", None),
         (">=0.5", None),
         ("monitor>=half", None),
+        ("monitor>=0.5.5", None),
     ],
 )
 def test_each_form(text: str, gate: Gate | None) -> None:
@@ -41,3 +43,17 @@ def test_each_form(text: str, gate: Gate | None) -> None:
             gate_of(text)
     else:
         assert gate_of(text) == gate
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("monitor<=live+0.1@d", "monitor>=live-N"),
+        ("validation_loss>=live@d", "validation_loss<=live+N"),
+        ("clip-text-to-clip-vision_mean_rank>=live-1@d", "mean_rank<=live+N"),
+    ],
+)
+def test_which_way_is_worse_is_not_turned_round(text: str, right: str) -> None:
+    """The server knows by the metric, so the sign must not say the opposite."""
+    with pytest.raises(argparse.ArgumentTypeError, match=f"write .*{re.escape(right)}"):
+        gate_of(text)
