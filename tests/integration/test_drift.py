@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,30 @@ async def test_a_report_says_what_moves_and_what_must_follow() -> None:
         ready = await client.drift_report(again.id)
         assert list(ready.collections) == ["words"]
         assert ready.collections["words"].need is CollectionNeed.DONE
+
+
+async def test_a_collection_that_is_deleted_meanwhile_is_left_out() -> None:
+    async with running_server() as server, AsyncClient(server.address) as client:
+        for name in ("kept", "lost"):
+            await client.create_collection(name)
+            await client.upsert(name, [Point(f"t{n}", text) for n, text in enumerate(TEXTS[:20])])
+        version = await stage_moved(server, client, by=0.4, towers={Tower.TEXT})
+        faults = server.loader.encoders[version].faults
+        faults.hang = threading.Event()
+        run = await client.compare_versions(version, texts=["a query"], name="d")
+        async with asyncio.timeout(10):
+            while (await run.job()).state != "RUNNING":  # noqa: ASYNC110 - no event for it
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
+        await client.delete_collection("lost")
+        async with asyncio.timeout(10):
+            while len(await server.app.parts.vectors.shards()) > 1:  # noqa: ASYNC110 - no event for it
+                await asyncio.sleep(0.02)
+        faults.hang.set()
+        await run.wait(60)
+        report = await client.drift_report("d")
+        assert list(report.collections) == ["kept"]
+        assert any(remark.startswith("lost left out") for remark in report.remarks)
 
 
 async def test_requests_are_checked_whole() -> None:
