@@ -137,6 +137,7 @@ async def test_a_caller_that_goes_away_leaves_nobody_who_keeps_the_version() -> 
         async with asyncio.timeout(10):
             while (await client.get_version(version)).state.value == "STORED":  # noqa: ASYNC110 - no event for it
                 await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
         # Set as a whole: it can be seen and cleared, and then nothing keeps the version.
         assert (await client.shadow_traffic()).active
         await client.clear_shadow_traffic()

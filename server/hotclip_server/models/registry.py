@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 
-from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound
+from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound, Unavailable
 from hotclip_server.models import naming
 from hotclip_server.models.audience import Audience
 from hotclip_server.models.background import Background
@@ -35,6 +35,7 @@ from hotclip_server.storage.database import Database, now
 
 STOP_S = 10.0
 """Longest wait for what is being loaded when the server stops."""
+_ATTEMPTS = 3
 
 
 class ModelRegistry:
@@ -353,17 +354,18 @@ class ModelRegistry:
                 made = await self._catalog.find_request(note)
                 if made is not None and made in self._catalog.versions:
                     return self._catalog.version(made)
-            while (record := await self._import(model, source, note)) is None:
-                pass  # The same version was deleted meanwhile.
-            return record
+            for _ in range(_ATTEMPTS):
+                record = await self._import(model, source, note)
+                if record is not None:
+                    return record
+            raise Unavailable("the version is deleted whenever it is loaded", reason="DELETED")
 
     async def _import(
         self, model: str, source: str, note: RequestNote | None
     ) -> VersionRecord | None:
-        """None: what was there already is gone."""
+        """None: somebody has deleted the same version since it was stored."""
         manifest = await self._stager.import_source(source)
-        known = self._catalog.versions.get(manifest.id)
-        record = known or VersionRecord(
+        record = self._catalog.versions.get(manifest.id) or VersionRecord(
             manifest=manifest, model=model, create_time=now(), metrics={}
         )
         if record.model != model:
@@ -371,10 +373,11 @@ class ModelRegistry:
         try:
             await self._slots.stage(record, commit=lambda: self._slots.add(record, note))
         except HotclipError as error:
-            if manifest.id not in self._catalog.versions:
-                await self._stager.delete(manifest.id)
-                if known is not None and isinstance(error, NotFound):
-                    return None
+            if manifest.id in self._catalog.versions:
+                raise
+            if isinstance(error, NotFound):
+                return None
+            await self._stager.delete(manifest.id)
             raise
         return self._catalog.version(manifest.id)
 

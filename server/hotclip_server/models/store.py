@@ -44,7 +44,7 @@ from hotclip_server.models.manifest import (
 )
 from hotclip_server.models.protocol import VersionManifest
 from hotclip_server.models.sources import SourceReader
-from hotclip_server.models.unrecorded import mark, sweep, unmark
+from hotclip_server.models.unrecorded import lost, mark, unmark
 from hotclip_server.pace import Pause, never
 from hotclip_server.storage.atomic import (
     new_folder,
@@ -293,8 +293,9 @@ class VersionStore:
 
     def remove_unrecorded(self, recorded: Collection[str]) -> None:
         """Removes what a crash left of versions without a row, at the start."""
-        if removed := sweep(self._root, recorded):
-            _log.info("removed versions that were never recorded: %s", ", ".join(removed))
+        for version_id in lost(self._root, recorded):
+            _log.info("version %s was never recorded, or is deleted: its files go", version_id)
+            self.delete(version_id)
 
     def _import_delta(self, unpacked: Path, source: str) -> VersionManifest:
         base = DeltaInfo.read(unpacked).base_version

@@ -7,7 +7,6 @@ is never removed, also if the database knows nothing of it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -24,18 +23,16 @@ def unmark(folder: Path) -> None:
     (folder / MARK).unlink(missing_ok=True)
 
 
-def sweep(root: Path, recorded: Collection[str]) -> list[str]:
-    """Removes versions that have a mark and no row; gives their ids.
+def lost(root: Path, recorded: Collection[str]) -> list[str]:
+    """Ids of versions that have a mark and no row; what has a row loses its mark.
 
     Args:
         recorded: Ids of those that have one.
     """
-    removed = []
-    for found in sorted(root.glob(f"*/{MARK}")):
-        version = found.parent.name
-        if version in recorded:
-            unmark(found.parent)
+    found = []
+    for folder in sorted(path.parent for path in root.glob(f"*/{MARK}")):
+        if folder.name in recorded:
+            unmark(folder)
         else:
-            shutil.rmtree(found.parent)
-            removed.append(version)
-    return removed
+            found.append(folder.name)
+    return found
