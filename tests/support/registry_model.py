@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection, Iterator, Sequence
 
 Operation = tuple[str, str]
-"""What is asked for ("activate", "rollback", "unload", "delete" or "load"), and of which version."""
+"""What is asked for, "activate", "rollback", "unload", "delete" or "load", and of which version."""
 History = list[tuple[str, str]]
 """Live and previous version, of each revision."""
 Outcome = tuple[History, set[str], list[bool]]

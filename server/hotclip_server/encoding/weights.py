@@ -65,7 +65,7 @@ def fp32_bytes(path: Path) -> int:
     reads the header alone. Of what is no safetensors file the size."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - no dict
+            shapes: list[list[int]] = [file.get_slice(n).get_shape() for n in file.keys()]  # noqa: SIM118 - no dict
     except SafetensorError:
         return path.stat().st_size
     return 4 * sum(math.prod(shape) for shape in shapes)

@@ -126,7 +126,9 @@ class Catalog(Directory[VersionRecord]):
         await self._database.run(lambda c: records.delete_version(c, version_id))
         self.versions.pop(version_id, None)
 
-    async def release_previous(self, row: ModelRow, participants: Sequence[FlipParticipant]) -> None:
+    async def release_previous(
+        self, row: ModelRow, participants: Sequence[FlipParticipant]
+    ) -> None:
         """The model has no rollback target any more; under the lock of flips.
 
         Raises:

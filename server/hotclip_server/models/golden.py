@@ -57,9 +57,7 @@ class GoldenProbes:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         content = save({tower.value: block for tower, block in rows.items()})
-        write_atomically(
-            self._path(version_id, inputs), hashlib.sha256(content).digest() + content
-        )
+        write_atomically(self._path(version_id, inputs), hashlib.sha256(content).digest() + content)
 
     def forget(self, version_id: str) -> None:
         """The version is gone."""

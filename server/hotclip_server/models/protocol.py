@@ -68,7 +68,7 @@ class VersionLoader(Protocol):
         """Removes the files of a version; does nothing if there are none."""
 
     def note_recorded(self, version_id: str, *, recorded: bool) -> None:
-        """The database has a row of a version, or is about to lose it; nothing if it has no files."""
+        """The database has a row of a version, or is about to lose it; no files, no mark."""
 
     def remove_unrecorded(self, recorded: Collection[str]) -> None:
         """Removes what a crash left of versions without a row, at the start.

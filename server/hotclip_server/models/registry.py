@@ -29,7 +29,7 @@ from hotclip_server.models.resuming import Resumption
 from hotclip_server.models.revisions import watch_models
 from hotclip_server.models.slots import Slots
 from hotclip_server.models.staging import Stager, StagingLimits
-from hotclip_server.models.state import ModelRow, ModelState, VersionRecord, VersionState
+from hotclip_server.models.state import ModelState, VersionRecord, VersionState
 from hotclip_server.models.watch import Changes
 from hotclip_server.storage.database import Database, now
 
@@ -297,9 +297,7 @@ class ModelRegistry:
             NotFound: no such version.
             FailedPrecondition: live, previous or retained; reason VERSION_IN_USE.
         """
-        await self._background.uninterrupted(
-            self._slots.remove(self._catalog.version(version_id))
-        )
+        await self._background.uninterrupted(self._slots.remove(self._catalog.version(version_id)))
 
     def get_version(self, version_id: str) -> VersionRecord:
         """Raises NotFound."""

@@ -286,7 +286,7 @@ class VersionStore:
         shutil.rmtree(doomed)
 
     def note_recorded(self, version_id: str, *, recorded: bool) -> None:
-        """The database has a row of a version, or is about to lose it; nothing if it has no files."""
+        """The database has a row of a version, or is about to lose it; no files, no mark."""
         folder = self._root / version_id
         if is_version_id(version_id) and folder.is_dir():
             (unmark if recorded else mark)(folder)

@@ -189,9 +189,7 @@ async def test_what_a_crash_leaves_on_the_disk_is_removed_at_the_start(
             await registry.register("", made)
 
 
-async def test_a_download_holds_up_nothing_that_is_here(
-    tmp_path: Path, loader: FakeLoader
-) -> None:
+async def test_a_download_holds_up_nothing_that_is_here(tmp_path: Path, loader: FakeLoader) -> None:
     async with running(tmp_path, loader) as registry:
         await load(registry, "b")
         await registry.unload("v-b")
