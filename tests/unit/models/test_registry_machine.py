@@ -364,8 +364,7 @@ class RegistryMachine(RuleBasedStateMachine):
         states = [self.registry.version_state(record.id) for record in records]
         assert states.count(VersionState.LIVE) == 1
         assert states.count(VersionState.STAGED) == bool(self.staged)
-        known = {record.id for record in records}
-        assert known == set(self.loader.stored) == self.known
+        assert {record.id for record in records} == set(self.loader.stored) == self.known
         assert self.loader.unrecorded == set()
         wanted = {self.live, self.previous, self.staged, *(held for held, _ in self.held)}
         assert {resident.version_id for resident, _ in self.registry} == wanted - {""}
@@ -385,6 +384,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def nothing_leaks(self) -> None:
         if not hasattr(self, "registry"):
             return
+        self.settle()
         wanted = {resident.encoder for resident, _ in self.registry}
         wanted |= {pin.resident.encoder for pin in self.open_pins}
         assert {e for e in self.loader.loaded if not e.closed} == wanted
