@@ -193,7 +193,8 @@ class ModelServiceServicer(object):
         version. WiSE-FT: (1 - alpha) * base + alpha * tuned. Soup: the mean of `versions`.
         Errors: NOT_FOUND, INVALID_ARGUMENT (alpha, versions, or both ways at once),
         FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
-        FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models).
+        FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models),
+        RESOURCE_EXHAUSTED/OUT_OF_MEMORY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -75,7 +75,8 @@ class ModelServiceStub:
     version. WiSE-FT: (1 - alpha) * base + alpha * tuned. Soup: the mean of `versions`.
     Errors: NOT_FOUND, INVALID_ARGUMENT (alpha, versions, or both ways at once),
     FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
-    FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models).
+    FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models),
+    RESOURCE_EXHAUSTED/OUT_OF_MEMORY.
     """
     Export: _grpc.UnaryUnaryMultiCallable[_model_pb2.ExportRequest, _job_pb2.Job]
     """Queues a job that writes a version as a file for ArtifactService, named in
@@ -147,7 +148,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     version. WiSE-FT: (1 - alpha) * base + alpha * tuned. Soup: the mean of `versions`.
     Errors: NOT_FOUND, INVALID_ARGUMENT (alpha, versions, or both ways at once),
     FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
-    FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models).
+    FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models),
+    RESOURCE_EXHAUSTED/OUT_OF_MEMORY.
     """
     Export: _aio.UnaryUnaryMultiCallable[_model_pb2.ExportRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Queues a job that writes a version as a file for ArtifactService, named in
@@ -276,7 +278,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         version. WiSE-FT: (1 - alpha) * base + alpha * tuned. Soup: the mean of `versions`.
         Errors: NOT_FOUND, INVALID_ARGUMENT (alpha, versions, or both ways at once),
         FAILED_PRECONDITION/ARCHITECTURES_DIFFER,
-        FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models).
+        FAILED_PRECONDITION/VERSION_OF_ANOTHER_MODEL (versions of two models),
+        RESOURCE_EXHAUSTED/OUT_OF_MEMORY.
         """
 
     @_abc_1.abstractmethod
