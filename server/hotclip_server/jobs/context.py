@@ -24,10 +24,8 @@ STEP_EVENT_INTERVAL_S = 0.2
 """Least time between two events of single steps: each one is a write that waits for the disk."""
 EVENTS_PAGE = 1024
 YIELD_CHECK_S = 0.002
-HEADROOM_S = 0.1
-"""Predicted work that may wait before requests are felt to be late."""
-PATIENCE, STRAINED_PATIENCE = 1.0, 4.0
-"""Longest pauses as multiples of the piece of work before them."""
+PATIENCE = 4.0
+"""Longest pause, over the length of the piece of work before it."""
 
 
 class Cancelled(Exception):
@@ -204,18 +202,16 @@ class JobContext:
     def yield_to_serving(self) -> None:
         """Waits while requests wait for the device, but not for ever.
 
-        A piece is what happened since the last call. While little waits, the pause is at most
-        PATIENCE times as long as the piece; when more waits than the head-room, so that a
-        queue grows, it is at most STRAINED_PATIENCE times as long. So the job keeps the floor of
-        1 / (1 + STRAINED_PATIENCE) of the time whatever is asked of the server.
+        A piece is what happened since the last call; the pause is at most PATIENCE times as long.
+        So the job keeps the floor of 1 / (1 + PATIENCE) of the time whatever is asked of the
+        server, and otherwise runs while nobody waits.
         """
         began = self._clock()
         piece = began - self._last_yield
         if piece < YIELD_CHECK_S:
             return  # a sleep would be longer than the work: small pieces add up first
-        while (pressure := self._pressure_s()) > 0:
-            patience = STRAINED_PATIENCE if pressure > HEADROOM_S else PATIENCE
-            left = patience * piece - (self._clock() - began)
+        while self._pressure_s() > 0:
+            left = PATIENCE * piece - (self._clock() - began)
             if left <= 0:
                 break
             self.check_cancelled()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean, median
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -20,9 +21,11 @@ T = TypeVar("T")
 PIECE_S = 0.01
 """Seconds of the device that probes take at a time, where one item does not take longer."""
 LARGEST_PROBE_BATCH = 16
-BUDGET_S = 2.5
+BUDGET_S = 8.0
 """Seconds of the device after which no further round of the figures of a tower begins."""
-MOST_ROUNDS = 8
+LEAST_ROUNDS, MOST_ROUNDS = 3, 5
+MOST_IN_A_ROW = 4
+"""Batches of a size in one round: a moment of noise must not pass for the speed of small ones."""
 OTHER_SIZES = (1, 8)
 """Items of the batches that are timed at lengths other than the typical one."""
 SHARE = 0.25
@@ -103,6 +106,10 @@ class Pieces:
     ) -> EngineFigures:
         """Seconds of batches of growing size.
 
+        What runs beside makes everything slower for a while, and not only that: the best of a
+        few short batches is a lucky moment, which no long batch has. So in each round every size
+        is timed for about as long, and sizes are compared within a round.
+
         Args:
             items: Of each length, the typical one first; the batches of a size repeat them.
             largest: No more items.
@@ -116,23 +123,24 @@ class Pieces:
                 if size * each > LONGEST_BATCH_S or spent + size * each > BUDGET_S:
                     break
                 arrays = [series[number % len(series)] for number in range(size)]
-                first = await self._seconds(engine, arrays)  # also makes the code of this shape
-                seconds = min(first, await self._seconds(engine, arrays))
-                batches.append(_Batch(size, length, arrays, seconds))
+                await self._seconds(engine, arrays)  # makes the code of this shape
+                seconds = await self._seconds(engine, arrays)
+                batches.append(_Batch(size, length, arrays, [seconds]))
                 each, spent = seconds / size, spent + 2 * seconds
-        # What runs beside disturbs one moment, not one size: the rounds go over all of them.
-        for _ in range(MOST_ROUNDS):
-            if spent > BUDGET_S:
-                break
+        longest = max(batch.seconds[0] for batch in batches)
+        for batch in batches:
+            batch.in_a_row = max(1, min(MOST_IN_A_ROW, round(longest / batch.seconds[0])))
+            batch.seconds.clear()
+        rounds = 0
+        while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and spent < BUDGET_S):
             for batch in batches:
-                seconds = await self._seconds(engine, batch.arrays)
-                batch.seconds = min(batch.seconds, seconds)
-                spent += seconds
-        typical = [batch for batch in batches if batch.length == batches[0].length]
-        fastest = min(batch.each for batch in typical)
+                row = [await self._seconds(engine, batch.arrays) for _ in range(batch.in_a_row)]
+                batch.seconds.append(fmean(row))
+                spent += sum(row)
+            rounds += 1
         return EngineFigures(
-            best_batch=min(batch.size for batch in typical if batch.each * ENOUGH <= fastest),
-            seconds=tuple((batch.size, batch.length, batch.seconds) for batch in batches),
+            best_batch=_best(batches),
+            seconds=tuple((batch.size, batch.length, median(batch.seconds)) for batch in batches),
             padded=engine.padded,
         )
 
@@ -146,11 +154,22 @@ class _Batch:
     size: int
     length: int
     arrays: Sequence[NDArray[Any]]
-    seconds: float
+    seconds: list[float]
+    """Of one batch, a mean a round."""
+    in_a_row: int = 1
 
-    @property
-    def each(self) -> float:
-        return self.seconds / self.size
+
+def _best(batches: Sequence[_Batch]) -> int:
+    """The smallest size that is worth no larger one, of the length that is measured first."""
+    typical = [batch for batch in batches if batch.length == batches[0].length]
+    rounds = zip(*(batch.seconds for batch in typical), strict=True)
+    paces = [sum(row) for row in rounds]
+    each = {
+        batch.size: median(s / pace for s, pace in zip(batch.seconds, paces, strict=True)) / batch.size
+        for batch in typical
+    }
+    fastest = min(each.values())
+    return min(size for size, seconds in each.items() if seconds * ENOUGH <= fastest)
 
 
 def _sizes(largest: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -64,6 +65,48 @@ async def test_the_best_batch_is_the_smallest_that_is_worth_it() -> None:
     steep = await Pieces(inline, lambda: False).figures(launching, [ITEMS[:2]], 16)
     assert steep.best_batch == 16
     assert [n for n, _, _ in steep.seconds] == [1, 2, 4, 8, 16]
+
+
+class NoisyClock:
+    """Seconds pass while an engine runs, at a pace that changes from moment to moment."""
+
+    def __init__(self, seed: int) -> None:
+        self._noise = random.Random(seed)
+        self._left_s, self._pace = 0.0, 1.0
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        while seconds > 0:
+            if self._left_s <= 0:
+                self._left_s = self._noise.uniform(0.02, 0.3)
+                self._pace = self._noise.choice([1.0, 1.0, 1.1, 1.3, 1.6])
+            part = min(seconds, self._left_s)
+            self._left_s -= part
+            seconds -= part
+            self.now += part * self._pace
+
+
+async def test_a_machine_that_is_now_fast_and_now_slow_gets_no_small_batches(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Lucky moments are as short as small batches; those must not win by them."""
+
+    class Timed(FakeEngine):
+        """95 % of the best throughput take 8 items, 90 % take 4."""
+
+        def run(self, batch):  # type: ignore[no-untyped-def]  # as in the base
+            clock.pass_by(0.006 + 0.016 * len(batch))
+            return np.zeros((len(batch), 4), np.float32)
+
+    chosen = []
+    for seed in range(40):
+        clock = NoisyClock(seed)
+        monkeypatch.setattr(trials, "time", clock)
+        timed = Timed(EngineChoice("torch", "fp32"), FakeHost(), Tower.TEXT, 0.0, 0.0)
+        figures = await Pieces(inline, lambda: False).figures(timed, [ITEMS[:2]], 64)
+        chosen.append(figures.best_batch)
+    assert sum(size < 8 for size in chosen) <= 4, chosen
 
 
 async def test_no_batch_is_measured_that_is_too_long() -> None:
