@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -24,11 +24,13 @@ class WeightAverage:
         self._average = {name: tensor.detach().clone() for name, tensor in self._live.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, pause: Callable[[], None] = lambda: None) -> None:
+        """Takes in the weights after a step; pauses between tensors."""
         self._updates += 1
         newest = max(1.0 / self._horizon, 1.0 / (1 + 0.1 * self._updates))
         for name, average in self._average.items():
             average.lerp_(self._live[name], newest)
+            pause()
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

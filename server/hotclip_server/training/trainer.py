@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hotclip_server.models.memory import free_bytes_of
 from hotclip_server.training.average import WeightAverage
@@ -38,6 +38,7 @@ from hotclip_server.training.events import (
     TrainEvent,
 )
 from hotclip_server.training.every_item import EveryItem
+from hotclip_server.training.folding import folded
 from hotclip_server.training.gradients import Drawing, Gradients
 from hotclip_server.training.locked import LockedFeatures
 from hotclip_server.training.losses import clamp_log_scale
@@ -50,6 +51,7 @@ from hotclip_server.training.prompts import count_pairs
 from hotclip_server.training.sampler import batches_per_epoch
 from hotclip_server.training.towers import Towers
 from hotclip_server.training.tuning import tuning_of
+from hotclip_server.training.update import Pauses, clip_gradients, step
 
 MAX_SKIPPED_STEPS = 3
 NAMED = 10
@@ -225,7 +227,7 @@ class Trainer:
             chunk_size=progress.chunk_size,
         )
         try:
-            with breathing(self._clip.model, self._pause):
+            with breathing(self._clip.model, self._pause), folded(self._clip.model):
                 yield from self._encode_locked()
                 while self._epoch_is_over() or self._progress.step < self.steps:
                     if self._epoch_is_over():
@@ -270,8 +272,9 @@ class Trainer:
         set_learning_rate(self._optimizer, rate)
         gradients = yield from self._gradients.backward(batch, progress, self._epoch)
         self._tuning.gather()
-        parameters = self._tuning.parameters.values()
-        norm_on_device = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        parameters = list(self._tuning.parameters.values())
+        pauses = Pauses(self._pause)
+        norm_on_device = clip_gradients(parameters, config.clip_norm, pauses)
         told = torch.stack(
             [
                 gradients.loss.float(),
@@ -285,11 +288,11 @@ class Trainer:
             yield from self._skip(loss, norm, batch, gradients)
             return
         progress.in_a_row = 0
-        self._optimizer.step()
+        step(self._optimizer, parameters, pauses)
         clamp_log_scale(self._clip.model.logit_scale)
         self._tuning.apply()
         if self._average is not None:
-            self._average.update()
+            self._average.update(pauses)
         progress.loss_sum += loss
         progress.losses += 1
         yield Step(
@@ -306,6 +309,7 @@ class Trainer:
             chunk_size=progress.chunk_size,
             skipped=progress.skipped,
         )
+        pauses.end()
 
     def _encode_locked(self) -> Iterator[TrainEvent]:
         """What no step changes is computed ahead, if the steps come by all of it."""
