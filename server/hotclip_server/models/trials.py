@@ -165,7 +165,8 @@ def _best(batches: Sequence[_Batch]) -> int:
     rounds = zip(*(batch.seconds for batch in typical), strict=True)
     paces = [sum(row) for row in rounds]
     each = {
-        batch.size: median(s / pace for s, pace in zip(batch.seconds, paces, strict=True)) / batch.size
+        batch.size: median(s / pace for s, pace in zip(batch.seconds, paces, strict=True))
+        / batch.size
         for batch in typical
     }
     fastest = min(each.values())

@@ -21,11 +21,11 @@ def folded(model: nn.Module) -> Iterator[int]:
     pairs = list(_pairs(model))
     with ExitStack() as stack:
         for convolution, norm in pairs:
-            stack.callback(_fold(convolution, norm).undo)
+            stack.callback(_Fold(convolution, norm).undo)
         yield len(pairs)
 
 
-class _fold:
+class _Fold:
     def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         self._convolution, self._norm = convolution, norm
         convolution.forward = self._both  # type: ignore[method-assign]

@@ -57,9 +57,7 @@ class Pauses:
             self()
 
 
-def clip_gradients(
-    parameters: Sequence[nn.Parameter], most: float, pauses: Pauses
-) -> Tensor:
+def clip_gradients(parameters: Sequence[nn.Parameter], most: float, pauses: Pauses) -> Tensor:
     """As `torch.nn.utils.clip_grad_norm_`, to the bit: the Euclidean norm of all gradients, which
     are scaled down to `most` if it is more.
 

@@ -28,7 +28,9 @@ def gradients(model: nn.Module, pixels: Tensor) -> tuple[Tensor, dict[str, Tenso
     features = model(pixels)
     features.square().sum().backward()
     return features.detach(), {
-        name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None
+        name: value.grad.clone()
+        for name, value in model.named_parameters()
+        if value.grad is not None
     }
 
 

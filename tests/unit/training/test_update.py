@@ -50,7 +50,7 @@ def test_pieces_give_the_bits_of_one_step(make: Make, monkeypatch: pytest.Monkey
         assert all(parameter.grad is None for parameter in cut)
     for one, other in zip(whole, cut, strict=True):
         assert torch.equal(one, other)
-    assert len(pauses) >= 4 * 3 * 3
+    assert len(pauses) >= 4 * 3 * 2
 
 
 def test_a_pause_that_ends_the_run_waits_for_the_whole_step(
