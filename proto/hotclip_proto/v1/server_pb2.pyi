@@ -166,7 +166,7 @@ class EngineInfo(message.Message):
     precision: builtins.str
     """Of the products: "fp32", "bf16", "fp16", "int8"."""
     best_batch: builtins.int
-    """Fewest items with at least 95 % of the best throughput; 0: not measured."""
+    """Fewest items with at least 97 % of the best throughput; 0: not measured."""
     items_per_s: builtins.float
     """At that batch; texts of about a dozen tokens. 0: not measured."""
     def __init__(

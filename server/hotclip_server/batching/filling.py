@@ -96,7 +96,7 @@ def half(lane: Lane, returning: int) -> int | None:
     waiting = sum(bucket.waiting for bucket in lane.buckets.values())
     longest = max((bucket.longest for bucket in lane.buckets.values()), default=0)
     cost = lane.cost
-    if not cost.known or waiting > cost.most_items(longest):
+    if not cost.measured or waiting > cost.most_items(longest):
         return None
     enough = -(-(waiting + returning) // 2)
     if enough >= waiting or cost.launch_s > LAUNCH_SHARE * cost.predict(enough, longest):

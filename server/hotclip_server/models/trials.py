@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hotclip_server.batching.cost import LONGEST_BATCH_S
+from hotclip_server.batching.cost import LONGEST_BATCH_S, Point, fit
 from hotclip_server.encoding.engines.protocol import Engine, EngineFigures, OverlappingEngine
 
 T = TypeVar("T")
@@ -30,8 +30,10 @@ OTHER_SIZES = (1, 8)
 """Items of the batches that are timed at lengths other than the typical one."""
 SHARE = 0.25
 """Part of the device that measuring takes while requests wait."""
-ENOUGH = 0.95
+ENOUGH = 0.97
 """Part of the best throughput that is worth no larger batch."""
+HAND_OVER_S = 0.0005
+"""Of every batch, beside what it takes on the device: closing it, two threads that wake up."""
 LEAST_RACES, MOST_RACES = 3, 25
 """Rounds of a race."""
 RACES_S = 0.2
@@ -108,7 +110,8 @@ class Pieces:
 
         What runs beside makes everything slower for a while, and not only that: the best of a
         few short batches is a lucky moment, which no long batch has. So in each round every size
-        is timed for about as long, and sizes are compared within a round.
+        is timed for about as long, each time counts as a share of its round, and one line is laid
+        through all sizes.
 
         Args:
             items: Of each length, the typical one first; the batches of a size repeat them.
@@ -138,11 +141,15 @@ class Pieces:
                 batch.seconds.append(fmean(row))
                 spent += sum(row)
             rounds += 1
-        return EngineFigures(
-            best_batch=_best(batches),
-            seconds=tuple((batch.size, batch.length, median(batch.seconds)) for batch in batches),
-            padded=engine.padded,
+        shares = _shares(batches)
+        round_s = median(sum(batch.seconds[at] for batch in batches) for at in range(rounds))
+        points = tuple(
+            (batch.size, batch.length, share * round_s)
+            for batch, share in zip(batches, shares, strict=True)
         )
+        sizes = [batch.size for batch in batches if batch.length == batches[0].length]
+        best = best_batch(points, sizes)
+        return EngineFigures(best_batch=best, seconds=points, padded=engine.padded)
 
     async def _seconds(self, engine: Engine, batch: Sequence[NDArray[Any]]) -> float:
         _, seconds = await self.run(partial(engine.run, batch))
@@ -159,18 +166,25 @@ class _Batch:
     in_a_row: int = 1
 
 
-def _best(batches: Sequence[_Batch]) -> int:
-    """The smallest size that is worth no larger one, of the length that is measured first."""
-    typical = [batch for batch in batches if batch.length == batches[0].length]
-    rounds = zip(*(batch.seconds for batch in typical), strict=True)
-    paces = [sum(row) for row in rounds]
-    each = {
-        batch.size: median(s / pace for s, pace in zip(batch.seconds, paces, strict=True))
-        / batch.size
-        for batch in typical
-    }
-    fastest = min(each.values())
-    return min(size for size, seconds in each.items() if seconds * ENOUGH <= fastest)
+def _shares(batches: Sequence[_Batch]) -> list[float]:
+    """Of each batch, what part of a round it takes: the median over rounds."""
+    rounds = [sum(row) for row in zip(*(batch.seconds for batch in batches), strict=True)]
+    return [
+        median(own / whole for own, whole in zip(batch.seconds, rounds, strict=True))
+        for batch in batches
+    ]
+
+
+def best_batch(seconds: Sequence[Point], sizes: Sequence[int]) -> int:
+    """The smallest of these sizes that is worth no larger one, by a fit to all that was measured.
+
+    Args:
+        seconds: Those of the typical length first.
+    """
+    launch_s, item_s, token_s = fit(seconds)
+    each_s = item_s + token_s * seconds[0][1]
+    rates = {size: size / (launch_s + HAND_OVER_S + size * each_s) for size in sizes}
+    return min(size for size, rate in rates.items() if rate >= ENOUGH * max(rates.values()))
 
 
 def _sizes(largest: int) -> list[int]:

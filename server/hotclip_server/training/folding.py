@@ -34,19 +34,23 @@ class _Fold:
     def undo(self) -> None:
         del self._convolution.forward, self._norm.forward
 
-    def _both(self, x: Tensor) -> Tensor:
+    def _both(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
         convolution, norm = self._convolution, self._norm
         if norm.training:
-            return nn.Conv2d.forward(convolution, x)
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        shift = norm.bias - norm.running_mean * scale
+            return nn.Conv2d.forward(convolution, input)
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is None or variance is None:
+            raise RuntimeError("a BatchNorm without statistics is no pair; this is a bug")
+        scale = norm.weight * torch.rsqrt(variance + norm.eps)
+        shift = norm.bias - mean * scale
         if convolution.bias is not None:
             shift = shift + convolution.bias * scale
         weight = convolution.weight * scale[:, None, None, None]
-        return convolution._conv_forward(x, weight, shift)
+        both: Tensor = convolution._conv_forward(input, weight, shift)
+        return both
 
-    def _rest(self, x: Tensor) -> Tensor:
-        return nn.BatchNorm2d.forward(self._norm, x) if self._norm.training else x
+    def _rest(self, input: Tensor) -> Tensor:  # noqa: A002 - likewise
+        return nn.BatchNorm2d.forward(self._norm, input) if self._norm.training else input
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:

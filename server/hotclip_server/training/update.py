@@ -70,7 +70,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], most: float, pauses: Paus
     norms: list[Tensor] = []
     for piece in pauses.pieces(moved):
         norms += [torch.linalg.vector_norm(p.grad) for p in piece if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     for piece in pauses.pieces(moved):
         nn.utils.clip_grads_with_norm_(piece, most, norm)
     return norm

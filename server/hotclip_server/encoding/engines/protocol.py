@@ -108,7 +108,7 @@ class EngineFigures:
     """
 
     best_batch: int
-    """Fewest items with at least 95 % of the best throughput."""
+    """Fewest items with at least 97 % of the best throughput."""
     seconds: tuple[tuple[int, int, float], ...]
     padded: bool = True
     """Whether every item of a batch costs as much as its longest; False: lengths add up."""
