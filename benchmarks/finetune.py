@@ -3,6 +3,7 @@
 import statistics
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,11 +59,13 @@ def _over_open_clip(source: str, plan: Plan, settings: Settings, folder: Path) -
     """Segments of both loops in turn."""
     model = label(source)
     kinds = [("decoded", 1), ("jpeg", 1), *([("decoded", plan.chunks)] if plan.chunks > 1 else [])]
-    for kind, chunks in kinds:
-        with (
-            Worker("benchmarks.finetune_ours", defaults=SERVER_DEFAULTS) as ours,
-            Worker("benchmarks.finetune_plain") as plain,
-        ):
+    loops: tuple[Worker, Worker] | None = None
+    with ExitStack() as stack:
+        for kind, chunks in kinds:
+            if loops is None or not settings.quick:  # what is measured has processes of its own
+                stack.close()
+                loops = stack.enter_context(_both_loops())
+            ours, plain = loops
             told = {"corpus": str(folder / "corpus"), "device": settings.device}
             where = ours.ask(
                 "load",
@@ -95,17 +98,27 @@ def _over_open_clip(source: str, plan: Plan, settings: Settings, folder: Path) -
                     f"{model} {kind} in {chunks} chunk(s) {turn + 1}/{settings.rounds}:"
                     f" {rates[0][-1]:.1f}/s, open_clip {rates[1][-1]:.1f}/s"
                 )
-        place = f"{kind}.{model}" if chunks == 1 else f"{kind}.{model}.{chunks}_chunks"
-        yield Figure(
-            name=f"training.over_open_clip.{place}",
-            value=paired_ratio(*rates),
-            unit="ratio",
-            baseline=statistics.median(rates[1]),
-            min_cosine=cosine,
-        )
-        yield Figure(
-            name=f"training.rate.{place}",
-            value=statistics.median(rates[0]),
-            unit="samples/s",
-            min_cosine=cosine,
-        )
+            place = f"{kind}.{model}" if chunks == 1 else f"{kind}.{model}.{chunks}_chunks"
+            yield Figure(
+                name=f"training.over_open_clip.{place}",
+                value=paired_ratio(*rates),
+                unit="ratio",
+                baseline=statistics.median(rates[1]),
+                min_cosine=cosine,
+            )
+            yield Figure(
+                name=f"training.rate.{place}",
+                value=statistics.median(rates[0]),
+                unit="samples/s",
+                min_cosine=cosine,
+            )
+
+
+@contextmanager
+def _both_loops() -> Iterator[tuple[Worker, Worker]]:
+    """Ours and open_clip's."""
+    with (
+        Worker("benchmarks.finetune_ours", defaults=SERVER_DEFAULTS) as ours,
+        Worker("benchmarks.finetune_plain") as plain,
+    ):
+        yield ours, plain

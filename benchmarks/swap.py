@@ -53,7 +53,7 @@ class Plan:
     """That together show what the server can do."""
 
 
-QUICK = Plan(rounds=3, moves=4, items=12, clients=4)
+QUICK = Plan(rounds=2, moves=4, items=8, clients=4)
 
 
 @dataclass

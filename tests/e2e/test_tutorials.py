@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.graphs import know_graphs
 from support.server import ServerProcess
 
 FOLDER = Path(__file__).parents[2] / "examples/tutorials"
@@ -43,6 +44,7 @@ def run(code: str, folder: Path) -> str:
 
 @pytest.mark.slow
 def test_text_to_image(make_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    know_graphs(tmp_path / "data")
     printed = run(script_of("text-to-image.md", make_server().address), tmp_path)
     assert "153 pairs, 0 bad, 0 given twice" in printed
     assert "SUCCEEDED" in printed
@@ -59,6 +61,7 @@ def test_text_to_image(make_server: Callable[..., ServerProcess], tmp_path: Path
 
 @pytest.mark.slow
 def test_multilingual(make_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    know_graphs(tmp_path / "data")
     printed = run(script_of("multilingual.md", make_server().address), tmp_path)
     found = dict(re.findall(r"^(before|after) +German mRR (0\.\d+)", printed, re.MULTILINE))
     assert float(found["after"]) > float(found["before"])

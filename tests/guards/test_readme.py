@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from support.graphs import know_graphs
 
 from benchmarks.server_process import running_server
 from benchmarks.shapes import captioned_shapes
@@ -60,7 +61,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     program = (str(SCRIPTS / "hotclip-server"),)
-    with running_server(tmp_path_factory.mktemp("data"), program=program) as running:
+    data = tmp_path_factory.mktemp("data")
+    know_graphs(data)
+    with running_server(data, program=program) as running:
         yield running.address
 
 

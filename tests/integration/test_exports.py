@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.flaky import FlakyProxy
+from support.graphs import know_graphs
 from support.parity import INPUTS, assert_parity
 from support.pictures import encoded, photograph
 from support.server import start_server
@@ -103,6 +104,7 @@ def change_weights(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_tuned_model_is_taken_along(tmp_path: Path) -> None:
     """Fine-tuned, saved, run without the server, sent to another server as a difference."""
+    know_graphs(tmp_path / "a")
     photos = [encoded(photograph(seed, 96, 72)) for seed in range(INPUTS)]
     pairs = [(f"thing {i}", photograph(i, 64, 64)) for i in range(16)]
     with (

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,6 @@ import pytest
 
 from benchmarks.search_clock import timed
 
-ROOT = Path(__file__).parents[3]
 NAMES = {
     "machine",
     "search.insert_per_s",
@@ -39,17 +36,9 @@ SIGNED = {"search.added_ms.single", "search.encode_gap_added_ms"}
 
 
 @pytest.mark.slow
-def test_the_suite_measures_and_writes(tmp_path: Path) -> None:
-    arguments = ("--quick", "--seconds", "0.4", "--rounds", "1", "--output", str(tmp_path))
-    run = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "search", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert run.returncode == 0, run.stderr
+def test_the_suite_measures_and_writes(tmp_path: Path, bench: Callable[..., str]) -> None:
+    arguments = ("--quick", "--seconds", "0.4", "--rounds", "1", "--server-option=--precision=fp32")
+    bench("search", *arguments, "--output", str(tmp_path))
     records = json.loads((tmp_path / "search.cpu.json").read_text(encoding="utf-8"))
     figures = {record["name"]: record for record in records}
     assert set(figures) >= NAMES

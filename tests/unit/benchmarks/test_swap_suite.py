@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-MOVES = 3 * 4
+ROUNDS, MOVES = 2, 2 * 4
 NONE_OF_THEM = ("failed", "refused", "mixed", "linearisability_violations")
 NAMES = {
     "machine",
@@ -27,19 +24,10 @@ NAMES = {
 
 
 @pytest.mark.slow
-def test_the_suite_measures_and_writes(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks", "swap", "--models", "builtin:mini"),
-            *("--quick", "--seconds", "2", "--output", str(tmp_path)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert run.returncode == 0, run.stderr
+def test_the_suite_measures_and_writes(tmp_path: Path, bench: Callable[..., str]) -> None:
+    arguments = ("--models", "builtin:mini", "--quick", "--seconds", "1")
+    arguments += ("--server-option=--precision=fp32", "--output", str(tmp_path))
+    printed = bench("swap", *arguments)
     records = json.loads((tmp_path / "swap.cpu.json").read_text(encoding="utf-8"))
     figures = {record["name"]: record for record in records}
     assert len(figures) == len(records)
@@ -47,11 +35,11 @@ def test_the_suite_measures_and_writes(tmp_path: Path) -> None:
     for name in NONE_OF_THEM:
         assert (figures[f"swap.{name}"]["value"], figures[f"swap.{name}"]["passed"]) == (0, True)
     assert figures["swap.moves.mini"]["value"] == MOVES
-    assert figures["swap.from_disk.mini"]["value"] == 3
+    assert figures["swap.from_disk.mini"]["value"] == ROUNDS
     assert figures["swap.checked.mini"]["value"] > MOVES
     gap = figures["swap.longest_gap_ms.mini"]
     assert gap["target"] >= gap["baseline"] + 5
     assert gap["passed"] is (gap["value"] <= gap["target"])
-    assert f"≤ {gap['target']:.0f}"[:3] in run.stdout
+    assert f"≤ {gap['target']:.0f}"[:3] in printed
     assert figures["swap.p99_ratio.mini"]["baseline"] > 0
     assert figures["swap.rollback_ms.mini"]["value"] > 0
