@@ -89,6 +89,8 @@ class BridgeHandler:
             bridges.put(connection, stored)
         self._wait(self._forget(spec.collection))
         job.metric("AFTER", _figures(stored.facts), step=0, progress=1.0)
+        if not finds_more(stored.facts):
+            job.log("a search without the bridge finds as much: it is of no use", "WARNING")
         return JobResult(
             message=f"a bridge of {spec.collection} to version {spec.version}: recall@"
             f"{stored.facts.k} {stored.facts.recall:.3f}"
@@ -141,6 +143,14 @@ class BridgeHandler:
 
     async def _release(self, version: str, holder: str) -> None:
         self._versions.release(version, holder)
+
+
+def finds_more(facts: drift_pb2.Bridge) -> bool:
+    """Whether a search over the bridge finds more than one without it: by texts where there are
+    any, as people search, else by points."""
+    if facts.HasField("query_recall"):
+        return facts.query_recall > facts.query_recall_of_bound
+    return facts.recall > facts.recall_of_bound
 
 
 def _stored(bridge: Bridge, record: CollectionRecord, new: search_records.Binding) -> StoredBridge:

@@ -261,7 +261,9 @@ class Catalogue:
             if flipped != record:
                 changed.append((record, records.update(connection, flipped)))
         if missing := set(names) - set(found):
-            raise NotFound(f"model {model!r} has no collection {min(missing)!r}")
+            raise NotFound(
+                f"model {model!r} has no collection {min(missing)!r}", reason="COLLECTION_NOT_FOUND"
+            )
         return partial(self._apply_all, changed)
 
     def release(self, connection: Connection, model: str, version: str) -> Callable[[], None]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hotclip_proto.v1 import drift_pb2
 from hotclip_server.drift.bridge import (
     LEAST_ITEMS,
     PROCRUSTES,
@@ -17,6 +18,7 @@ from hotclip_server.drift.bridge import (
     found_over,
     measure,
 )
+from hotclip_server.drift.bridge_job import finds_more
 from hotclip_server.drift.shift import nearest
 
 NONE = (np.zeros((0, 16), np.float32), np.zeros((0, 16), np.float32))
@@ -130,3 +132,22 @@ def test_too_few_items_are_refused() -> None:
     same = fit_bridge(enough, enough, queries=NONE, k=100)
     assert same.quality.k == same.quality.items - 1
     assert measure(same.map, enough, enough, NONE, 5).recall == 1.0
+
+
+@pytest.mark.parametrize(
+    ("points", "texts", "more"),
+    [
+        ((0.6, 0.5), None, True),
+        ((0.5, 0.5), None, False),
+        # People search by texts.
+        ((0.5, 0.6), (0.6, 0.5), True),
+        ((0.6, 0.5), (0.5, 0.5), False),
+    ],
+)
+def test_a_bridge_that_finds_no_more_is_of_no_use(
+    points: tuple[float, float], texts: tuple[float, float] | None, more: bool
+) -> None:
+    facts = drift_pb2.Bridge(recall=points[0], recall_of_bound=points[1])
+    if texts is not None:
+        facts.query_recall, facts.query_recall_of_bound = texts
+    assert finds_more(facts) is more
