@@ -12,7 +12,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from hotclip import AsyncClient
-from hotclip.errors import FailedPrecondition
+from hotclip.errors import FailedPrecondition, NotFound
 from hotclip_proto.v1 import (
     encode_pb2,
     encode_pb2_grpc,
@@ -306,6 +306,9 @@ async def test_a_rollback_target_that_is_given_up_can_be_deleted() -> None:
         await client.upsert("c", [("p", "a text")])
         new = (await client.load_version("fake:new")).id
         await (await client.reindex("c", new)).wait(60)
+        with pytest.raises(NotFound) as unknown:
+            await client.activate(new, collections=["nobody"])
+        assert unknown.value.reason == "COLLECTION_NOT_FOUND"
         await client.activate(new, collections=["c"])
         catalogue = server.app.parts.collections.catalogue
         assert set(catalogue.get("c").targets()) == {old, new}
