@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
+from hotclip_server.storage import migrate
 from hotclip_server.storage.database import Database
-from hotclip_server.storage.migrate import upgrade
+from hotclip_server.storage.migrate import NEWEST, upgrade
 from hotclip_server.storage.schema import metadata
 
 
@@ -22,13 +27,58 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{folder}/hotclip.db"
 
 
-def test_the_newest_revision_is_the_schema(url: str) -> None:
-    engine = sa.create_engine(url)
-    upgrade(engine)
-    with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, metadata) == []
-    engine.dispose()
+def revisions() -> Config:
+    config = Config()
+    folder = str(Path(migrate.__file__).with_name("migrations"))
+    config.set_main_option("script_location", folder.replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def make_old(engine: sa.Engine, revision: str) -> None:
+    """A database as an earlier hotclip left it."""
+    with engine.begin() as connection:
+        config = revisions()
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def described(engine: sa.Engine) -> dict[str, Any]:
+    """All that a database says of its tables."""
+    found = sa.inspect(engine)
+    return {
+        table: {
+            "columns": {c["name"]: {**c, "type": str(c["type"])} for c in found.get_columns(table)},
+            "primary key": found.get_pk_constraint(table),
+            "foreign keys": sorted(map(str, found.get_foreign_keys(table))),
+            "unique": sorted(map(str, found.get_unique_constraints(table))),
+            "indexes": sorted(map(str, found.get_indexes(table))),
+            "checks": sorted(map(str, found.get_check_constraints(table))),
+        }
+        for table in found.get_table_names()
+    }
+
+
+def test_old_databases_become_what_new_ones_are(url: str) -> None:
+    new = sa.create_engine(url)
+    upgrade(new)
+    expected = described(new)
+    assert set(expected) == {*metadata.tables, "alembic_version"}
+    script = ScriptDirectory.from_config(revisions())
+    assert script.get_heads() == [NEWEST]
+    for revision in [r.revision for r in script.walk_revisions()]:
+        old = sa.create_engine(f"{url}.{revision}")
+        make_old(old, revision)
+        upgrade(old)
+        assert described(old) == expected
+        with old.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert context.get_current_heads() == (NEWEST,)
+            assert compare_metadata(context, metadata) == []
+        old.dispose()
+    with new.connect() as connection:
+        assert MigrationContext.configure(connection).get_current_heads() == (NEWEST,)
+    new.dispose()
 
 
 def test_upgrading_twice_changes_nothing(url: str) -> None:
@@ -69,6 +119,7 @@ def test_upgrading_leaves_logging_alone(url: str) -> None:
     root = logging.getLogger()
     before = (root.level, list(root.handlers), logging.getLogger("hotclip").disabled)
     engine = sa.create_engine(url)
+    make_old(engine, "0001")
     upgrade(engine)
     engine.dispose()
     assert (root.level, list(root.handlers), logging.getLogger("hotclip").disabled) == before

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU
-from timm.layers import activations as timm_activations
-from timm.layers import norm as timm_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +13,12 @@ from hotclip_server.encoding.engines.protocol import EngineUnfit
 
 QUICK_GELU = 1.702
 """QuickGELU(x) = x sigmoid(1.702 x) (open_clip.transformer.QuickGELU)."""
+TIMM_NORM = "timm.layers.norm.LayerNorm"
+"""By name, as what follows: importing timm takes half a second where no model needs it."""
+TIMM_ACTIVATIONS = {
+    "timm.layers.activations.GELU": "gelu",
+    "timm.layers.activations.GELUTanh": "gelu_tanh",
+}
 
 
 class Linear:
@@ -81,7 +85,8 @@ class Norm:
     """Layer normalisation: statistics and affine part in fp32, result in `dtype`."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        if type(module) not in (nn.LayerNorm, LayerNorm, LayerNormFp32, timm_norm.LayerNorm):
+        known_here = type(module) in (nn.LayerNorm, LayerNorm, LayerNormFp32)
+        if not known_here and _name_of(module) != TIMM_NORM:
             raise EngineUnfit(f"{type(module).__name__} is not a layer normalisation known here")
         known: Any = module
         self._shape = tuple(known.normalized_shape)
@@ -116,13 +121,16 @@ def activation_of(module: nn.Module) -> str:
     """
     if type(module) is nn.GELU:
         return "gelu" if module.approximate == "none" else "gelu_tanh"
-    if type(module) is timm_activations.GELU:
-        return "gelu"
-    if type(module) is timm_activations.GELUTanh:
-        return "gelu_tanh"
     if type(module) is QuickGELU:
         return "quick_gelu"
+    if (known := TIMM_ACTIVATIONS.get(_name_of(module))) is not None:
+        return known
     raise EngineUnfit(f"{type(module).__name__} is not an activation known here")
+
+
+def _name_of(module: nn.Module) -> str:
+    """Of its class, with the module that defines it."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def packing_helps(device: torch.device) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from open_clip.timm_model import TimmModel
 from torch import Tensor
 
 from hotclip_server.encoding.engines.blocks import Compute
@@ -26,7 +27,7 @@ from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.resnet import OpenClipResNet
 from hotclip_server.encoding.engines.sequences import Sequences, rounded_rows
 from hotclip_server.encoding.engines.source import TowerSource
-from hotclip_server.encoding.engines.vit import OpenClipVit, TimmVit
+from hotclip_server.encoding.engines.vit import OpenClipVit
 from hotclip_server.encoding.protocol import Tower
 from hotclip_server.pace import Pause, never
 
@@ -102,9 +103,13 @@ def build_image_tower(source: TowerSource, compute: Compute) -> ImageTower:
     Raises:
         EngineUnfit: not a tower known here.
     """
-    tower: ImageTower = _first_fit(
-        [OpenClipVit, TimmVit, OpenClipResNet, ConvertedImages], source, compute
-    )
+    kinds: list[Any] = [OpenClipVit, OpenClipResNet]
+    if type(source.model.visual) is TimmModel:
+        # timm takes half a second to import; here a model has brought it along.
+        from hotclip_server.encoding.engines.timm_vit import TimmVit
+
+        kinds = [TimmVit, ConvertedImages]
+    tower: ImageTower = _first_fit(kinds, source, compute)
     return tower
 
 
