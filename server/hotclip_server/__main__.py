@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -27,6 +28,8 @@ def main() -> int:
         # Read when torch is imported. Threads of a batch that spin for the next one starve the
         # event loop, the decoders and clients on the same cores.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        # A third of a million objects are imported, which stay; `run` turns it on again.
+        gc.disable()
         # Heavy imports come after --help and after bad settings were refused.
         from hotclip_server.run import run
 

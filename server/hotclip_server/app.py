@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -31,7 +30,7 @@ from hotclip_server.feedback.datasets import FeedbackDatasets
 from hotclip_server.feedback.log import FeedbackLog
 from hotclip_server.frontends.supervisor import Frontends
 from hotclip_server.health import Health
-from hotclip_server.jobs.context import JobContext, JobHandler
+from hotclip_server.jobs.context import JobHandler
 from hotclip_server.jobs.folders import JobFolders
 from hotclip_server.jobs.releases import RegistryReleases
 from hotclip_server.jobs.runner import JobRunner
@@ -69,7 +68,7 @@ from hotclip_server.storage.database import Database
 from hotclip_server.storage.folder_lock import FolderLock
 from hotclip_server.trackers.follower import Followers
 from hotclip_server.trackers.known import tracker_maker
-from hotclip_server.training.making import make_ground, make_held_out
+from hotclip_server.training.making import make_ground, make_held_out, make_trainers
 
 if TYPE_CHECKING:
     from hotclip_server.encoding.cuda.engine import CudaEngines
@@ -165,7 +164,14 @@ def build(
         exporter = make_exporter(config, store, artifacts, onnx)
         export, sample = onnx_exporter(exporter), collections.sampler.sample
         handlers += make_trainers(
-            config, device_name, store, datasets, releases, cuda, export, sample
+            config,
+            device_name,
+            store,
+            datasets,
+            releases,
+            cuda.gate.drawing if cuda else nullcontext,
+            export,
+            sample,
         )
         handlers += [ExportHandler(exporter), ImportHandler(releases)]
     followers = Followers(database, tracker_maker(config))
@@ -361,34 +367,3 @@ def make_engines(
         EngineWish(engine=config.engine, precision=config.precision),
         device_name,
     )
-
-
-def make_trainers(
-    config: ServerConfig,
-    device: str,
-    store: VersionStore,
-    datasets: DatasetStore,
-    releases: RegistryReleases,
-    cuda: CudaEngines | None,
-    export_onnx: Callable[[JobContext, str, str], str],
-    sample_images: Callable[[str, int, int], Iterable[bytes]],
-) -> list[JobHandler]:
-    """The jobs that train and measure. Imports torch."""
-    from hotclip_server.training.evaluate_job import EvaluateHandler
-    from hotclip_server.training.finetune_job import FineTuneHandler
-    from hotclip_server.training.finetune_work import Roots, Workplace
-
-    place = Workplace(
-        versions=store,
-        datasets=datasets,
-        folders=config.data_dir / "checkpoints",
-        device=device,
-        threads=config.threads,
-        min_free_disk_bytes=config.min_free_disk_bytes,
-        drawing=cuda.gate.drawing if cuda else nullcontext,
-        roots=Roots(versions=config.data_dir / "versions", datasets=config.data_dir / "datasets"),
-    )
-    return [
-        FineTuneHandler(place, releases, export_onnx=export_onnx, sample_images=sample_images),
-        EvaluateHandler(store, datasets, device=device),
-    ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 
 from hotclip_server.app import build
 from hotclip_server.config import ServerConfig
+from hotclip_server.encoding.open_clip_import import import_open_clip
 from hotclip_server.errors import HotclipError
 from hotclip_server.lifecycle import App
 from hotclip_server.loop import loop_factory
@@ -28,7 +30,12 @@ def run(config: ServerConfig) -> int:
         ConfigError: the device is not there.
     """
     try:
+        import_open_clip()
         app = build(config)
+        # What was imported is never looked at again: a collection that walks through all of it
+        # holds up every thread for a tenth of a second.
+        gc.freeze()
+        gc.enable()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(serve(app))
     except (HotclipError, OSError) as error:

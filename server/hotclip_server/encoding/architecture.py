@@ -19,6 +19,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hotclip_server.encoding.open_clip_import import complete_open_clip
 from hotclip_server.errors import FailedPrecondition
 from hotclip_server.pace import Pause, never
 
@@ -116,6 +117,8 @@ def build_model(
     if config.hf_text_model:
         text["hf_model_name"] = str(folder)
         text["hf_model_pretrained"] = False
+    if vision.get("timm_model_name") or config.hf_text_model:
+        complete_open_clip()
     custom_text = settings.pop("custom_text", False) or bool(config.hf_text_model)
     kind: Callable[..., nn.Module] = CLIP
     if custom_text:

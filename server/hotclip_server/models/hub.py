@@ -16,7 +16,6 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig
 
 from hotclip_server.encoding.architecture import HF_CONFIG_FILE
 from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound, Unavailable
@@ -43,6 +42,8 @@ def write_hf_config(model: str, local: Path | None, folder: Path) -> None:
         model: Hub id.
         local: Folder that has it already; None asks the hub.
     """
+    from transformers import AutoConfig
+
     config = AutoConfig.from_pretrained(str(local or model), trust_remote_code=False)
     content = config.to_dict()
     # Of this installation and of where it was read from, not of the model.

@@ -12,7 +12,6 @@ from hotclip_server.drift.records import find_report
 from hotclip_server.errors import DataLoss, NotFound
 from hotclip_server.jobs import store
 from hotclip_server.jobs.records import JobRecord
-from hotclip_server.report.page import render
 from hotclip_server.report.pictures import data_uri, thumbnail
 from hotclip_server.report.run_log import RunLog
 from hotclip_server.report.run_report import ROLES, build_report
@@ -43,6 +42,9 @@ class Reporter:
         return await self._datasets.run(self._render, record, known)
 
     def _render(self, job: JobRecord, known: dict[str, DatasetRecord]) -> str:
+        # Templates are imported with the first page.
+        from hotclip_server.report.page import render
+
         log = self._read(job)
         with self._database.transaction() as connection:
             drift = find_report(connection, job.id)
