@@ -1,0 +1,71 @@
+"""What a server imports: what its model needs, and the rest when something needs it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from support.exporting import write_multilingual
+from support.parity import assert_parity
+from support.pictures import encoded, photograph
+from support.server import ServerProcess
+from support.small_models import write_model
+
+from hotclip import Client
+from hotclip_server.models import probe_inputs
+
+IMPORTED = re.compile(r"^import time: +\d+ \| +\d+ \| +(\S+)$", re.M)
+HEAVY = {
+    *("transformers", "timm", "torch._dynamo", "sympy"),
+    *("onnx", "onnx_ir", "onnxscript", "onnxruntime", "pytorch_metric_learning", "tensorboard"),
+    *("alembic", "jinja2", "qdrant_client", "wandb", "mlflow"),
+    *("hotclip_server.training.trainer", "hotclip_server.training.evaluate"),
+}
+
+
+def test_a_server_imports_what_it_needs_when_it_needs_it(
+    make_server: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    write_model(models / "convnext", "convnext")
+    write_multilingual(models / "xlm", "xlm-roberta")
+    server = make_server(
+        *("--engine", "eager", "--models-dir", str(models)), env={"PYTHONPROFILEIMPORTTIME": "1"}
+    )
+
+    def imported() -> set[str]:
+        return set(IMPORTED.findall(server.log))
+
+    with Client(server.address) as client:
+        client.encode(["a photo of a red fox", encoded(photograph(1), "JPEG")])
+        assert {"torch", "open_clip", "torchvision", "qdrant_edge"} <= imported()
+        assert not imported() & HEAVY
+
+        # A tower of timm and one of Hugging Face are open_clip's own all the same.
+        for kind in ("convnext", "xlm"):
+            version = client.load_version(f"local:{kind}").id
+            texts, images = probe_inputs.texts(), probe_inputs.images(64 if kind == "convnext" else 32)
+            expected = reference(models / kind, texts, images)
+            for items, rows in zip((texts, list(images)), expected, strict=True):
+                found = client.encode(items, version=version)
+                assert_parity(np.asarray(found), rows, range(len(rows)))
+            client.unload_version(version)
+        assert {"transformers", "timm"} <= imported()
+
+
+def reference(
+    folder: Path, texts: list[str], images: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What plain open_clip gives in this process: float32 (64, dim) of each tower."""
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
+    pixels = torch.stack([transform(Image.fromarray(image)) for image in images])
+    with torch.no_grad():
+        rows = model.encode_text(tokens).numpy(), model.encode_image(pixels).numpy()
+    return rows
