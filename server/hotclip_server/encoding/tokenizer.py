@@ -8,6 +8,7 @@ after both gave the same ids for `PROBES`.
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ from hotclip_server.encoding.token_ids import padded, stacked, too_long
 from hotclip_server.errors import InvalidArgument
 
 SETTINGS_FILE = "hotclip_tokenizer.json"
+_SAVED_FILES = ("tokenizer.json", "tokenizer_config.json")
+"""What a fast tokenizer of `transformers` saves."""
 
 PROBES = (
     "",
@@ -162,10 +165,22 @@ def tokenizer_files(tokenizer: Any, config: OpenClipConfig, folder: Path) -> Non
     if not isinstance(tokenizer, HFTokenizer):
         return
     tokenizer.tokenizer.save_pretrained(str(folder))
+    write_settings(tokenizer, config, folder)
+
+
+def write_settings(tokenizer: HFTokenizer, config: OpenClipConfig, folder: Path) -> None:
+    """Writes what `load_tokenizer` needs beside the tokenizer's own files, which `folder` holds, if
+    the `tokenizers` library gives the same ids by it."""
     settings = _settings_if_equal(tokenizer, config, folder)
     if settings is not None:
         text = json.dumps(asdict(settings), indent=2, sort_keys=True) + "\n"
         (folder / SETTINGS_FILE).write_text(text, "utf-8")
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies the files of a tokenizer that has its settings beside it."""
+    for name in (*_SAVED_FILES, SETTINGS_FILE):
+        shutil.copyfile(source / name, folder / name)
 
 
 def tokenizer_inputs(files: Mapping[str, str], config: OpenClipConfig) -> object:

@@ -29,7 +29,7 @@ from hotclip_server.encoding.architecture import (
     build_model,
     config_of,
 )
-from hotclip_server.encoding.tokenizer import tokenizer_files
+from hotclip_server.encoding.tokenizer import copy_tokenizer, tokenizer_files
 from hotclip_server.encoding.weights import check_weights, fp32_bytes
 from hotclip_server.errors import FailedPrecondition, InvalidArgument, NotFound
 from hotclip_server.models.foreign import check_sizes, told_architecture
@@ -58,6 +58,9 @@ class Origin:
     """A safetensors file; None for random weights."""
     hf_config: Path | None
     """Folder with the config of the text tower; None asks the hub if there is need."""
+    tokenizer: Path | None = None
+    """Folder of a tokenizer with settings that are known to be right: `transformers`, which takes
+    half a second to import, need not read it. None: open_clip's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +102,10 @@ class SourceReader:
             unpacked: The files of an artifact that `source` names.
         """
         origin, tokenizer = self._gather(source, staging, unpacked)
-        tokenizer_files(tokenizer, origin.config, staging)
+        if origin.tokenizer is not None:
+            copy_tokenizer(origin.tokenizer, staging)
+        else:
+            tokenizer_files(tokenizer, origin.config, staging)
         if origin.weights is not None:
             self._require_memory(fp32_bytes(origin.weights), "the source")
         if origin.weights is None:
@@ -124,16 +130,19 @@ class SourceReader:
                 self._gather(source, Path(folder), None)
 
     def _gather(self, source: str, staging: Path, unpacked: Path | None) -> tuple[Origin, Any]:
-        """All that may have to be downloaded: where it lies, and the tokenizer of open_clip."""
+        """All that may have to be downloaded: where it lies, and the tokenizer of open_clip, unless
+        there is one that can be copied."""
         with hub_errors(source):
             origin = _artifact(unpacked) if unpacked else self._resolve(source)
             if origin.config.hf_text_model:
                 write_hf_config(origin.config.hf_text_model, origin.hf_config, staging)
-            return origin, open_clip.get_tokenizer(origin.name)
+            tokenizer = None if origin.tokenizer else open_clip.get_tokenizer(origin.name)
+            return origin, tokenizer
 
     def _resolve(self, source: str) -> Origin:
         if source.startswith("builtin:"):
-            return _folder(_builtin(source.removeprefix("builtin:")), source)
+            folder = _builtin(source.removeprefix("builtin:"))
+            return replace(_folder(folder, source), tokenizer=folder)
         if source.startswith("local:"):
             return _folder(self._local(source.removeprefix("local:")), source)
         if source.startswith("hf-hub:"):

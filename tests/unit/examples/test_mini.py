@@ -17,6 +17,14 @@ from hotclip_examples.mini.drawings import names_to_codes, slug
 from hotclip_examples.mini.export import save_model, write_config
 from hotclip_examples.mini.recipe import CONTEXT, MODEL, PREPROCESS, TRAIN, VOCABULARY
 from hotclip_examples.mini.tokenizer import END, PAD, save_tokenizer, train_tokenizer
+from hotclip_server.encoding.architecture import CONFIG_FILE, OpenClipConfig
+from hotclip_server.encoding.tokenizer import (
+    PROBES,
+    SETTINGS_FILE,
+    FastTokenizer,
+    load_tokenizer,
+    tokenizer_files,
+)
 from hotclip_server.training.clip import clip_of, load_clip
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.evaluate import TEXT_TO_IMAGE, Evaluator
@@ -137,3 +145,15 @@ def test_builtin_mini_tells_images_apart():
         features = clip.model.encode_image(clip.normalise(pixels.float() / 255))
     assert torch.isfinite(features).all()
     assert features.shape == (4, MODEL["embed_dim"])
+
+
+def test_builtin_mini_has_the_tokenizer_that_an_import_would_make(tmp_path: Path):
+    config = OpenClipConfig.from_json((BUILTIN / CONFIG_FILE).read_bytes())
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{BUILTIN}")
+    tokenizer_files(tokenizer, config, tmp_path)
+    assert (tmp_path / SETTINGS_FILE).read_bytes() == (BUILTIN / SETTINGS_FILE).read_bytes()
+    shipped, made = (load_tokenizer(config, folder) for folder in (BUILTIN, tmp_path))
+    assert isinstance(shipped, FastTokenizer)
+    for text in (*PROBES, *(concept_name(c, "en") for c in load_concepts())):
+        expected = tokenizer([text])[0].tolist()
+        assert shipped.ids(text).tolist() == made.ids(text).tolist() == expected
