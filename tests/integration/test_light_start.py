@@ -20,9 +20,11 @@ from support.small_models import write_model
 from hotclip import Client
 from hotclip_server.models import probe_inputs
 
+TRANSFORMERS, TIMM = "transformers.utils", "timm.layers"
+"""Asking for the packages themselves is told of too, when they are put off."""
 IMPORTED = re.compile(r"^import time: +\d+ \| +\d+ \| +(\S+)$", re.M)
 HEAVY = {
-    *("transformers", "timm", "torch._dynamo", "sympy"),
+    *(TRANSFORMERS, TIMM, "torch._dynamo", "sympy"),
     *("onnx", "onnx_ir", "onnxscript", "onnxruntime", "pytorch_metric_learning", "tensorboard"),
     *("alembic", "jinja2", "qdrant_client", "wandb", "mlflow"),
     *("hotclip_server.training.trainer", "hotclip_server.training.evaluate"),
@@ -50,13 +52,14 @@ def test_a_server_imports_what_it_needs_when_it_needs_it(
         # A tower of timm and one of Hugging Face are open_clip's own all the same.
         for kind in ("convnext", "xlm"):
             version = client.load_version(f"local:{kind}").id
-            texts, images = probe_inputs.texts(), probe_inputs.images(64 if kind == "convnext" else 32)
+            texts = probe_inputs.texts()
+            images = probe_inputs.images(64 if kind == "convnext" else 32)
             expected = reference(models / kind, texts, images)
             for items, rows in zip((texts, list(images)), expected, strict=True):
                 found = client.encode(items, version=version)
                 assert_parity(np.asarray(found), rows, range(len(rows)))
             client.unload_version(version)
-        assert {"transformers", "timm"} <= imported()
+        assert {TRANSFORMERS, TIMM} <= imported()
 
 
 def reference(
@@ -67,5 +70,4 @@ def reference(
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
     pixels = torch.stack([transform(Image.fromarray(image)) for image in images])
     with torch.no_grad():
-        rows = model.encode_text(tokens).numpy(), model.encode_image(pixels).numpy()
-    return rows
+        return model.encode_text(tokens).numpy(), model.encode_image(pixels).numpy()

@@ -66,9 +66,7 @@ def new_model(folder: Path, texts: set[str]) -> Clip:
     write_config(folder)
     name = f"local-dir:{folder}"
     tokenizer = open_clip.get_tokenizer(name)
-    write_settings(
-        tokenizer, OpenClipConfig.from_json((folder / CONFIG_FILE).read_bytes()), folder
-    )
+    write_settings(tokenizer, OpenClipConfig.from_json((folder / CONFIG_FILE).read_bytes()), folder)
     torch.manual_seed(TRAIN.seed)
     model = open_clip.create_model(name, load_weights=False)
     open_clip.model.set_model_preprocess_cfg(model, PREPROCESS)

@@ -29,7 +29,9 @@ CALLED_LATER = ("is_compile_supported",)
 """Functions of the compiler that torchvision imports and calls only in an operator."""
 
 _AT_ONCE = re.compile(rb"^(?:import|from) (?:transformers|timm)\b", re.M)
-_OPTIONAL = re.compile(rb"^try:\n(?:(?:    .*)?\n)*?    (?:import|from) (?:transformers|timm)\b", re.M)
+_OPTIONAL = re.compile(
+    rb"^try:\n(?:(?:    .*)?\n)*?    (?:import|from) (?:transformers|timm)\b", re.M
+)
 
 _lock = threading.Lock()
 _missing: dict[str, CodeType] = {}

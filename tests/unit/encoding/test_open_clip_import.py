@@ -33,7 +33,8 @@ from hotclip_server.encoding.open_clip_import import complete_open_clip, import_
 {NAMES}
 import_open_clip()
 import open_clip
-first = sorted({{name.partition(".")[0] for name in sys.modules}} | (set(sys.modules) & {{"torch._dynamo"}}))
+first = sorted({{name.partition(".")[0] for name in sys.modules}})
+first += [name for name in ("torch._dynamo",) if name in sys.modules]
 roi_align = sys.modules["torchvision.ops.roi_align"]
 answer = roi_align.is_compile_supported("cpu")
 import torch._dynamo.utils
