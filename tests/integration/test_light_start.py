@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from safetensors.torch import load_file
 from support.exporting import write_multilingual
 from support.parity import assert_parity
 from support.pictures import encoded, photograph
@@ -18,6 +21,7 @@ from support.server import ServerProcess
 from support.small_models import write_model
 
 from hotclip import Client
+from hotclip_server.encoding.architecture import CONFIG_FILE, OpenClipConfig, build_model
 from hotclip_server.models import probe_inputs
 
 TRANSFORMERS, TIMM = "transformers.utils", "timm.layers"
@@ -66,7 +70,10 @@ def reference(
     folder: Path, texts: list[str], images: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What plain open_clip gives in this process: float32 (64, dim) of each tower."""
-    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    config = OpenClipConfig.from_json((folder / CONFIG_FILE).read_bytes())
+    model: Any = build_model(config, folder)
+    model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+    transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
     pixels = torch.stack([transform(Image.fromarray(image)) for image in images])
     with torch.no_grad():
