@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
+import pytest
 import torch
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from support.exporting import write_multilingual
 from support.parity import assert_parity
 from support.pictures import encoded, photograph
-from support.server import ServerProcess
+from support.server import start_server
 from support.small_models import write_model
 
 from hotclip import Client
@@ -36,40 +36,38 @@ HEAVY = {
 
 
 def test_a_server_imports_what_it_needs_when_it_needs_it(
-    make_server: Callable[..., ServerProcess], tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = tmp_path / "models"
     write_model(models / "convnext", "convnext")
     write_multilingual(models / "xlm", "xlm-roberta")
-    server = make_server(
-        *("--engine", "eager", "--models-dir", str(models)), env={"PYTHONPROFILEIMPORTTIME": "1"}
-    )
-
-    def imported() -> set[str]:
-        return set(IMPORTED.findall(server.log))
-
-    with Client(server.address) as client:
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    flags = ("--device", "cpu", "--engine", "eager", "--models-dir", str(models))
+    with (
+        start_server(tmp_path / "data", *flags, fresh=True, knows_engines=False) as server,
+        Client(server.address) as client,
+    ):
         client.encode(["a photo of a red fox", encoded(photograph(1), "JPEG")])
-        assert {"torch", "open_clip.model", "torchvision", "qdrant_edge"} <= imported()
-        assert not imported() & HEAVY
+        imported = set(IMPORTED.findall(server.log))
+        assert {"torch", "open_clip.model", "torchvision", "qdrant_edge"} <= imported
+        assert imported & HEAVY == set()
 
         # A tower of timm and one of Hugging Face are open_clip's own all the same.
-        for kind in ("convnext", "xlm"):
+        for kind, side in (("convnext", 64), ("xlm", 32)):
             version = client.load_version(f"local:{kind}").id
-            texts = probe_inputs.texts()
-            images = probe_inputs.images(64 if kind == "convnext" else 32)
+            texts, images = probe_inputs.texts(), probe_inputs.images(side)
             expected = reference(models / kind, texts, images)
             for items, rows in zip((texts, list(images)), expected, strict=True):
                 found = client.encode(items, version=version)
                 assert_parity(np.asarray(found), rows, range(len(rows)))
             client.unload_version(version)
-        assert {TRANSFORMERS, TIMM} <= imported()
+        assert {TRANSFORMERS, TIMM} <= set(IMPORTED.findall(server.log))
 
 
 def reference(
     folder: Path, texts: list[str], images: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What plain open_clip gives in this process: float32 (64, dim) of each tower."""
+    """What open_clip, all of it, gives in this process: float32 (64, dim) of each tower."""
     config = OpenClipConfig.from_json((folder / CONFIG_FILE).read_bytes())
     model: Any = build_model(config, folder)
     model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))

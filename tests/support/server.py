@@ -28,8 +28,6 @@ IMPORTS = (
     "PIL.JpegImagePlugin",
     "PIL.PngImagePlugin",
     "PIL.WebPImagePlugin",
-    "alembic.command",
-    "alembic.context",
     "asyncio",
     "ftfy",
     "google.rpc.error_details_pb2",
