@@ -21,7 +21,7 @@ from hotclip_examples.mini.recipe import CONTEXT, PREPROCESS, TRAIN, VOCABULARY
 from hotclip_examples.mini.score import HeldOut
 from hotclip_examples.mini.tokenizer import save_tokenizer, train_tokenizer
 from hotclip_server.encoding.architecture import CONFIG_FILE, OpenClipConfig
-from hotclip_server.encoding.tokenizer import write_settings
+from hotclip_server.encoding.tokenizer import tokenizer_files
 from hotclip_server.training.clip import Clip, clip_of, load_clip
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.events import EpochEnd, Step
@@ -65,12 +65,13 @@ def new_model(folder: Path, texts: set[str]) -> Clip:
     save_tokenizer(train_tokenizer(texts, VOCABULARY), folder, CONTEXT)
     write_config(folder)
     name = f"local-dir:{folder}"
-    tokenizer = open_clip.get_tokenizer(name)
-    write_settings(tokenizer, OpenClipConfig.from_json((folder / CONFIG_FILE).read_bytes()), folder)
+    config = OpenClipConfig.from_json((folder / CONFIG_FILE).read_bytes())
+    # As an import writes it: what is imported from here is then only copied.
+    tokenizer_files(open_clip.get_tokenizer(name), config, folder)
     torch.manual_seed(TRAIN.seed)
     model = open_clip.create_model(name, load_weights=False)
     open_clip.model.set_model_preprocess_cfg(model, PREPROCESS)
-    return clip_of(model.to(memory_format=torch.channels_last), tokenizer)
+    return clip_of(model.to(memory_format=torch.channels_last), open_clip.get_tokenizer(name))
 
 
 def run(

@@ -30,8 +30,10 @@ from hotclip_server.encoding.token_ids import padded, stacked, too_long
 from hotclip_server.errors import InvalidArgument
 
 SETTINGS_FILE = "hotclip_tokenizer.json"
-_SAVED_FILES = ("tokenizer.json", "tokenizer_config.json")
-"""What a fast tokenizer of `transformers` saves."""
+_TOKENIZER_FILE, _CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+_OF_THE_MACHINE = ("is_local", "local_files_only")
+"""Where `transformers` read a tokenizer from, and whether it might have asked the hub; it saves that
+as if it were of the tokenizer."""
 
 PROBES = (
     "",
@@ -147,7 +149,7 @@ def load_tokenizer(config: OpenClipConfig, folder: Path) -> TextTokenizer:
     settings_file = folder / SETTINGS_FILE
     if settings_file.is_file():
         settings = TokenizerSettings(**json.loads(settings_file.read_bytes()))
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend = tokenizers.Tokenizer.from_file(str(folder / _TOKENIZER_FILE))
         return FastTokenizer(backend, settings, config)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     if BytePairTokenizer.can_stand_for(tokenizer):
@@ -165,21 +167,26 @@ def tokenizer_files(tokenizer: Any, config: OpenClipConfig, folder: Path) -> Non
     if not isinstance(tokenizer, HFTokenizer):
         return
     tokenizer.tokenizer.save_pretrained(str(folder))
-    write_settings(tokenizer, config, folder)
-
-
-def write_settings(tokenizer: HFTokenizer, config: OpenClipConfig, folder: Path) -> None:
-    """Writes what `load_tokenizer` needs beside the tokenizer's own files, which `folder` holds, if
-    the `tokenizers` library gives the same ids by it."""
+    _forget_the_machine(folder / _CONFIG_FILE)
     settings = _settings_if_equal(tokenizer, config, folder)
     if settings is not None:
         text = json.dumps(asdict(settings), indent=2, sort_keys=True) + "\n"
         (folder / SETTINGS_FILE).write_text(text, "utf-8")
 
 
+def _forget_the_machine(file: Path) -> None:
+    """Else the same tokenizer would have several fingerprints."""
+    if not file.is_file():
+        return
+    described = json.loads(file.read_bytes())
+    kept = {name: value for name, value in described.items() if name not in _OF_THE_MACHINE}
+    text = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    file.write_text(text, "utf-8")
+
+
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copies the files of a tokenizer that has its settings beside it."""
-    for name in (*_SAVED_FILES, SETTINGS_FILE):
+    for name in (_TOKENIZER_FILE, _CONFIG_FILE, SETTINGS_FILE):
         shutil.copyfile(source / name, folder / name)
 
 
@@ -200,7 +207,7 @@ def tokenizer_inputs(files: Mapping[str, str], config: OpenClipConfig) -> object
 def _settings_if_equal(
     tokenizer: HFTokenizer, config: OpenClipConfig, folder: Path
 ) -> TokenizerSettings | None:
-    file, own = folder / "tokenizer.json", tokenizer.tokenizer
+    file, own = folder / _TOKENIZER_FILE, tokenizer.tokenizer
     if not file.is_file() or tokenizer.tokenizer_mode or own.pad_token_id is None:
         return None
     settings = TokenizerSettings(

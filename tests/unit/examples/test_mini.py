@@ -151,9 +151,11 @@ def test_builtin_mini_has_the_tokenizer_that_an_import_would_make(tmp_path: Path
     config = OpenClipConfig.from_json((BUILTIN / CONFIG_FILE).read_bytes())
     tokenizer = open_clip.get_tokenizer(f"local-dir:{BUILTIN}")
     tokenizer_files(tokenizer, config, tmp_path)
-    assert (tmp_path / SETTINGS_FILE).read_bytes() == (BUILTIN / SETTINGS_FILE).read_bytes()
-    shipped, made = (load_tokenizer(config, folder) for folder in (BUILTIN, tmp_path))
+    made_files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made_files == {name: (BUILTIN / name).read_bytes() for name in made_files}
+    assert SETTINGS_FILE in made_files
+    shipped = load_tokenizer(config, BUILTIN)
     assert isinstance(shipped, FastTokenizer)
     for text in (*PROBES, *(concept_name(c, "en") for c in load_concepts())):
         expected = tokenizer([text])[0].tolist()
-        assert shipped.ids(text).tolist() == made.ids(text).tolist() == expected
+        assert shipped.ids(text).tolist() == expected
