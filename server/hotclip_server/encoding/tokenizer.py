@@ -32,8 +32,8 @@ from hotclip_server.errors import InvalidArgument
 SETTINGS_FILE = "hotclip_tokenizer.json"
 _TOKENIZER_FILE, _CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 _OF_THE_MACHINE = ("is_local", "local_files_only")
-"""Where `transformers` read a tokenizer from, and whether it might have asked the hub; it saves that
-as if it were of the tokenizer."""
+"""Where `transformers` read a tokenizer from, and whether it might have asked the hub: it saves
+both as if they were of the tokenizer."""
 
 PROBES = (
     "",
