@@ -19,6 +19,8 @@ class Recipe:
     config: TrainConfig
     replay: bool = False
     """Whether old pairs of the task are mixed into its training pairs."""
+    wise_ft: float = 1.0
+    """Share of the trained weights in those that are measured, the rest is the base's."""
     instead_of: str = ""
     """The method that this is, but for one thing; empty: it is a method of its own."""
 

@@ -111,10 +111,12 @@ class Measured:
         recipe = _told(recipes_of(self.task.name)[name], seed, self.epochs)
         locked = recipe.config.locks_image
         _train(clip, self.task, recipe)
+        base, tuned = _copy(self._base), _copy(clip)
+        interpolate(clip.model, base, tuned, recipe.wise_ft)
         yield self._row(clip, name, seed, locked, began)
         if name in METHODS[self.task.name]:
             began = time.monotonic()
-            interpolate(clip.model, _copy(self._base), _copy(clip), WISE_FT)
+            interpolate(clip.model, base, tuned, WISE_FT)
             yield self._row(clip, name + HALF, seed, locked, began)
 
     def _row(self, clip: Clip, method: str, seed: int, locked: bool, began: float) -> Row:
