@@ -160,9 +160,7 @@ def load_mini() -> Clip:
 def _train(clip: Clip, task: Task, recipe: Recipe) -> None:
     """As a job does it: the weights of the epoch that is best at `chosen_by` are kept."""
     config = recipe.config
-    data = task.train
-    if recipe.replay:
-        data = Drawings([*data.pairs, *task.old.pairs])
+    data = Drawings([*task.train.pairs, *recipe.replay * task.old.pairs])
     best, weights = -1.0, _copy(clip)
     for score in _epochs(clip, data, task.chosen_by, config):
         if score > best:
