@@ -17,8 +17,8 @@ class Recipe:
     """How one model is made; its seed is that of the run."""
 
     config: TrainConfig
-    replay: int = 0
-    """How often each old pair of the task is listed among those to train on."""
+    replay: bool = False
+    """Whether old pairs of the task are replayed, as `replay_data` does it."""
     wise_ft: float = 1.0
     """Share of the trained weights in those that are measured, the rest is the base's."""
     instead_of: str = ""
@@ -41,7 +41,7 @@ METHODS: Mapping[str, Mapping[str, Recipe]] = {
         "full": Recipe(config=_FULL),
         "lora": Recipe(config=replace(_FULL, method="lora", learning_rate=1e-2, lora=_LORA)),
         "lit": Recipe(config=_LIT),
-        "replay": Recipe(config=_LIT, replay=2),
+        "replay": Recipe(config=replace(_LIT, epochs=36), replay=True, wise_ft=0.7),
         "default": Recipe(config=DEFAULT),
     },
     "black": {

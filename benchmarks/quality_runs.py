@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality_recipes import HALF, METHODS, WISE_FT, Recipe, recipes_of, trained_as
-from benchmarks.quality_tasks import Drawings, Task
+from benchmarks.quality_tasks import Task
 from hotclip_server.encoding import builtin
 from hotclip_server.training.clip import Clip, load_clip
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.evaluate import TEXT_TO_IMAGE, Evaluator
 from hotclip_server.training.events import EpochEnd
 from hotclip_server.training.pairs import PairSet
+from hotclip_server.training.replay import with_replay
 from hotclip_server.training.trainer import train
 from hotclip_server.training.wise_ft import interpolate
 
@@ -56,12 +57,19 @@ def fingerprint(task: Task, method: str, epochs: int = 0) -> str:
     `epochs` 0: as many as the recipe states.
     """
     name = trained_as(method)
-    recipe = None if name == BASE else asdict(_told(recipes_of(task.name)[name], 0, epochs))
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    digest.update(_weights_digest())
-    for part in (task.train, task.chosen_by, task.queries, task.index, task.old, task.old_index):
-        digest.update(repr([(pair.image_key, pair.text) for pair in part.pairs]).encode())
+    digest = hashlib.sha256(_weights_digest())
+    if name != BASE:
+        recipe = _told(recipes_of(task.name)[name], 0, epochs)
+        digest.update(json.dumps(asdict(recipe), sort_keys=True).encode())
+        digest.update(_digest(_training(task, recipe)))
+    for part in (task.chosen_by, task.queries, task.index, task.old, task.old_index):
+        digest.update(_digest(part))
     return digest.hexdigest()[:8]
+
+
+def _digest(data: PairSet) -> bytes:
+    told = repr([(pair.image_key, pair.text) for pair in data.pairs])
+    return hashlib.sha256(told.encode()).digest()
 
 
 @functools.cache
@@ -160,14 +168,20 @@ def load_mini() -> Clip:
 def _train(clip: Clip, task: Task, recipe: Recipe) -> None:
     """As a job does it: the weights of the epoch that is best at `chosen_by` are kept."""
     config = recipe.config
-    data = Drawings([*task.train.pairs, *recipe.replay * task.old.pairs])
     best, weights = -1.0, _copy(clip)
-    for score in _epochs(clip, data, task.chosen_by, config):
+    for score in _epochs(clip, _training(task, recipe), task.chosen_by, config):
         if score > best:
             best, weights = score, _copy(clip)
     with torch.no_grad():
         for name, value in clip.model.state_dict().items():
             value.copy_(weights[name])
+
+
+def _training(task: Task, recipe: Recipe) -> PairSet:
+    if not recipe.replay:
+        return task.train
+    data, _ = with_replay(task.train, task.old, task.chosen_by)
+    return data
 
 
 def _epochs(clip: Clip, data: PairSet, held_out: PairSet, config: TrainConfig) -> Iterator[float]:

@@ -32,7 +32,7 @@ _FLAGS = ("1F1E6", "1F1FF")
 class Drawings:
     """Pairs whose images are drawn when they are read; the key of an image is "style/code"."""
 
-    pairs: list[Pair]
+    pairs: Sequence[Pair]
 
     def image_bytes(self, image_key: str) -> bytes:
         return _drawing(image_key)

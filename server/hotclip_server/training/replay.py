@@ -9,6 +9,11 @@ from hotclip_server.datasets.joined import JoinedPairs
 from hotclip_server.training.pairs import PairSet, SomePairs
 from hotclip_server.training.split import without_negatives_of
 
+WEIGHT = 2
+"""How often an old pair is listed: of an image with an old and a new caption the old one is drawn
+in two epochs of three. Measured on German names beside the old English ones: at the same gain
+twice forgets less than once, and three times no less than twice."""
+
 
 def with_replay(new: PairSet, old: PairSet, held_out: PairSet | None) -> tuple[PairSet, int]:
     """Both as one set to train on, and how many old pairs are left out: those that have an image
@@ -16,5 +21,7 @@ def with_replay(new: PairSet, old: PairSet, held_out: PairSet | None) -> tuple[P
     measured = held_out.pairs if held_out is not None else ()
     images, texts = {pair.image_key for pair in measured}, {pair.text for pair in measured} - {""}
     kept = [p for p in old.pairs if p.image_key not in images and p.text not in texts]
-    replayed = SomePairs(without_negatives_of(kept, measured), old)
-    return JoinedPairs(new, replayed), len(old.pairs) - len(kept)
+    replayed = without_negatives_of(kept, measured)
+    joined = JoinedPairs(new, SomePairs(replayed, old))
+    again = (WEIGHT - 1) * replayed
+    return SomePairs([*joined.pairs, *again], joined), len(old.pairs) - len(kept)
