@@ -32,7 +32,7 @@ _LORA = LoraConfig(rank=2, targets=("q", "k", "v", "out", "mlp"))
 _LIT = TrainConfig(
     method="lit", epochs=16, batch_size=128, learning_rate=1e-3, augment=_STILL
 )  # as a request has it: what stays the same is encoded once
-_FULL = TrainConfig(method="full", epochs=8, learning_rate=1e-3)
+_FULL = TrainConfig(method="full", epochs=6, learning_rate=1e-3)
 _SMALL = 2e-4
 """Learning rate of a style: nearer than a language."""
 
@@ -45,7 +45,7 @@ METHODS: Mapping[str, Mapping[str, Recipe]] = {
         "default": Recipe(config=DEFAULT),
     },
     "black": {
-        "full": Recipe(config=replace(_FULL, learning_rate=_SMALL)),
+        "full": Recipe(config=replace(_FULL, epochs=5, learning_rate=_SMALL)),
         "lora": Recipe(config=replace(DEFAULT, method="lora")),
         "lit": Recipe(config=replace(_LIT, epochs=8, learning_rate=_SMALL)),
         "default": Recipe(config=DEFAULT),
