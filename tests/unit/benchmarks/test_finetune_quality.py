@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks import quality_runs
-from benchmarks.figures import Figure, judged
-from benchmarks.finetune_quality import QUICK_RUNS, figures_of, finetune_quality, mean_of
-from benchmarks.quality_runs import Row, append_rows, methods_of, read_rows, recipe_of
-from benchmarks.quality_tasks import TASKS, line_art, make_task
+from benchmarks.figures import judged
+from benchmarks.finetune_quality import QUICK_RUNS, figures_of, finetune_quality, mean_of, plan_of
+from benchmarks.quality_plan import Run, rows_of
+from benchmarks.quality_recipes import ABLATIONS, HALF, METHODS, recipes_of
+from benchmarks.quality_runs import BASE, Row, append_rows, fingerprint, read_rows
+from benchmarks.quality_tasks import FEW, TASKS, line_art, make_task
 from benchmarks.settings import Settings
+
+CONCEPTS = 60
+"""Of the quick suite."""
 
 
 def row(task: str, method: str, seed: int, mrr: float = 0.2, retained: float = 0.9) -> Row:
@@ -26,29 +33,40 @@ def row(task: str, method: str, seed: int, mrr: float = 0.2, retained: float = 0
         retained_mrr=0.8,
         retained_hit10=retained,
         seconds=1.0,
-        recipe=recipe_of(task, method, epochs=1),
+        recipe=fingerprint(make_task(task, seed, CONCEPTS), method, epochs=1),
     )
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_what_is_asked_for_was_not_seen(name: str) -> None:
     task = make_task(name, 1, concepts=40)
-    seen = {pair.image_key for pair in task.train.pairs}
+    seen = {pair.image_key for part in (task.train, task.chosen_by) for pair in part.pairs}
     assert not seen & {pair.image_key for pair in task.queries.pairs}
-    assert {pair.image_key for pair in task.queries.pairs} <= {
-        p.image_key for p in task.index.pairs
+    assert set(task.queries.pairs) <= set(task.index.pairs)
+    assert set(task.retained.pairs) <= set(task.old_index.pairs)
+    assert not set(task.retained.pairs) & set(task.old.pairs)
+    assert len(task.index.pairs) == len(task.old_index.pairs) == 40
+    assert (len(task.queries.pairs), len(task.retained.pairs), len(task.old.pairs)) == (12, 12, 28)
+    # The epoch is chosen by drawings of the new style that are trained on in no other way.
+    assert len(task.chosen_by.pairs) == 3
+    assert not set(task.chosen_by.pairs) & set(task.train.pairs)
+    assert {p.image_key.split("/")[0] for p in task.chosen_by.pairs} == {
+        p.image_key.split("/")[0] for p in task.queries.pairs
     }
-    assert len(task.index.pairs) == len(task.retained.pairs) == 40
-    assert len(task.queries.pairs) == 12
-    assert task.train.pairs == make_task(name, 1, concepts=40).train.pairs
-    assert task.train.pairs != make_task(name, 2, concepts=40).train.pairs
+    assert task == make_task(name, 1, concepts=40)
+    assert task.train != make_task(name, 2, concepts=40).train
+
+
+def test_german_names_are_trained_on_with_another_style() -> None:
+    task = make_task("german", 0)
+    names = {pair.text for pair in task.train.pairs}
+    for part in (task.queries, task.chosen_by):
+        assert names >= {pair.text for pair in part.pairs}
+    few = make_task("few", 0)
+    assert len(few.train.pairs) + len(few.chosen_by.pairs) == FEW
 
 
 def test_line_art_has_no_colour() -> None:
-    import io
-
-    from PIL import Image
-
     with Image.open(io.BytesIO(line_art("1F431"))) as image:
         red, green, blue = image.convert("RGB").split()
         assert red.tobytes() == green.tobytes() == blue.tobytes()
@@ -67,6 +85,22 @@ def test_rows_survive_a_stop(tmp_path: Path) -> None:
     ]
 
 
+def test_a_row_is_of_its_pairs_weights_and_recipe() -> None:
+    task = make_task("german", 0, concepts=40)
+    known = {name: fingerprint(task, name) for name in rows_of("german")}
+    for name in METHODS["german"]:
+        assert known[name] == known[name + HALF]  # one run gives both
+    assert len(set(known.values())) == 1 + len(recipes_of("german"))
+    fewer = replace(task, train=replace(task.train, pairs=task.train.pairs[1:]))
+    assert fingerprint(fewer, "lit") != known["lit"]
+    assert fingerprint(task, "lit", epochs=1) != known["lit"]
+    for methods in (METHODS, ABLATIONS):
+        assert set(methods) == set(TASKS)
+    assert all(
+        recipe.instead_of in METHODS[task] for task in TASKS for recipe in ABLATIONS[task].values()
+    )
+
+
 def test_means_have_students_interval() -> None:
     mean, interval = mean_of([1.0, 2.0, 3.0, 4.0, 5.0])
     assert mean == 3
@@ -77,56 +111,64 @@ def test_means_have_students_interval() -> None:
 
 def test_figures_are_of_every_seed() -> None:
     rows = [
-        row(task, method, seed, mrr=(0.1 if method == "base" else 0.4) + 0.01 * seed)
+        row(task, method, seed, mrr=(0.1 if method == BASE else 0.4) + 0.01 * seed)
         for task in TASKS
-        for method in (*methods_of(task), "wise_ft")
+        for method in rows_of(task)
         for seed in range(5)
     ]
     figures = {figure.name: judged(figure, "cpu") for figure in figures_of(rows)}
-    german = figures["german.mrr_ratio.full"]
+    assert len(figures) == len(list(figures_of(rows)))
+    german = figures["german.mrr_ratio.replay"]
     assert german.value == pytest.approx(
         sum((0.4 + 0.01 * s) / (0.1 + 0.01 * s) for s in range(5)) / 5
     )
     assert german.interval is not None
     assert german.interval[0] < german.value < german.interval[1]
     assert (german.target, german.passed) == (3.0, True)
+    assert figures["german.mrr.base"].value == pytest.approx(0.12)
     least = figures["retained.hit10_loss.few.least"]
     assert (least.value, least.target, least.passed) == (0.0, 2.0, True)
     assert figures["black.mrr_gain_over.ema_off"].value == 0
-    assert "german.mrr_gain_over.positives_off" in figures
-    assert "few.mrr_gain_over.positives_off" not in figures
+    assert figures["german.mrr_gain_over.positives_off"].value == 0
     # A seed that is not complete does not count.
     part = [known for known in rows if known.key != ("german", "lit", 4)]
     fewer = {figure.name: figure for figure in figures_of(part)}
-    assert fewer["german.mrr_ratio.full"].value > german.value
-    assert fewer["black.mrr_ratio.full"] == replace(
-        figures["black.mrr_ratio.full"], target=None, passed=None
-    )
-    assert isinstance(german, Figure)
+    assert fewer["german.mrr_ratio.replay"].value > german.value
+    assert judged(fewer["black.mrr_ratio.full"], "cpu") == figures["black.mrr_ratio.full"]
 
 
 def test_a_stopped_suite_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two seeds of tiny tasks, of which one run is left: that one is really done."""
+    """Two seeds of tiny tasks, of which three runs are left: those are really done."""
     path = tmp_path / QUICK_RUNS
+    settings = Settings(quick=True, output=tmp_path)
+    left = [Run(1, "german", "replay"), Run(1, "few", BASE), Run(1, "few", "full")]
+    undone = {key for run in left for key in run.rows}
     for seed in (0, 1):
         for task in TASKS:
-            for method in (*methods_of(task), "wise_ft"):
+            for method in rows_of(task):
                 done = row(task, method, seed)
-                if (task, method, seed) in [("few", "full", 1), ("few", "wise_ft", 1)]:
+                if done.key in undone:
                     done = replace(done, recipe="another")  # of other weights
                 append_rows(path, [done])
-    settings = Settings(quick=True, output=tmp_path)
+    assert plan_of(settings).missing() == left
+    before = len(read_rows(path))
+    # A part of it, then the rest.
+    (line,) = plan_of(settings).carry_out(1)
+    assert "german replay 1: mRR" in line
+    assert "2 runs left, about 0 min" in line
+    assert plan_of(settings).missing() == left[1:]
     names = [figure.name for figure in finetune_quality(settings)]
     assert len(set(names)) == len(names)
-    rows = read_rows(path)
-    assert len(rows) == 2 * sum(len(methods_of(task)) + 1 for task in TASKS) + 2
-    done = {known.method: known for known in rows[-2:]}
-    assert done.keys() == {"full", "wise_ft"}
-    assert 0 < done["full"].mrr <= 1
+    made = read_rows(path)[before:]
+    assert {known.key for known in made} == undone
+    assert all(0 < known.mrr <= 1 for known in made)
+    # Weights half-way are others than the base's and the tuned ones.
+    few = {known.method: known for known in made if known.task == "few"}
+    assert len({few[name].mrr for name in (BASE, "full", f"full{HALF}")}) > 1
 
     def trained(*_: object) -> None:
         raise AssertionError("nothing is left to be done")
 
     monkeypatch.setattr(quality_runs, "_train", trained)
     assert [figure.name for figure in finetune_quality(settings)] == names
-    assert len(read_rows(path)) == len(rows)
+    assert len(read_rows(path)) == before + len(made)
