@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hotclip._jobs import JobEvent, StateChange, job_event
+from hotclip._message import made
 from hotclip._reconnect import Attempts
 from hotclip.errors import DataLoss, HotclipError, Unavailable
 from hotclip_proto.v1 import job_pb2
@@ -19,7 +20,7 @@ class EventCursor:
 
     def request(self) -> job_pb2.WatchJobRequest:
         """What to ask a new connection."""
-        return job_pb2.WatchJobRequest(job=self._job, after_seq=self.seq)
+        return made(job_pb2.WatchJobRequest, job=self._job, after_seq=self.seq)
 
     def accept(self, message: job_pb2.JobEvent) -> JobEvent | None:
         """Takes a message; gives the event, or None if it was here before.

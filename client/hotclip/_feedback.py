@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeAlias
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from hotclip._datasets import Dataset, dataset
 from hotclip._encoding import OnError
 from hotclip._jobs import when
+from hotclip._message import made_under, unfit
 from hotclip._status import item_errors, placed
 from hotclip.errors import InvalidArgument, ItemError, ItemsFailed
 from hotclip_proto.v1 import feedback_pb2
@@ -78,13 +81,15 @@ def choice_of(value: object, where: str) -> feedback_pb2.Choice:
     for name in ("query", "point_id", "request_id"):
         if not isinstance(getattr(value, name), str):
             raise InvalidArgument.field(f"{where}.{name}", "not a string")
-    packed = feedback_pb2.Choice(
+    packed = made_under(
+        where,
+        feedback_pb2.Choice,
         query=value.query,
         point_id=value.point_id,
         request_id=value.request_id or uuid.uuid4().hex,
     )
     if value.time is not None:
-        packed.time.FromDatetime(value.time.astimezone(UTC))
+        _put_time(packed.time, value.time, f"{where}.time")
     return packed
 
 
@@ -140,10 +145,19 @@ def window_of(start: datetime | None, end: datetime | None) -> feedback_pb2.Feed
     """A span of time; None does not bind."""
     window = feedback_pb2.FeedbackWindow()
     if start is not None:
-        window.start_time.FromDatetime(start.astimezone(UTC))
+        _put_time(window.start_time, start, "start")
     if end is not None:
-        window.end_time.FromDatetime(end.astimezone(UTC))
+        _put_time(window.end_time, end, "end")
     return window
+
+
+def _put_time(stamp: Timestamp, told: object, field: str) -> None:
+    if not isinstance(told, datetime):
+        raise InvalidArgument.field(field, f"{told!r} is no datetime")
+    try:
+        stamp.FromDatetime(told.astimezone(UTC))
+    except (ValueError, OverflowError) as error:
+        raise unfit(field, told, error) from error
 
 
 def choice(message: feedback_pb2.Choice) -> Choice:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from hotclip._message import filled
 from hotclip.errors import InvalidArgument
 from hotclip_proto.v1 import search_pb2
 
@@ -48,27 +49,37 @@ def filter_of(told: FilterLike | None) -> search_pb2.Filter | None:
     """Packs a filter; a mapping means that each key must match its value."""
     if told is None:
         return None
-    if isinstance(told, Mapping):
-        told = Filter(must=[Match(key, value) for key, value in told.items()])
+    given: object = told
+    if isinstance(given, Mapping):
+        given = Filter(must=[Match(key, value) for key, value in given.items()])
+    if not isinstance(given, Filter):
+        raise InvalidArgument.field("filter", "neither a Filter nor a mapping")
     return search_pb2.Filter(
-        must=[_condition(c, f"filter.must[{i}]") for i, c in enumerate(told.must)],
-        should=[_condition(c, f"filter.should[{i}]") for i, c in enumerate(told.should)],
-        must_not=[_condition(c, f"filter.must_not[{i}]") for i, c in enumerate(told.must_not)],
+        must=[_condition(c, f"filter.must[{i}]") for i, c in enumerate(given.must)],
+        should=[_condition(c, f"filter.should[{i}]") for i, c in enumerate(given.should)],
+        must_not=[_condition(c, f"filter.must_not[{i}]") for i, c in enumerate(given.must_not)],
     )
 
 
-def _condition(told: Condition, field: str) -> search_pb2.Condition:
+def _condition(told: object, field: str) -> search_pb2.Condition:
     if isinstance(told, Between):
-        bounds = search_pb2.Range(gt=told.gt, gte=told.gte, lt=told.lt, lte=told.lte)
-        return search_pb2.Condition(key=told.key, range=bounds)
-    match told.value:
+        bounds = {name: getattr(told, name) for name in ("gt", "gte", "lt", "lte")}
+        test: dict[str, Any] = {"range": filled(search_pb2.Range, bounds, field)}
+    elif isinstance(told, Match):
+        test = _match(told.value, field)
+    else:
+        raise InvalidArgument.field(field, "neither a Match nor a Between")
+    return filled(search_pb2.Condition, {"key": told.key, **test}, field)
+
+
+def _match(value: object, field: str) -> dict[str, Any]:
+    match value:
         case bool():
-            return search_pb2.Condition(key=told.key, equals_bool=told.value)
+            return {"equals_bool": value}
         case int():
-            return search_pb2.Condition(key=told.key, equals_int=told.value)
+            return {"equals_int": value}
         case str():
-            return search_pb2.Condition(key=told.key, equals_string=told.value)
-        case Sequence() if all(isinstance(v, str) for v in told.value):
-            several = search_pb2.StringList(values=told.value)
-            return search_pb2.Condition(key=told.key, any_of=several)
-    raise InvalidArgument.field(field, f"{told.value!r} is no str, int, bool or list of str")
+            return {"equals_string": value}
+        case Sequence() if all(isinstance(v, str) for v in value):
+            return {"any_of": filled(search_pb2.StringList, {"values": value}, field)}
+    raise InvalidArgument.field(field, f"{value!r} is no str, int, bool or list of str")

@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 
 from hotclip._jobs import when
+from hotclip._message import made
 from hotclip.errors import InvalidArgument
 from hotclip_proto.v1 import model_pb2
 
@@ -185,7 +186,8 @@ def _lineage(message: model_pb2.Lineage) -> Lineage:
 
 def gate(wish: Gate) -> model_pb2.MetricGate:
     """As the wire has it."""
-    return model_pb2.MetricGate(
+    return made(
+        model_pb2.MetricGate,
         metric=wish.metric,
         dataset=wish.dataset,
         at_least=wish.at_least,
@@ -228,11 +230,11 @@ def merge_request(versions: Sequence[str], alpha: float | None) -> model_pb2.Mer
     if isinstance(versions, str):
         raise InvalidArgument.field("versions", "a str; give a list of ids")
     if alpha is None:
-        return model_pb2.MergeVersionsRequest(versions=versions)
+        return made(model_pb2.MergeVersionsRequest, versions=versions)
     if len(versions) != 2:
         raise InvalidArgument.field("versions", f"alpha is between 2, not {len(versions)}")
     base, tuned = versions
-    return model_pb2.MergeVersionsRequest(base_version=base, tuned_version=tuned, alpha=alpha)
+    return made(model_pb2.MergeVersionsRequest, base_version=base, tuned_version=tuned, alpha=alpha)
 
 
 def model(message: model_pb2.Model) -> Model:

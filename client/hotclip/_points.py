@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from hotclip._embeddings import Embeddings
 from hotclip._encoding import OnError, too_large
 from hotclip._inputs import Item, item_of
+from hotclip._message import made, made_under
 from hotclip._payloads import payload_in
 from hotclip._server import Limits
 from hotclip._status import item_errors, placed
@@ -66,7 +67,7 @@ def point_of(value: object, where: str) -> search_pb2.Point:
         raise InvalidArgument.field(where, "neither a Point nor (id, content[, payload])")
     if not isinstance(value.id, str) or not value.id:
         raise InvalidArgument.field(f"{where}.id", "not a string of at least one character")
-    packed = search_pb2.Point(id=value.id, reference=value.reference)
+    packed = made_under(where, search_pb2.Point, id=value.id, reference=value.reference)
     if isinstance(value.content, Vector | Embeddings):
         packed.vector.CopyFrom(vector_of(value.content, f"{where}.content"))
     else:
@@ -150,20 +151,32 @@ class UpsertTally:
 
 def vector_of(value: Vector | Embeddings, where: str) -> search_pb2.Vector:
     values = value.values if isinstance(value, Vector) else value.dequantize()
-    array = np.asarray(values, dtype="<f4")
+    try:
+        array = np.asarray(values, dtype="<f4")
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument.field(where, f"no vector of numbers: {error}") from error
     if array.ndim != 1 or not array.size:
         raise InvalidArgument.field(where, f"shape {array.shape} is not (dim,)")
     if not value.space_id:
         raise InvalidArgument.field(where, "no space_id: vectors of unknown space are no use")
-    return search_pb2.Vector(data=array.tobytes(), space_id=value.space_id)
+    return made_under(where, search_pb2.Vector, data=array.tobytes(), space_id=value.space_id)
 
 
 def deletions(
     collection: str, ids: Sequence[str], conditions: search_pb2.Filter | None
 ) -> Iterator[search_pb2.DeleteRequest]:
     """The requests that remove these points, or those that match."""
+    check_ids(ids)
     if conditions is not None:
-        yield search_pb2.DeleteRequest(collection=collection, ids=ids, filter=conditions)
+        yield made(search_pb2.DeleteRequest, collection=collection, ids=ids, filter=conditions)
         return
     for start in range(0, len(ids), MAX_IDS):
-        yield search_pb2.DeleteRequest(collection=collection, ids=ids[start : start + MAX_IDS])
+        yield made(
+            search_pb2.DeleteRequest, collection=collection, ids=ids[start : start + MAX_IDS]
+        )
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """A str is a sequence of its characters, which are not what its caller means."""
+    if isinstance(ids, str):
+        raise InvalidArgument.field("ids", "a str; give a list of ids")

@@ -10,6 +10,7 @@ from hotclip._bridge import Bridge
 from hotclip._bridge import bridge as parse_bridge
 from hotclip._embeddings import Embeddings
 from hotclip._inputs import Item, is_single, item_of, may_block
+from hotclip._message import made, made_under
 from hotclip._payloads import payload_out
 from hotclip._points import Vector, vector_of
 from hotclip._server import Limits
@@ -92,7 +93,7 @@ def is_one_query(query: object) -> bool:
 def query_of(value: object, where: str) -> search_pb2.Query:
     """Packs a query; reads an image."""
     if isinstance(value, PointId):
-        return search_pb2.Query(point_id=value.id)
+        return made_under(where, search_pb2.Query, point_id=value.id)
     if isinstance(value, Vector | Embeddings):
         return search_pb2.Query(vector=vector_of(value, where))
     if isinstance(value, Combined):
@@ -107,7 +108,8 @@ def _weighted(told: object, where: str) -> search_pb2.WeightedQuery:
         raise InvalidArgument.field(where, "a Combined within a Combined")
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise InvalidArgument.field(where, f"the weight {weight!r} is no number")
-    return search_pb2.WeightedQuery(query=query_of(query, where), weight=weight)
+    packed = query_of(query, where)
+    return made_under(where, search_pb2.WeightedQuery, query=packed, weight=weight)
 
 
 def _inputs(queries: Iterable[object]) -> Iterator[object]:
@@ -156,9 +158,8 @@ class SearchPlan:
             raise InvalidArgument.field("query", f"{type(query).__name__} is no query")
         if not self._queries:
             raise InvalidArgument.field("query", "empty list")
-        if limit < 1:
-            raise InvalidArgument.field("limit", f"{limit} is less than 1")
-        self._base = search_pb2.SearchRequest(
+        self._base = made(
+            search_pb2.SearchRequest,
             collection=collection,
             limit=limit,
             filter=conditions,
@@ -167,6 +168,8 @@ class SearchPlan:
             expected_space_id=expected_space_id,
             bridge=bridge,
         )
+        if self._base.limit < 1:
+            raise InvalidArgument.field("limit", f"{limit} is less than 1")
         self._found: list[Hits] = []
         self._restarts = 0
 

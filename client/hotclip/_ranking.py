@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hotclip._embeddings import Timings
 from hotclip._encoding import PriorityName, TruncateName, priority_of, truncation_of
 from hotclip._inputs import item_of
+from hotclip._message import made
 from hotclip.errors import InvalidArgument
 from hotclip_proto.v1 import encode_pb2
 
@@ -48,7 +49,8 @@ def rank_request(
     """Packs a query and its candidates; reads images."""
     if not candidates:
         raise InvalidArgument.field("candidates", "empty list")
-    return encode_pb2.RankRequest(
+    return made(
+        encode_pb2.RankRequest,
         query=item_of(query, "query"),
         candidates=[item_of(c, f"candidates[{i}]") for i, c in enumerate(candidates)],
         model=model,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hotclip._inputs import Image
+from hotclip._message import made
 from hotclip._payloads import payload_out
 from hotclip._points import Vector
 from hotclip_proto.v1 import search_pb2, types_pb2
@@ -44,7 +45,7 @@ def stored_points(messages: Iterable[search_pb2.StoredPoint]) -> list[StoredPoin
 
 def fields_of(*, vectors: bool, sources: bool) -> search_pb2.PointFields:
     """What else than id and payload is asked for."""
-    return search_pb2.PointFields(vectors=vectors, sources=sources)
+    return made(search_pb2.PointFields, vectors=vectors, sources=sources)
 
 
 def _point(message: search_pb2.StoredPoint) -> StoredPoint:

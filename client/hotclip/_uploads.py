@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from hotclip import _digest
+from hotclip._message import made
 from hotclip._pairs import BadRow, Rows, Tolerance, invalid
 from hotclip._parts import Part, Parts
 from hotclip._server import Limits
@@ -96,7 +97,8 @@ class UploadSession:
         """The first message of a connection."""
         self._closed, self._window = False, 0
         return Part(
-            open=dataset_pb2.DatasetOpen(
+            open=made(
+                dataset_pb2.DatasetOpen,
                 name=self._name,
                 description=self._description,
                 upload=self.upload,

@@ -12,6 +12,7 @@ from hotclip import _jobs
 from hotclip._aio import downloads, uploads
 from hotclip._aio.jobs import AsyncRun
 from hotclip._artifacts import Artifact, FormatName, Progress, format_of
+from hotclip._message import made
 from hotclip._parcel import Parcel
 from hotclip_proto.v1 import artifact_pb2, model_pb2
 
@@ -50,7 +51,8 @@ async def export(
         NotFound: No such version.
         InvalidArgument: Each bad field named.
     """
-    request = model_pb2.ExportRequest(
+    request = made(
+        model_pb2.ExportRequest,
         version=version,
         format=format_of(format),
         model=model,
@@ -79,7 +81,7 @@ async def list_artifacts(
     connection, found, token = self._connection, list[Artifact](), ""
     deadline = connection.deadline(timeout)
     while True:
-        request = artifact_pb2.ListArtifactsRequest(version=version, page_token=token)
+        request = made(artifact_pb2.ListArtifactsRequest, version=version, page_token=token)
         reply = await connection.call(connection.stubs().artifacts.ListArtifacts, request, deadline)
         found += map(parse.artifact, reply.artifacts)
         token = reply.next_page_token
@@ -92,7 +94,7 @@ async def delete_artifact(
 ) -> None:
     """Removes an artifact. Raises NotFound, or FailedPrecondition (reason ARTIFACT_IN_USE)."""
     connection = self._connection
-    request = artifact_pb2.DeleteArtifactRequest(artifact=artifact)
+    request = made(artifact_pb2.DeleteArtifactRequest, artifact=artifact)
     stub = connection.stubs().artifacts
     await connection.call(stub.DeleteArtifact, request, connection.deadline(timeout))
 
@@ -159,9 +161,13 @@ async def import_version(
     connection = self._connection
     deadline = connection.deadline(timeout)
     parcel = await connection.run(partial(Parcel, Path(path)))
-    made = await uploads.send(connection, parcel, progress, deadline)
-    request = model_pb2.ImportVersionRequest(
-        model=model, artifact=made.id, name=name, request_id=request_id or uuid.uuid4().hex
+    sent = await uploads.send(connection, parcel, progress, deadline)
+    request = made(
+        model_pb2.ImportVersionRequest,
+        model=model,
+        artifact=sent.id,
+        name=name,
+        request_id=request_id or uuid.uuid4().hex,
     )
     stub = connection.stubs().models
     started = await connection.call(stub.ImportVersion, request, deadline)

@@ -10,6 +10,7 @@ from hotclip import _bridge as parse
 from hotclip import _jobs
 from hotclip._aio.jobs import AsyncRun
 from hotclip._bridge import Bridge
+from hotclip._message import made
 from hotclip_proto.v1 import drift_pb2, search_pb2
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ async def reindex(
             `points`, and `ids` of the first ones as a JSON list).
     """
     connection = self._connection
-    request = search_pb2.ReindexRequest(
+    request = made(
+        search_pb2.ReindexRequest,
         collection=collection,
         version=version,
         name=name,
@@ -91,7 +93,8 @@ async def fit_bridge(
         FailedPrecondition: The collection is bound to the version (reason ALREADY_BOUND).
     """
     connection = self._connection
-    request = drift_pb2.FitBridgeRequest(
+    request = made(
+        drift_pb2.FitBridgeRequest,
         collection=collection,
         version=version,
         texts=texts,
@@ -109,7 +112,7 @@ async def fit_bridge(
 async def get_bridge(self: AsyncClient, collection: str, *, timeout: float | None = None) -> Bridge:
     """The bridge of a collection. Raises NotFound if it has none."""
     connection = self._connection
-    request = drift_pb2.GetBridgeRequest(collection=collection)
+    request = made(drift_pb2.GetBridgeRequest, collection=collection)
     stub = connection.stubs().drift
     return parse.bridge(
         await connection.call(stub.GetBridge, request, connection.deadline(timeout))
@@ -121,6 +124,6 @@ async def delete_bridge(
 ) -> None:
     """Removes the bridge of a collection. Raises NotFound if it has none."""
     connection = self._connection
-    request = drift_pb2.DeleteBridgeRequest(collection=collection)
+    request = made(drift_pb2.DeleteBridgeRequest, collection=collection)
     stub = connection.stubs().drift
     await connection.call(stub.DeleteBridge, request, connection.deadline(timeout))

@@ -11,6 +11,7 @@ from hotclip import _datasets as parse
 from hotclip._aio.connection import Connection, Duplex
 from hotclip._dataset_file import PairSource, names_file, rereadable_rows_of, rows_of
 from hotclip._datasets import Dataset, DatasetWriter, content_name
+from hotclip._message import made
 from hotclip._pairs import Rows, Tolerance, check
 from hotclip._reconnect import Attempts
 from hotclip._upload_bar import ShowProgress, shown
@@ -177,7 +178,7 @@ async def dataset_for(
 async def get_dataset(self: AsyncClient, dataset: str, *, timeout: float | None = None) -> Dataset:
     """A dataset by id or name. Raises NotFound."""
     connection = self._connection
-    request = dataset_pb2.GetDatasetRequest(dataset=dataset)
+    request = made(dataset_pb2.GetDatasetRequest, dataset=dataset)
     stub = connection.stubs().datasets
     return parse.dataset(
         await connection.call(stub.GetDataset, request, connection.deadline(timeout))
@@ -189,7 +190,7 @@ async def list_datasets(self: AsyncClient, *, timeout: float | None = None) -> l
     connection, found, token = self._connection, list[Dataset](), ""
     deadline = connection.deadline(timeout)
     while True:
-        request = dataset_pb2.ListDatasetsRequest(page_token=token)
+        request = made(dataset_pb2.ListDatasetsRequest, page_token=token)
         reply = await connection.call(connection.stubs().datasets.ListDatasets, request, deadline)
         found += map(parse.dataset, reply.datasets)
         token = reply.next_page_token
@@ -200,7 +201,7 @@ async def list_datasets(self: AsyncClient, *, timeout: float | None = None) -> l
 async def delete_dataset(self: AsyncClient, dataset: str, *, timeout: float | None = None) -> None:
     """Removes a dataset. Raises NotFound, or FailedPrecondition (reason DATASET_IN_USE)."""
     connection = self._connection
-    request = dataset_pb2.DeleteDatasetRequest(dataset=dataset)
+    request = made(dataset_pb2.DeleteDatasetRequest, dataset=dataset)
     stub = connection.stubs().datasets
     await connection.call(stub.DeleteDataset, request, connection.deadline(timeout))
 
@@ -219,7 +220,7 @@ async def download_dataset(
         DataLoss: An image is damaged or missing.
     """
     connection = self._connection
-    request = dataset_pb2.DownloadDatasetRequest(dataset=dataset)
+    request = made(dataset_pb2.DownloadDatasetRequest, dataset=dataset)
     stream = connection.watch(
         connection.stubs().datasets.DownloadDataset, request, connection.deadline(timeout)
     )

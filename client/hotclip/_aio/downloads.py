@@ -9,13 +9,14 @@ from hotclip import _artifacts as parse
 from hotclip._aio.connection import Connection
 from hotclip._artifacts import Artifact, Download, Progress
 from hotclip._deadline import Deadline
+from hotclip._message import made
 from hotclip.errors import Cancelled, Unavailable
 from hotclip_proto.v1 import artifact_pb2
 
 
 async def get(connection: Connection, artifact: str, deadline: Deadline) -> Artifact:
     """An artifact by id. Raises NotFound."""
-    request = artifact_pb2.GetArtifactRequest(artifact=artifact)
+    request = made(artifact_pb2.GetArtifactRequest, artifact=artifact)
     return parse.artifact(
         await connection.call(connection.stubs().artifacts.GetArtifact, request, deadline)
     )

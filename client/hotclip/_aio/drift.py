@@ -12,6 +12,7 @@ from hotclip._aio.datasets import dataset_for
 from hotclip._aio.jobs import AsyncRun
 from hotclip._dataset_file import PairSource
 from hotclip._drift import DriftReport
+from hotclip._message import made
 from hotclip_proto.v1 import drift_pb2
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ async def compare_versions(
         NotFound: No such version, collection or dataset.
         FailedPrecondition: There is nothing to compare with (reason NOTHING_TO_COMPARE).
     """
-    request = drift_pb2.CompareVersionsRequest(
+    request = made(
+        drift_pb2.CompareVersionsRequest,
         model=model,
         version=version,
         base_version=base_version,
@@ -91,7 +93,7 @@ async def drift_report(self: AsyncClient, job: str, *, timeout: float | None = N
         FailedPrecondition: It has not ended well, or is of another kind.
     """
     connection = self._connection
-    request = drift_pb2.GetDriftReportRequest(job=job)
+    request = made(drift_pb2.GetDriftReportRequest, job=job)
     stub = connection.stubs().drift
     reply = await connection.call(stub.GetDriftReport, request, connection.deadline(timeout))
     return parse.drift_report(reply)

@@ -13,6 +13,7 @@ from hotclip._aio.connection import Connection
 from hotclip._artifacts import FormatName, Progress, export_request
 from hotclip._events import EventCursor
 from hotclip._jobs import Example, Job, JobEvent, JobKind, JobState, LogLine, Measurement
+from hotclip._message import made
 from hotclip._page import write_page
 from hotclip._progress import ProgressBar
 from hotclip.errors import Cancelled, Unavailable
@@ -40,7 +41,7 @@ class AsyncRun:
     async def job(self, *, timeout: float | None = None) -> Job:
         """Everything about the job as it is now. Raises NotFound if it was deleted."""
         connection = self._connection
-        request = job_pb2.GetJobRequest(job=self.id)
+        request = made(job_pb2.GetJobRequest, job=self.id)
         stub = connection.stubs().jobs
         return parse.job(await connection.call(stub.GetJob, request, connection.deadline(timeout)))
 
@@ -143,7 +144,7 @@ class AsyncRun:
             NotFound: The job was deleted.
         """
         connection = self._connection
-        request = job_pb2.GetJobReportRequest(job=self.id)
+        request = made(job_pb2.GetJobReportRequest, job=self.id)
         stub = connection.stubs().jobs
         reply = await connection.call(stub.GetJobReport, request, connection.deadline(timeout))
         return await connection.run(partial(write_page, Path(path), self.name, reply.html))
@@ -156,7 +157,7 @@ class AsyncRun:
     async def cancel(self) -> Job:
         """Asks the job to end; it passes through CANCELLING. Harmless if it has ended."""
         connection = self._connection
-        request = job_pb2.CancelJobRequest(job=self.id)
+        request = made(job_pb2.CancelJobRequest, job=self.id)
         stub = connection.stubs().jobs
         return parse.job(await connection.call(stub.CancelJob, request, connection.deadline(None)))
 
@@ -166,7 +167,7 @@ class AsyncRun:
         Raises FailedPrecondition (reason JOB_NOT_RESUMABLE).
         """
         connection = self._connection
-        request = job_pb2.ResumeJobRequest(job=self.id)
+        request = made(job_pb2.ResumeJobRequest, job=self.id)
         stub = connection.stubs().jobs
         return parse.job(await connection.call(stub.ResumeJob, request, connection.deadline(None)))
 
@@ -176,7 +177,7 @@ class AsyncRun:
         Raises FailedPrecondition (reason JOB_ACTIVE).
         """
         connection = self._connection
-        request = job_pb2.DeleteJobRequest(job=self.id)
+        request = made(job_pb2.DeleteJobRequest, job=self.id)
         await connection.call(connection.stubs().jobs.DeleteJob, request, connection.deadline(None))
 
     async def save_artifact(
@@ -223,7 +224,7 @@ class AsyncRun:
 async def get_job(self: AsyncClient, job: str, *, timeout: float | None = None) -> AsyncRun:
     """A handle on a job by id or name, e.g. in another process. Raises NotFound."""
     connection = self._connection
-    request = job_pb2.GetJobRequest(job=job)
+    request = made(job_pb2.GetJobRequest, job=job)
     stub = connection.stubs().jobs
     reply = await connection.call(stub.GetJob, request, connection.deadline(timeout))
     return AsyncRun(connection, parse.job(reply))

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hotclip import _models as parse
+from hotclip._message import made
 from hotclip._models import Architecture, Backbone, Gate, Model, Version
 from hotclip._reconnect import Attempts
 from hotclip.errors import Cancelled, Unavailable
@@ -24,7 +25,7 @@ async def models(self: AsyncClient, *, timeout: float | None = None) -> list[Mod
     connection, found, token = self._connection, list[Model](), ""
     deadline = connection.deadline(timeout)
     while True:
-        request = model_pb2.ListModelsRequest(page_token=token)
+        request = made(model_pb2.ListModelsRequest, page_token=token)
         reply = await connection.call(connection.stubs().models.ListModels, request, deadline)
         found += map(parse.model, reply.models)
         token = reply.next_page_token
@@ -35,7 +36,7 @@ async def models(self: AsyncClient, *, timeout: float | None = None) -> list[Mod
 async def get_model(self: AsyncClient, model: str = "", *, timeout: float | None = None) -> Model:
     """One model; empty: "default". Raises NotFound."""
     connection = self._connection
-    request = model_pb2.GetModelRequest(model=model)
+    request = made(model_pb2.GetModelRequest, model=model)
     stub = connection.stubs().models
     return parse.model(await connection.call(stub.GetModel, request, connection.deadline(timeout)))
 
@@ -47,7 +48,7 @@ async def versions(
     connection, found, token = self._connection, list[Version](), ""
     deadline = connection.deadline(timeout)
     while True:
-        request = model_pb2.ListVersionsRequest(model=model, page_token=token)
+        request = made(model_pb2.ListVersionsRequest, model=model, page_token=token)
         reply = await connection.call(connection.stubs().models.ListVersions, request, deadline)
         found += map(parse.version, reply.versions)
         token = reply.next_page_token
@@ -58,7 +59,7 @@ async def versions(
 async def get_version(self: AsyncClient, version: str, *, timeout: float | None = None) -> Version:
     """One version by id. Raises NotFound."""
     connection = self._connection
-    request = model_pb2.GetVersionRequest(version=version)
+    request = made(model_pb2.GetVersionRequest, version=version)
     stub = connection.stubs().models
     return parse.version(
         await connection.call(stub.GetVersion, request, connection.deadline(timeout))
@@ -69,7 +70,7 @@ async def backbones(self: AsyncClient, *, timeout: float | None = None) -> list[
     """Published weights that are a good beginning, described: the built-in ones, then the
     smallest first. What is not listed can be loaded just as well, see architectures."""
     connection = self._connection
-    request = model_pb2.DescribeArchitecturesRequest(page_size=1)
+    request = made(model_pb2.DescribeArchitecturesRequest, page_size=1)
     stub = connection.stubs().models
     reply = await connection.call(stub.DescribeArchitectures, request, connection.deadline(timeout))
     return list(map(parse.backbone, reply.backbones))
@@ -81,7 +82,7 @@ async def architectures(self: AsyncClient, *, timeout: float | None = None) -> l
     deadline = connection.deadline(timeout)
     stub = connection.stubs().models
     while True:
-        request = model_pb2.DescribeArchitecturesRequest(page_size=1000, page_token=token)
+        request = made(model_pb2.DescribeArchitecturesRequest, page_size=1000, page_token=token)
         reply = await connection.call(stub.DescribeArchitectures, request, deadline)
         found += map(parse.architecture, reply.architectures)
         token = reply.next_page_token
@@ -113,8 +114,11 @@ async def load_version(
         DataLoss: A checksum does not match.
     """
     connection = self._connection
-    request = model_pb2.LoadVersionRequest(
-        model=model, source=source, request_id=request_id or uuid.uuid4().hex
+    request = made(
+        model_pb2.LoadVersionRequest,
+        model=model,
+        source=source,
+        request_id=request_id or uuid.uuid4().hex,
     )
     stub = connection.stubs().models
     return parse.version(
@@ -156,7 +160,8 @@ async def activate(
         ResourceExhausted: It does not fit into memory.
     """
     connection = self._connection
-    request = model_pb2.ActivateVersionRequest(
+    request = made(
+        model_pb2.ActivateVersionRequest,
         model=model,
         version=version,
         etag=etag,
@@ -192,8 +197,8 @@ async def rollback(
         FailedPrecondition: There is no previous version (reason NO_PREVIOUS_VERSION).
     """
     connection = self._connection
-    request = model_pb2.RollbackRequest(
-        model=model, etag=etag, request_id=request_id or uuid.uuid4().hex
+    request = made(
+        model_pb2.RollbackRequest, model=model, etag=etag, request_id=request_id or uuid.uuid4().hex
     )
     stub = connection.stubs().models
     return parse.model(await connection.call(stub.Rollback, request, connection.deadline(timeout)))
@@ -213,7 +218,9 @@ async def unload_version(
     Raises NotFound, or FailedPrecondition (reason VERSION_IN_USE).
     """
     connection = self._connection
-    request = model_pb2.UnloadVersionRequest(version=version, release_rollback=release_rollback)
+    request = made(
+        model_pb2.UnloadVersionRequest, version=version, release_rollback=release_rollback
+    )
     stub = connection.stubs().models
     return parse.version(
         await connection.call(stub.UnloadVersion, request, connection.deadline(timeout))
@@ -226,7 +233,7 @@ async def delete_version(self: AsyncClient, version: str, *, timeout: float | No
     Raises NotFound, or FailedPrecondition (reason VERSION_IN_USE).
     """
     connection = self._connection
-    request = model_pb2.DeleteVersionRequest(version=version)
+    request = made(model_pb2.DeleteVersionRequest, version=version)
     await connection.call(
         connection.stubs().models.DeleteVersion, request, connection.deadline(timeout)
     )
@@ -277,7 +284,7 @@ async def watch_models(
     seen: dict[str, Model] = {}
     revisions = dict(after or {})
     while True:
-        request = model_pb2.WatchModelsRequest(model=model, after_revisions=revisions)
+        request = made(model_pb2.WatchModelsRequest, model=model, after_revisions=revisions)
         stream = connection.watch(connection.stubs().models.WatchModels, request)
         try:
             async for message in stream:

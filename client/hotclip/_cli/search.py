@@ -92,6 +92,8 @@ def _search(client: Client, options: argparse.Namespace) -> int:
 
 
 def _points(client: Client, options: argparse.Namespace) -> int:
+    if options.limit < 1:
+        raise InvalidArgument.field("limit", f"{options.limit} is less than 1")
     if options.ids and options.filter:
         raise InvalidArgument.field("filter", "goes without ids")
     if options.ids:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hotclip import _artifacts as parse
 from hotclip import _jobs
 from hotclip._artifacts import Artifact, FormatName, Progress, format_of
+from hotclip._message import made
 from hotclip._parcel import Parcel
 from hotclip._sync import downloads, uploads
 from hotclip._sync.jobs import Run
@@ -50,7 +51,8 @@ def export(
         NotFound: No such version.
         InvalidArgument: Each bad field named.
     """
-    request = model_pb2.ExportRequest(
+    request = made(
+        model_pb2.ExportRequest,
         version=version,
         format=format_of(format),
         model=model,
@@ -77,7 +79,7 @@ def list_artifacts(
     connection, found, token = self._connection, list[Artifact](), ""
     deadline = connection.deadline(timeout)
     while True:
-        request = artifact_pb2.ListArtifactsRequest(version=version, page_token=token)
+        request = made(artifact_pb2.ListArtifactsRequest, version=version, page_token=token)
         reply = connection.call(connection.stubs().artifacts.ListArtifacts, request, deadline)
         found += map(parse.artifact, reply.artifacts)
         token = reply.next_page_token
@@ -88,7 +90,7 @@ def list_artifacts(
 def delete_artifact(self: Client, artifact: str, *, timeout: float | None = None) -> None:
     """Removes an artifact. Raises NotFound, or FailedPrecondition (reason ARTIFACT_IN_USE)."""
     connection = self._connection
-    request = artifact_pb2.DeleteArtifactRequest(artifact=artifact)
+    request = made(artifact_pb2.DeleteArtifactRequest, artifact=artifact)
     stub = connection.stubs().artifacts
     connection.call(stub.DeleteArtifact, request, connection.deadline(timeout))
 
@@ -155,9 +157,13 @@ def import_version(
     connection = self._connection
     deadline = connection.deadline(timeout)
     parcel = connection.run(partial(Parcel, Path(path)))
-    made = uploads.send(connection, parcel, progress, deadline)
-    request = model_pb2.ImportVersionRequest(
-        model=model, artifact=made.id, name=name, request_id=request_id or uuid.uuid4().hex
+    sent = uploads.send(connection, parcel, progress, deadline)
+    request = made(
+        model_pb2.ImportVersionRequest,
+        model=model,
+        artifact=sent.id,
+        name=name,
+        request_id=request_id or uuid.uuid4().hex,
     )
     stub = connection.stubs().models
     started = connection.call(stub.ImportVersion, request, deadline)

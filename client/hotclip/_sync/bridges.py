@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hotclip import _bridge as parse
 from hotclip import _jobs
 from hotclip._bridge import Bridge
+from hotclip._message import made
 from hotclip._sync.jobs import Run
 from hotclip_proto.v1 import drift_pb2, search_pb2
 
@@ -46,7 +47,8 @@ def reindex(
             `points`, and `ids` of the first ones as a JSON list).
     """
     connection = self._connection
-    request = search_pb2.ReindexRequest(
+    request = made(
+        search_pb2.ReindexRequest,
         collection=collection,
         version=version,
         name=name,
@@ -91,7 +93,8 @@ def fit_bridge(
         FailedPrecondition: The collection is bound to the version (reason ALREADY_BOUND).
     """
     connection = self._connection
-    request = drift_pb2.FitBridgeRequest(
+    request = made(
+        drift_pb2.FitBridgeRequest,
         collection=collection,
         version=version,
         texts=texts,
@@ -109,7 +112,7 @@ def fit_bridge(
 def get_bridge(self: Client, collection: str, *, timeout: float | None = None) -> Bridge:
     """The bridge of a collection. Raises NotFound if it has none."""
     connection = self._connection
-    request = drift_pb2.GetBridgeRequest(collection=collection)
+    request = made(drift_pb2.GetBridgeRequest, collection=collection)
     stub = connection.stubs().drift
     return parse.bridge(connection.call(stub.GetBridge, request, connection.deadline(timeout)))
 
@@ -117,6 +120,6 @@ def get_bridge(self: Client, collection: str, *, timeout: float | None = None) -
 def delete_bridge(self: Client, collection: str, *, timeout: float | None = None) -> None:
     """Removes the bridge of a collection. Raises NotFound if it has none."""
     connection = self._connection
-    request = drift_pb2.DeleteBridgeRequest(collection=collection)
+    request = made(drift_pb2.DeleteBridgeRequest, collection=collection)
     stub = connection.stubs().drift
     connection.call(stub.DeleteBridge, request, connection.deadline(timeout))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hotclip import _datasets as parse
 from hotclip._dataset_file import PairSource, names_file, rereadable_rows_of, rows_of
 from hotclip._datasets import Dataset, DatasetWriter, content_name
+from hotclip._message import made
 from hotclip._pairs import Rows, Tolerance, check
 from hotclip._reconnect import Attempts
 from hotclip._sync.connection import Connection, Duplex
@@ -175,7 +176,7 @@ def dataset_for(self: Client, data: str | PairSource, progress: ShowProgress = F
 def get_dataset(self: Client, dataset: str, *, timeout: float | None = None) -> Dataset:
     """A dataset by id or name. Raises NotFound."""
     connection = self._connection
-    request = dataset_pb2.GetDatasetRequest(dataset=dataset)
+    request = made(dataset_pb2.GetDatasetRequest, dataset=dataset)
     stub = connection.stubs().datasets
     return parse.dataset(connection.call(stub.GetDataset, request, connection.deadline(timeout)))
 
@@ -185,7 +186,7 @@ def list_datasets(self: Client, *, timeout: float | None = None) -> list[Dataset
     connection, found, token = self._connection, list[Dataset](), ""
     deadline = connection.deadline(timeout)
     while True:
-        request = dataset_pb2.ListDatasetsRequest(page_token=token)
+        request = made(dataset_pb2.ListDatasetsRequest, page_token=token)
         reply = connection.call(connection.stubs().datasets.ListDatasets, request, deadline)
         found += map(parse.dataset, reply.datasets)
         token = reply.next_page_token
@@ -196,7 +197,7 @@ def list_datasets(self: Client, *, timeout: float | None = None) -> list[Dataset
 def delete_dataset(self: Client, dataset: str, *, timeout: float | None = None) -> None:
     """Removes a dataset. Raises NotFound, or FailedPrecondition (reason DATASET_IN_USE)."""
     connection = self._connection
-    request = dataset_pb2.DeleteDatasetRequest(dataset=dataset)
+    request = made(dataset_pb2.DeleteDatasetRequest, dataset=dataset)
     stub = connection.stubs().datasets
     connection.call(stub.DeleteDataset, request, connection.deadline(timeout))
 
@@ -215,7 +216,7 @@ def download_dataset(
         DataLoss: An image is damaged or missing.
     """
     connection = self._connection
-    request = dataset_pb2.DownloadDatasetRequest(dataset=dataset)
+    request = made(dataset_pb2.DownloadDatasetRequest, dataset=dataset)
     stream = connection.watch(
         connection.stubs().datasets.DownloadDataset, request, connection.deadline(timeout)
     )

@@ -10,6 +10,7 @@ from hotclip import _drift as parse
 from hotclip import _jobs
 from hotclip._dataset_file import PairSource
 from hotclip._drift import DriftReport
+from hotclip._message import made
 from hotclip._sync.datasets import dataset_for
 from hotclip._sync.jobs import Run
 from hotclip_proto.v1 import drift_pb2
@@ -58,7 +59,8 @@ def compare_versions(
         NotFound: No such version, collection or dataset.
         FailedPrecondition: There is nothing to compare with (reason NOTHING_TO_COMPARE).
     """
-    request = drift_pb2.CompareVersionsRequest(
+    request = made(
+        drift_pb2.CompareVersionsRequest,
         model=model,
         version=version,
         base_version=base_version,
@@ -91,7 +93,7 @@ def drift_report(self: Client, job: str, *, timeout: float | None = None) -> Dri
         FailedPrecondition: It has not ended well, or is of another kind.
     """
     connection = self._connection
-    request = drift_pb2.GetDriftReportRequest(job=job)
+    request = made(drift_pb2.GetDriftReportRequest, job=job)
     stub = connection.stubs().drift
     reply = connection.call(stub.GetDriftReport, request, connection.deadline(timeout))
     return parse.drift_report(reply)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hotclip import _feedback as parse
 from hotclip._encoding import OnError
 from hotclip._feedback import Choice, ChoiceLike, FeedbackDataset, Recorded, RecordTally
+from hotclip._message import made
 from hotclip_proto.v1 import feedback_pb2
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def record_feedback(
     deadline = connection.deadline(timeout)
     tally = RecordTally(on_error)
     for block in parse.choice_blocks(choices):
-        request = feedback_pb2.RecordFeedbackRequest(collection=collection, choices=block.choices)
+        request = made(
+            feedback_pb2.RecordFeedbackRequest, collection=collection, choices=block.choices
+        )
         stub = connection.stubs().feedback
         tally.add(block, connection.call(stub.RecordFeedback, request, deadline))
     return tally.result()
@@ -70,8 +73,11 @@ def list_feedback(
     connection, found, token = self._connection, list[Choice](), ""
     deadline = connection.deadline(timeout)
     while True:
-        request = feedback_pb2.ListFeedbackRequest(
-            collection=collection, window=parse.window_of(start, end), page_token=token
+        request = made(
+            feedback_pb2.ListFeedbackRequest,
+            collection=collection,
+            window=parse.window_of(start, end),
+            page_token=token,
         )
         stub = connection.stubs().feedback
         reply = connection.call(stub.ListFeedback, request, deadline)
@@ -101,8 +107,10 @@ def delete_feedback(
         NotFound: No such collection.
     """
     connection = self._connection
-    request = feedback_pb2.DeleteFeedbackRequest(
-        collection=collection, window=parse.window_of(start, end)
+    request = made(
+        feedback_pb2.DeleteFeedbackRequest,
+        collection=collection,
+        window=parse.window_of(start, end),
     )
     stub = connection.stubs().feedback
     reply = connection.call(stub.DeleteFeedback, request, connection.deadline(timeout))
@@ -141,7 +149,8 @@ def feedback_dataset(
         AlreadyExists: The name belongs to other content, or the content to another name.
     """
     connection = self._connection
-    request = feedback_pb2.CreateFeedbackDatasetRequest(
+    request = made(
+        feedback_pb2.CreateFeedbackDatasetRequest,
         collection=collection,
         window=parse.window_of(start, end),
         name=name,

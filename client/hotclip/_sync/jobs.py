@@ -11,6 +11,7 @@ from hotclip import _jobs as parse
 from hotclip._artifacts import FormatName, Progress, export_request
 from hotclip._events import EventCursor
 from hotclip._jobs import Example, Job, JobEvent, JobKind, JobState, LogLine, Measurement
+from hotclip._message import made
 from hotclip._page import write_page
 from hotclip._progress import ProgressBar
 from hotclip._sync import downloads
@@ -40,7 +41,7 @@ class Run:
     def job(self, *, timeout: float | None = None) -> Job:
         """Everything about the job as it is now. Raises NotFound if it was deleted."""
         connection = self._connection
-        request = job_pb2.GetJobRequest(job=self.id)
+        request = made(job_pb2.GetJobRequest, job=self.id)
         stub = connection.stubs().jobs
         return parse.job(connection.call(stub.GetJob, request, connection.deadline(timeout)))
 
@@ -139,7 +140,7 @@ class Run:
             NotFound: The job was deleted.
         """
         connection = self._connection
-        request = job_pb2.GetJobReportRequest(job=self.id)
+        request = made(job_pb2.GetJobReportRequest, job=self.id)
         stub = connection.stubs().jobs
         reply = connection.call(stub.GetJobReport, request, connection.deadline(timeout))
         return connection.run(partial(write_page, Path(path), self.name, reply.html))
@@ -152,7 +153,7 @@ class Run:
     def cancel(self) -> Job:
         """Asks the job to end; it passes through CANCELLING. Harmless if it has ended."""
         connection = self._connection
-        request = job_pb2.CancelJobRequest(job=self.id)
+        request = made(job_pb2.CancelJobRequest, job=self.id)
         stub = connection.stubs().jobs
         return parse.job(connection.call(stub.CancelJob, request, connection.deadline(None)))
 
@@ -162,7 +163,7 @@ class Run:
         Raises FailedPrecondition (reason JOB_NOT_RESUMABLE).
         """
         connection = self._connection
-        request = job_pb2.ResumeJobRequest(job=self.id)
+        request = made(job_pb2.ResumeJobRequest, job=self.id)
         stub = connection.stubs().jobs
         return parse.job(connection.call(stub.ResumeJob, request, connection.deadline(None)))
 
@@ -172,7 +173,7 @@ class Run:
         Raises FailedPrecondition (reason JOB_ACTIVE).
         """
         connection = self._connection
-        request = job_pb2.DeleteJobRequest(job=self.id)
+        request = made(job_pb2.DeleteJobRequest, job=self.id)
         connection.call(connection.stubs().jobs.DeleteJob, request, connection.deadline(None))
 
     def save_artifact(
@@ -219,7 +220,7 @@ class Run:
 def get_job(self: Client, job: str, *, timeout: float | None = None) -> Run:
     """A handle on a job by id or name, e.g. in another process. Raises NotFound."""
     connection = self._connection
-    request = job_pb2.GetJobRequest(job=job)
+    request = made(job_pb2.GetJobRequest, job=job)
     stub = connection.stubs().jobs
     reply = connection.call(stub.GetJob, request, connection.deadline(timeout))
     return Run(connection, parse.job(reply))

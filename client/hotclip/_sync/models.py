@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hotclip import _models as parse
+from hotclip._message import made
 from hotclip._models import Architecture, Backbone, Gate, Model, Version
 from hotclip._reconnect import Attempts
 from hotclip.errors import Cancelled, Unavailable
@@ -24,7 +25,7 @@ def models(self: Client, *, timeout: float | None = None) -> list[Model]:
     connection, found, token = self._connection, list[Model](), ""
     deadline = connection.deadline(timeout)
     while True:
-        request = model_pb2.ListModelsRequest(page_token=token)
+        request = made(model_pb2.ListModelsRequest, page_token=token)
         reply = connection.call(connection.stubs().models.ListModels, request, deadline)
         found += map(parse.model, reply.models)
         token = reply.next_page_token
@@ -35,7 +36,7 @@ def models(self: Client, *, timeout: float | None = None) -> list[Model]:
 def get_model(self: Client, model: str = "", *, timeout: float | None = None) -> Model:
     """One model; empty: "default". Raises NotFound."""
     connection = self._connection
-    request = model_pb2.GetModelRequest(model=model)
+    request = made(model_pb2.GetModelRequest, model=model)
     stub = connection.stubs().models
     return parse.model(connection.call(stub.GetModel, request, connection.deadline(timeout)))
 
@@ -45,7 +46,7 @@ def versions(self: Client, model: str = "", *, timeout: float | None = None) -> 
     connection, found, token = self._connection, list[Version](), ""
     deadline = connection.deadline(timeout)
     while True:
-        request = model_pb2.ListVersionsRequest(model=model, page_token=token)
+        request = made(model_pb2.ListVersionsRequest, model=model, page_token=token)
         reply = connection.call(connection.stubs().models.ListVersions, request, deadline)
         found += map(parse.version, reply.versions)
         token = reply.next_page_token
@@ -56,7 +57,7 @@ def versions(self: Client, model: str = "", *, timeout: float | None = None) -> 
 def get_version(self: Client, version: str, *, timeout: float | None = None) -> Version:
     """One version by id. Raises NotFound."""
     connection = self._connection
-    request = model_pb2.GetVersionRequest(version=version)
+    request = made(model_pb2.GetVersionRequest, version=version)
     stub = connection.stubs().models
     return parse.version(connection.call(stub.GetVersion, request, connection.deadline(timeout)))
 
@@ -65,7 +66,7 @@ def backbones(self: Client, *, timeout: float | None = None) -> list[Backbone]:
     """Published weights that are a good beginning, described: the built-in ones, then the
     smallest first. What is not listed can be loaded just as well, see architectures."""
     connection = self._connection
-    request = model_pb2.DescribeArchitecturesRequest(page_size=1)
+    request = made(model_pb2.DescribeArchitecturesRequest, page_size=1)
     stub = connection.stubs().models
     reply = connection.call(stub.DescribeArchitectures, request, connection.deadline(timeout))
     return list(map(parse.backbone, reply.backbones))
@@ -77,7 +78,7 @@ def architectures(self: Client, *, timeout: float | None = None) -> list[Archite
     deadline = connection.deadline(timeout)
     stub = connection.stubs().models
     while True:
-        request = model_pb2.DescribeArchitecturesRequest(page_size=1000, page_token=token)
+        request = made(model_pb2.DescribeArchitecturesRequest, page_size=1000, page_token=token)
         reply = connection.call(stub.DescribeArchitectures, request, deadline)
         found += map(parse.architecture, reply.architectures)
         token = reply.next_page_token
@@ -109,8 +110,11 @@ def load_version(
         DataLoss: A checksum does not match.
     """
     connection = self._connection
-    request = model_pb2.LoadVersionRequest(
-        model=model, source=source, request_id=request_id or uuid.uuid4().hex
+    request = made(
+        model_pb2.LoadVersionRequest,
+        model=model,
+        source=source,
+        request_id=request_id or uuid.uuid4().hex,
     )
     stub = connection.stubs().models
     return parse.version(connection.call(stub.LoadVersion, request, connection.deadline(timeout)))
@@ -150,7 +154,8 @@ def activate(
         ResourceExhausted: It does not fit into memory.
     """
     connection = self._connection
-    request = model_pb2.ActivateVersionRequest(
+    request = made(
+        model_pb2.ActivateVersionRequest,
         model=model,
         version=version,
         etag=etag,
@@ -184,8 +189,8 @@ def rollback(
         FailedPrecondition: There is no previous version (reason NO_PREVIOUS_VERSION).
     """
     connection = self._connection
-    request = model_pb2.RollbackRequest(
-        model=model, etag=etag, request_id=request_id or uuid.uuid4().hex
+    request = made(
+        model_pb2.RollbackRequest, model=model, etag=etag, request_id=request_id or uuid.uuid4().hex
     )
     stub = connection.stubs().models
     return parse.model(connection.call(stub.Rollback, request, connection.deadline(timeout)))
@@ -205,7 +210,9 @@ def unload_version(
     Raises NotFound, or FailedPrecondition (reason VERSION_IN_USE).
     """
     connection = self._connection
-    request = model_pb2.UnloadVersionRequest(version=version, release_rollback=release_rollback)
+    request = made(
+        model_pb2.UnloadVersionRequest, version=version, release_rollback=release_rollback
+    )
     stub = connection.stubs().models
     return parse.version(connection.call(stub.UnloadVersion, request, connection.deadline(timeout)))
 
@@ -216,7 +223,7 @@ def delete_version(self: Client, version: str, *, timeout: float | None = None) 
     Raises NotFound, or FailedPrecondition (reason VERSION_IN_USE).
     """
     connection = self._connection
-    request = model_pb2.DeleteVersionRequest(version=version)
+    request = made(model_pb2.DeleteVersionRequest, version=version)
     connection.call(connection.stubs().models.DeleteVersion, request, connection.deadline(timeout))
 
 
@@ -265,7 +272,7 @@ def watch_models(
     seen: dict[str, Model] = {}
     revisions = dict(after or {})
     while True:
-        request = model_pb2.WatchModelsRequest(model=model, after_revisions=revisions)
+        request = made(model_pb2.WatchModelsRequest, model=model, after_revisions=revisions)
         stream = connection.watch(connection.stubs().models.WatchModels, request)
         try:
             for message in stream:

@@ -9,7 +9,8 @@ from hotclip import _collections as parse
 from hotclip._collections import Collection
 from hotclip._encoding import OnError
 from hotclip._filters import FilterLike, filter_of
-from hotclip._points import PointLike, Upserted, UpsertTally, deletions, point_blocks
+from hotclip._message import made
+from hotclip._points import PointLike, Upserted, UpsertTally, check_ids, deletions, point_blocks
 from hotclip._queries import Hits, QueryLike, SearchPlan
 from hotclip._stored import (
     IDS_AT_ONCE,
@@ -48,8 +49,12 @@ def create_collection(
         NotFound: No such model or version.
     """
     connection = self._connection
-    request = search_pb2.CreateCollectionRequest(
-        name=name, model=model, version=version, keep_sources=keep_sources
+    request = made(
+        search_pb2.CreateCollectionRequest,
+        name=name,
+        model=model,
+        version=version,
+        keep_sources=keep_sources,
     )
     stub = connection.stubs().search
     reply = connection.call(stub.CreateCollection, request, connection.deadline(timeout))
@@ -59,7 +64,7 @@ def create_collection(
 def get_collection(self: Client, name: str, *, timeout: float | None = None) -> Collection:
     """A collection by name. Raises NotFound."""
     connection = self._connection
-    request = search_pb2.GetCollectionRequest(name=name)
+    request = made(search_pb2.GetCollectionRequest, name=name)
     stub = connection.stubs().search
     reply = connection.call(stub.GetCollection, request, connection.deadline(timeout))
     return parse.collection(reply)
@@ -70,7 +75,7 @@ def list_collections(self: Client, *, timeout: float | None = None) -> list[Coll
     connection, found, token = self._connection, list[Collection](), ""
     deadline = connection.deadline(timeout)
     while True:
-        request = search_pb2.ListCollectionsRequest(page_token=token)
+        request = made(search_pb2.ListCollectionsRequest, page_token=token)
         reply = connection.call(connection.stubs().search.ListCollections, request, deadline)
         found += map(parse.collection, reply.collections)
         token = reply.next_page_token
@@ -81,7 +86,7 @@ def list_collections(self: Client, *, timeout: float | None = None) -> list[Coll
 def delete_collection(self: Client, name: str, *, timeout: float | None = None) -> None:
     """Removes a collection with its points. Raises NotFound."""
     connection = self._connection
-    request = search_pb2.DeleteCollectionRequest(name=name)
+    request = made(search_pb2.DeleteCollectionRequest, name=name)
     stub = connection.stubs().search
     connection.call(stub.DeleteCollection, request, connection.deadline(timeout))
 
@@ -122,7 +127,8 @@ def upsert(
         if not block.points:
             tally.add(block, search_pb2.UpsertResponse())
             continue
-        request = search_pb2.UpsertRequest(
+        request = made(
+            search_pb2.UpsertRequest,
             collection=collection,
             points=block.points,
             only_missing_sources=only_missing_sources,
@@ -183,11 +189,13 @@ def get_points(
         NotFound: No such collection.
         ResourceExhausted: The answer is too large (reason ANSWER_TOO_LARGE): ask for fewer.
     """
+    check_ids(ids)
     connection, found = self._connection, list[StoredPoint]()
     deadline = connection.deadline(timeout)
     at_once = SOURCES_AT_ONCE if sources else IDS_AT_ONCE
     for start in range(0, len(ids), at_once):
-        request = search_pb2.GetPointsRequest(
+        request = made(
+            search_pb2.GetPointsRequest,
             collection=collection,
             ids=ids[start : start + at_once],
             fields=fields_of(vectors=vectors, sources=sources),
@@ -229,7 +237,8 @@ def list_points(
     connection, token = self._connection, ""
     conditions = filter_of(filter)
     while True:
-        request = search_pb2.ListPointsRequest(
+        request = made(
+            search_pb2.ListPointsRequest,
             collection=collection,
             filter=conditions,
             page_size=page_size,
@@ -265,7 +274,7 @@ def count_points(
         InvalidArgument: The filter.
     """
     connection = self._connection
-    request = search_pb2.CountPointsRequest(collection=collection, filter=filter_of(filter))
+    request = made(search_pb2.CountPointsRequest, collection=collection, filter=filter_of(filter))
     stub = connection.stubs().search
     reply = connection.call(stub.CountPoints, request, connection.deadline(timeout))
     return reply.points

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hotclip import _shadow as parse
+from hotclip._message import made
 from hotclip._shadow import ShadowTraffic
 from hotclip_proto.v1 import drift_pb2
 
@@ -38,8 +39,12 @@ def set_shadow_traffic(
         FailedPrecondition: The version can't serve.
     """
     connection = self._connection
-    request = drift_pb2.SetShadowTrafficRequest(
-        model=model, version=version, share=share, lifetime_s=lifetime_s
+    request = made(
+        drift_pb2.SetShadowTrafficRequest,
+        model=model,
+        version=version,
+        share=share,
+        lifetime_s=lifetime_s,
     )
     stub = connection.stubs().drift
     reply = connection.call(stub.SetShadowTraffic, request, connection.deadline(timeout))
@@ -57,7 +62,7 @@ def shadow_traffic(self: Client, *, model: str = "", timeout: float | None = Non
         NotFound: There was none since the server started.
     """
     connection = self._connection
-    request = drift_pb2.GetShadowTrafficRequest(model=model)
+    request = made(drift_pb2.GetShadowTrafficRequest, model=model)
     stub = connection.stubs().drift
     reply = connection.call(stub.GetShadowTraffic, request, connection.deadline(timeout))
     return parse.shadow_traffic(reply)
@@ -76,7 +81,7 @@ def clear_shadow_traffic(
         NotFound: There was none since the server started.
     """
     connection = self._connection
-    request = drift_pb2.ClearShadowTrafficRequest(model=model)
+    request = made(drift_pb2.ClearShadowTrafficRequest, model=model)
     stub = connection.stubs().drift
     reply = connection.call(stub.ClearShadowTraffic, request, connection.deadline(timeout))
     return parse.shadow_traffic(reply)
