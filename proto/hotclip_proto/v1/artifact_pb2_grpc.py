@@ -113,7 +113,8 @@ class ArtifactServiceServicer(object):
     def UploadArtifact(self, request, context):
         """Takes a part of an archive; parts come in order, and one that the server has changes
         nothing. After the last the file is checked and becomes an artifact. An unfinished
-        upload is kept for a day, restarts included. Errors: INVALID_ARGUMENT (sha256;
+        upload is kept for a day, restarts included; of too many the one that nobody went on with
+        for longest, at least 15 minutes, gives way. Errors: INVALID_ARGUMENT (sha256;
         ARTIFACT_INVALID: no archive of a model, see ArtifactFormat; links, paths, and other
         kinds of files in it), OUT_OF_RANGE (offset beyond what the server has),
         RESOURCE_EXHAUSTED (bytes, disk, unfinished uploads), DATA_LOSS (sha256).

@@ -53,7 +53,8 @@ class ArtifactServiceStub:
     UploadArtifact: _grpc.UnaryUnaryMultiCallable[_artifact_pb2.UploadArtifactRequest, _artifact_pb2.Upload]
     """Takes a part of an archive; parts come in order, and one that the server has changes
     nothing. After the last the file is checked and becomes an artifact. An unfinished
-    upload is kept for a day, restarts included. Errors: INVALID_ARGUMENT (sha256;
+    upload is kept for a day, restarts included; of too many the one that nobody went on with
+    for longest, at least 15 minutes, gives way. Errors: INVALID_ARGUMENT (sha256;
     ARTIFACT_INVALID: no archive of a model, see ArtifactFormat; links, paths, and other
     kinds of files in it), OUT_OF_RANGE (offset beyond what the server has),
     RESOURCE_EXHAUSTED (bytes, disk, unfinished uploads), DATA_LOSS (sha256).
@@ -84,7 +85,8 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     UploadArtifact: _aio.UnaryUnaryMultiCallable[_artifact_pb2.UploadArtifactRequest, _artifact_pb2.Upload]  # type: ignore[assignment]
     """Takes a part of an archive; parts come in order, and one that the server has changes
     nothing. After the last the file is checked and becomes an artifact. An unfinished
-    upload is kept for a day, restarts included. Errors: INVALID_ARGUMENT (sha256;
+    upload is kept for a day, restarts included; of too many the one that nobody went on with
+    for longest, at least 15 minutes, gives way. Errors: INVALID_ARGUMENT (sha256;
     ARTIFACT_INVALID: no archive of a model, see ArtifactFormat; links, paths, and other
     kinds of files in it), OUT_OF_RANGE (offset beyond what the server has),
     RESOURCE_EXHAUSTED (bytes, disk, unfinished uploads), DATA_LOSS (sha256).
@@ -148,7 +150,8 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_artifact_pb2.Upload, _abc.Awaitable[_artifact_pb2.Upload]]:
         """Takes a part of an archive; parts come in order, and one that the server has changes
         nothing. After the last the file is checked and becomes an artifact. An unfinished
-        upload is kept for a day, restarts included. Errors: INVALID_ARGUMENT (sha256;
+        upload is kept for a day, restarts included; of too many the one that nobody went on with
+        for longest, at least 15 minutes, gives way. Errors: INVALID_ARGUMENT (sha256;
         ARTIFACT_INVALID: no archive of a model, see ArtifactFormat; links, paths, and other
         kinds of files in it), OUT_OF_RANGE (offset beyond what the server has),
         RESOURCE_EXHAUSTED (bytes, disk, unfinished uploads), DATA_LOSS (sha256).

@@ -75,7 +75,8 @@ class DatasetServiceServicer(object):
         the server the upload goes on: open names it, `accepted` says how many parts the server has,
         and the next part is sent. Who has not more than `window_bytes` unacknowledged can send
         again what was lost. An upload that is refused, or that nobody goes on with until
-        `expire_time`, leaves nothing behind.
+        `expire_time`, leaves nothing behind. Of too many the one that nobody goes on with for
+        longest, at least 15 minutes, gives way to a new one.
 
         Bad rows are left out as long as open allows so many, and listed in the dataset's report.
         If there are more, the answer is `refused` and then INVALID_ARGUMENT/DATASET_INVALID.

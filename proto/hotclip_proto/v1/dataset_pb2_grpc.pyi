@@ -42,7 +42,8 @@ class DatasetServiceStub:
     the server the upload goes on: open names it, `accepted` says how many parts the server has,
     and the next part is sent. Who has not more than `window_bytes` unacknowledged can send
     again what was lost. An upload that is refused, or that nobody goes on with until
-    `expire_time`, leaves nothing behind.
+    `expire_time`, leaves nothing behind. Of too many the one that nobody goes on with for
+    longest, at least 15 minutes, gives way to a new one.
 
     Bad rows are left out as long as open allows so many, and listed in the dataset's report.
     If there are more, the answer is `refused` and then INVALID_ARGUMENT/DATASET_INVALID.
@@ -83,7 +84,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     the server the upload goes on: open names it, `accepted` says how many parts the server has,
     and the next part is sent. Who has not more than `window_bytes` unacknowledged can send
     again what was lost. An upload that is refused, or that nobody goes on with until
-    `expire_time`, leaves nothing behind.
+    `expire_time`, leaves nothing behind. Of too many the one that nobody goes on with for
+    longest, at least 15 minutes, gives way to a new one.
 
     Bad rows are left out as long as open allows so many, and listed in the dataset's report.
     If there are more, the answer is `refused` and then INVALID_ARGUMENT/DATASET_INVALID.
@@ -127,7 +129,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         the server the upload goes on: open names it, `accepted` says how many parts the server has,
         and the next part is sent. Who has not more than `window_bytes` unacknowledged can send
         again what was lost. An upload that is refused, or that nobody goes on with until
-        `expire_time`, leaves nothing behind.
+        `expire_time`, leaves nothing behind. Of too many the one that nobody goes on with for
+        longest, at least 15 minutes, gives way to a new one.
 
         Bad rows are left out as long as open allows so many, and listed in the dataset's report.
         If there are more, the answer is `refused` and then INVALID_ARGUMENT/DATASET_INVALID.

@@ -19,6 +19,8 @@ from hotclip_server.storage.atomic import raise_if_disk_full, require_free_space
 log = logging.getLogger(__name__)
 
 MOST_UPLOADS = 16
+IDLE_S = 15 * 60.0
+"""Seconds for which an upload that nobody goes on with does not give way to others."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -102,10 +104,7 @@ class ArtifactUploads:
         self._root.mkdir(parents=True, exist_ok=True)
         if not part.exists():
             self._expire()
-            if sum(1 for _ in self._root.glob("*.part")) >= MOST_UPLOADS:
-                raise ResourceExhausted(
-                    f"{MOST_UPLOADS} uploads are unfinished already", reason="UPLOADS_TOO_MANY"
-                )
+            self._make_room()
             require_free_space(self._root, total, floor=self._limits.min_free_disk_bytes)
         require_free_space(self._root, len(data), floor=self._limits.min_free_disk_bytes)
         try:
@@ -114,6 +113,21 @@ class ArtifactUploads:
         except OSError as error:
             raise_if_disk_full(error)
             raise
+
+    def _make_room(self) -> None:
+        """Of too many uploads the one that was left for longest gives way to a new one."""
+        parts = sorted((part.stat().st_mtime, part) for part in self._root.glob("*.part"))
+        if len(parts) < MOST_UPLOADS:
+            return
+        last, oldest = parts[0]
+        if last > time.time() - IDLE_S:
+            raise ResourceExhausted(
+                f"{len(parts)} uploads are unfinished already, each of them in use within the last "
+                f"{IDLE_S:.0f} s",
+                reason="UPLOADS_TOO_MANY",
+            )
+        log.warning("an upload of %s gives way to another one", oldest.stem)
+        oldest.unlink()
 
     def _finish(self, part: Path, sha256: str) -> ArtifactRecord:
         if sha256_file(part) != sha256:

@@ -32,9 +32,11 @@ class DatasetLimits:
     """Bad rows that a report lists; an upload with more is not read further, unless its caller
     allows so many."""
     max_uploads: int = 64
-    """Uploads that are unfinished at a time."""
+    """Unfinished uploads at a time; of more the one that was left for longest gives way."""
     upload_expiry_s: float = 24 * 3600
     """Seconds after which an unfinished upload that nobody goes on with is removed."""
+    upload_idle_s: float = 15 * 60
+    """Seconds for which an upload that nobody goes on with does not give way."""
     window_bytes: int = 32 * MIB
     """Bytes that a caller may have sent and not yet heard to be safe."""
 

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from hotclip_server.datasets.records import DatasetLimits, UploadTerms
@@ -48,14 +49,17 @@ class Uploads:
         """A new upload.
 
         Raises:
-            ResourceExhausted: too many are unfinished, or the disk is full.
+            ResourceExhausted: too many are unfinished, and none of them was left, or the disk is
+                full.
         """
         self.expire()
         with self._lock:
-            unfinished = sum(1 for _ in self._root.glob(f"up-*/{SPOOL}"))
-            if unfinished >= self._limits.max_uploads:
+            unfinished = [spool.parent for spool in self._root.glob(f"up-*/{SPOOL}")]
+            if len(unfinished) >= self._limits.max_uploads and not self._make_room(unfinished):
                 raise ResourceExhausted(
-                    f"{unfinished} uploads are unfinished already", reason="UPLOADS_TOO_MANY"
+                    f"{len(unfinished)} uploads are unfinished already, each of them in use within "
+                    f"the last {self._limits.upload_idle_s:.0f} s",
+                    reason="UPLOADS_TOO_MANY",
                 )
             return self._opened(self._root / f"up-{secrets.token_hex(16)}", terms)
 
@@ -87,9 +91,7 @@ class Uploads:
         upload.discard()
         with self._lock:
             self._open.pop(upload.id, None)
-            self._refused[upload.id] = _bare(why)
-            while len(self._refused) > MOST_REFUSED:
-                del self._refused[next(iter(self._refused))]
+            self._remember(upload.id, _bare(why))
 
     def set_stored(self, upload: DatasetUpload, dataset_id: str) -> None:
         """Ends an upload; who did not hear of it learns from `resume` what it has become."""
@@ -110,6 +112,23 @@ class Uploads:
                 if folder.name not in self._open and last_used(folder) < oldest:
                     log.info("upload %s was left and is removed", folder.name)
                     shutil.rmtree(folder, ignore_errors=True)
+
+    def _make_room(self, unfinished: Sequence[Path]) -> bool:
+        """Removes the upload that nobody went on with for the longest time, if that is long."""
+        idle = [(last_used(each), each) for each in unfinished if each.name not in self._open]
+        last, oldest = min(idle, default=(math.inf, self._root))
+        if last > time.time() - self._limits.upload_idle_s:
+            return False
+        log.warning("upload %s gives way to another one", oldest.name)
+        shutil.rmtree(oldest, ignore_errors=True)
+        gone = f"upload {oldest.name!r} gave way to others, as nobody went on with it"
+        self._remember(oldest.name, NotFound(gone, reason="UPLOAD_NOT_FOUND"))
+        return True
+
+    def _remember(self, upload_id: str, why: HotclipError) -> None:
+        self._refused[upload_id] = why
+        while len(self._refused) > MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
 
     def _opened(self, folder: Path, terms: UploadTerms | None) -> DatasetUpload:
         try:

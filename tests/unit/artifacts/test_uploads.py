@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from hotclip_server.artifacts.archive import write_archive
 from hotclip_server.artifacts.records import ArtifactFormat
 from hotclip_server.artifacts.store import ArtifactStore
-from hotclip_server.artifacts.uploads import ArtifactUploads, UploadLimits
+from hotclip_server.artifacts.uploads import IDLE_S, ArtifactUploads, UploadLimits
 from hotclip_server.errors import DataLoss, HotclipError, InvalidArgument, OutOfRange
 from hotclip_server.storage.database import Database
 
@@ -117,3 +118,11 @@ def test_old_uploads_make_room(uploads: ArtifactUploads, tmp_path: Path) -> None
     os.utime(old, (0, 0))
     assert uploads.write("f" * 64, 100, 0, b"x").offset == 1
     assert not old.exists()
+    # Neither did one grow too old nor was one left for long.
+    with pytest.raises(HotclipError, match="unfinished"):
+        uploads.write("e" * 64, 100, 0, b"x")
+    left = tmp_path / "artifacts" / "uploads" / f"{5:064x}.part"
+    long_ago = time.time() - IDLE_S - 1
+    os.utime(left, (long_ago, long_ago))
+    assert uploads.write("e" * 64, 100, 0, b"x").offset == 1
+    assert not left.exists()

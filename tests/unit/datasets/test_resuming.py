@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import shutil
+import time
 import tracemalloc
 import weakref
 from dataclasses import fields
@@ -144,12 +145,30 @@ async def test_an_upload_that_works_is_not_too_old(store: DatasetStore, tmp_path
         each.discard()
 
 
-async def test_not_too_many_at_a_time(store: DatasetStore) -> None:
+async def test_of_too_many_the_one_that_was_left_gives_way(
+    store: DatasetStore, tmp_path: Path
+) -> None:
     uploads = [await store.begin(TERMS) for _ in range(DatasetLimits().max_uploads)]
+    left, just_left, works = uploads[:3]
+    for upload in (left, just_left):
+        upload.suspend()
     with pytest.raises(ResourceExhausted) as refused:
         await store.begin(TERMS)
     assert refused.value.reason == "UPLOADS_TOO_MANY"
-    for upload in uploads:
+    long_ago = time.time() - DatasetLimits().upload_idle_s - 1
+    for upload in (left, works):
+        for path in (upload.folder, *upload.folder.iterdir()):
+            os.utime(path, (long_ago, long_ago))
+    new = await store.begin(TERMS)
+    assert not left.folder.exists()
+    with pytest.raises(NotFound, match="gave way"):
+        await store.resume(left.id)
+    # Nor one that a call works on, however slowly, nor one that was left a moment ago.
+    with pytest.raises(ResourceExhausted):
+        await store.begin(TERMS)
+    again = await store.resume(just_left.id)
+    assert isinstance(again, DatasetUpload)
+    for upload in (*uploads[2:], again, new):
         upload.discard()
 
 
