@@ -200,7 +200,7 @@ class FeedbackDatasets:
         note = f"of {tally.choices} choices of collection {collection}"
         sent = Sent(pairs=sending.rows, images=len(sending.images), notes=(note,))
         try:
-            tally.dataset = await self._datasets.commit(upload, sent)
+            tally.dataset = await self._commit_whole(sending, upload, sent)
         except InvalidArgument as error:
             if error.reason != "DATASET_EMPTY":
                 raise
@@ -218,6 +218,18 @@ class FeedbackDatasets:
         if IMAGE_UNFIT in tally.unused:
             named = [row.where.removeprefix("choice of ") for row in report.listed[:_NAMED]]
             tally.unused[IMAGE_UNFIT].point_ids = list(dict.fromkeys(named))
+
+    async def _commit_whole(
+        self, sending: _Sending, upload: DatasetUpload, sent: Sent
+    ) -> DatasetRecord:
+        """Stores what is complete also if the caller leaves meanwhile."""
+        commit = asyncio.create_task(self._datasets.commit(upload, sent))
+        try:
+            return await asyncio.shield(commit)
+        except asyncio.CancelledError:
+            if not commit.done():
+                sending.upload = None  # It belongs to the commit now.
+            raise
 
     def _read(self, row: SourceRow) -> bytes:
         item = EncodeItem.FromString(row.item or self._blobs.get(row.blob or ""))

@@ -39,7 +39,9 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
     ) -> feedback_pb2.RecordFeedbackResponse:
         """Keeps choices."""
         arrived = now()
-        choices = [_choice(choice, arrived) for choice in request.choices]
+        choices = [
+            _choice(choice, arrived, f"choices[{at}]") for at, choice in enumerate(request.choices)
+        ]
         done = await self._log.record(request.collection, choices)
         return feedback_pb2.RecordFeedbackResponse(
             recorded=done.recorded, known=done.known, errors=item_errors(done.errors)
@@ -112,8 +114,8 @@ def tally_to_proto(tally: Tally) -> feedback_pb2.CreateFeedbackDatasetResponse:
     )
 
 
-def _choice(choice: feedback_pb2.Choice, arrived: datetime) -> Choice:
-    time = _time(choice.time, "choices.time") if choice.HasField("time") else arrived
+def _choice(choice: feedback_pb2.Choice, arrived: datetime, field: str) -> Choice:
+    time = _time(choice.time, f"{field}.time") if choice.HasField("time") else arrived
     return Choice(
         query=choice.query, point_id=choice.point_id, time=time, request_id=choice.request_id
     )
