@@ -182,6 +182,7 @@ def build(
         pressure_s=batcher.pressure_s,
         folders=JobFolders(folder / "checkpoints"),
         resume=config.resume_jobs == "auto",
+        left=collections.sweep_shadows,
     )
     drain = Drain(self_ending=[STREAM_METHOD])
     traffic = ShadowTraffic(registry, pipeline, batcher.pressure_s)

@@ -90,7 +90,7 @@ async def search_world(
     blobs = SourceBlobs(folder / "sources")
     collections = Collections(database, store, registry, pipeline, blobs, max_items=max_items)
     registry.add_flip_participant(collections.catalogue)
-    jobs = JobRunner(database, [collections.reindexer])
+    jobs = JobRunner(database, [collections.reindexer], left=collections.sweep_shadows)
     database.open()
     device.start()
     pipeline.start()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import datetime
 from functools import partial
 
@@ -54,6 +54,10 @@ def nobody(job: JobRecord, warn: Warn) -> None:
     """Follows no job."""
 
 
+async def nothing() -> None:
+    """For jobs of which nobody keeps anything."""
+
+
 def no_pressure() -> float:
     """For a server where nothing else wants the device."""
     return 0.0
@@ -69,6 +73,7 @@ class JobRunner:
         resume: Whether jobs that a stop of the server interrupted go on by themselves.
         heartbeat_s: Longest silence of a working job.
         began: Told of each job that begins to run, also once more; on the job thread.
+        left: Called after a job that waited was cancelled, or one that had ended was forgotten.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class JobRunner:
         resume: bool = False,
         heartbeat_s: float = HEARTBEAT_S,
         began: Callable[[JobRecord, Warn], None] = nobody,
+        left: Callable[[], Awaitable[None]] = nothing,
     ) -> None:
         self._database = database
         self._handlers = {handler.kind: handler for handler in handlers}
@@ -88,6 +94,7 @@ class JobRunner:
         self._resume = resume
         self._heartbeat_s = heartbeat_s
         self._began = began
+        self._left = left
         self._signals = Signals()
         self._folders = folders
         self._stop = threading.Event()
@@ -187,6 +194,8 @@ class JobRunner:
         if record.state is JobState.CANCELLING and cancel is not None:
             cancel.set()
         self._signals.notify(record.id)
+        if record.state is JobState.CANCELLED:
+            await self._left()
         return record
 
     async def resume(self, job: str) -> JobRecord:
@@ -210,6 +219,7 @@ class JobRunner:
         deleted = await self._database.run(lambda c: store.delete(c, job))
         if self._folders is not None:
             await asyncio.to_thread(self._folders.forget, deleted)
+        await self._left()
 
     async def watch(self, job: str, after_seq: int = 0) -> AsyncIterator[job_pb2.JobEvent]:
         """Every event after `after_seq`, those to come too; ends when the job has ended.

@@ -11,6 +11,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 
 from hotclip_server.errors import (
     AlreadyExists,
+    DataLoss,
     FailedPrecondition,
     HotclipError,
     InvalidArgument,
@@ -73,16 +75,15 @@ class Catalogue:
     async def open(self) -> None:
         """Reads the collections, makes their versions resident, drops shards of none."""
         found = await self._database.run(records.read_all)
+        there = set(await self._store.shards())
         for record in found:
             self._records[record.name] = record
             self.unsettled.add(record.name)
             await self._hold_all(record)
-            # Made anew from the sources if the folder of vectors was lost.
-            await self._store.create(record.shard, record.dim)
+            await self._open_shard(record, there)
         used = {shard for record in found for shard in record.targets().values()}
-        for shard in await self._store.shards():
-            if shard not in used:
-                await self._store.drop(shard)
+        for shard in there - used:
+            await self._store.drop(shard)
         self._opened = True
 
     async def close(self) -> None:
@@ -327,6 +328,16 @@ class Catalogue:
             except HotclipError:
                 # The server starts all the same; this collection says why it can't serve.
                 _log.exception("version %s of collection %s can't serve", version, record.name)
+
+    async def _open_shard(self, record: CollectionRecord, there: AbstractSet[str]) -> None:
+        """Makes it anew, to be filled from the sources, if the folder of vectors was lost."""
+        if record.shard not in there and not record.keep_sources:
+            _log.error("the points of collection %s are lost: it keeps no sources", record.name)
+        try:
+            await self._store.create(record.shard, record.dim)
+        except DataLoss as error:
+            # The server starts all the same; this collection says why it can't serve.
+            _log.error("the points of collection %s can't be read: %s", record.name, error)
 
     def _drop(self, shards: set[str]) -> None:
         async def drop(shard: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from sqlalchemy import Connection
 
-from hotclip_server.errors import HotclipError
+from hotclip_server.errors import HotclipError, NotFound
 from hotclip_server.jobs import store as job_store
+from hotclip_server.jobs.records import JobKind
 from hotclip_server.jobs.states import ACTIVE, JobState
 from hotclip_server.search import records
 from hotclip_server.search.blobs import SourceBlobs
@@ -17,6 +19,7 @@ from hotclip_server.search.encoding import ItemEncoder, Versions
 from hotclip_server.search.filters import PayloadFilter
 from hotclip_server.search.protocol import VectorStore
 from hotclip_server.search.reader import Fields, Reader
+from hotclip_server.search.records import CollectionRecord
 from hotclip_server.search.reindex import Reindexer
 from hotclip_server.search.sample import ImageSampler
 from hotclip_server.search.searcher import Searcher
@@ -94,6 +97,14 @@ class Collections:
         """Ends background work; before the store, the registry and the database stop."""
         await self.catalogue.close()
 
+    async def sweep_shadows(self) -> None:
+        """Ends growing shadows that no job will complete: of one that was cancelled before it
+        went on, or forgotten. They would hold their version and take part in every write."""
+        for name in await self._database.run(_orphans):
+            with suppress(NotFound):  # Deleted meanwhile.
+                async with self.catalogue.lock(name):
+                    await self.catalogue.change(name, _without_orphan)
+
     async def count(self, name: str) -> int:
         """Points of a collection. Raises NotFound."""
         return await self.reader.count(name)
@@ -116,11 +127,27 @@ class Collections:
                 return deleted
 
 
-def _give_up_shadows(connection: Connection) -> None:
-    """Ends growing shadows that no job will complete, e.g. of one cancelled in the queue."""
+def _wanted(connection: Connection) -> set[tuple[str, str]]:
+    """Collections and versions of the reindexing that goes on, or may."""
     going_on = job_store.in_states(connection, _GOING_ON)
-    wanted = {(job.spec.get("collection"), job.spec.get("version")) for job in going_on}
-    for record in records.read_all(connection):
-        growing = record.shadow_version is not None and not record.shadow_complete
-        if growing and (record.name, record.shadow_version) not in wanted:
-            records.update(connection, record.without_shadow())
+    jobs = [job for job in going_on if job.kind is JobKind.REINDEX]
+    return {(job.spec["collection"], job.spec["version"]) for job in jobs}
+
+
+def _without_orphan(connection: Connection, record: CollectionRecord) -> CollectionRecord:
+    """Without a growing shadow that no job will complete, e.g. of one cancelled in the queue."""
+    if record.shadow_version is None or record.shadow_complete:
+        return record
+    wanted = (record.name, record.shadow_version) in _wanted(connection)
+    return record if wanted else record.without_shadow()
+
+
+def _orphans(connection: Connection) -> list[str]:
+    found = records.read_all(connection)
+    return [record.name for record in found if _without_orphan(connection, record) != record]
+
+
+def _give_up_shadows(connection: Connection) -> None:
+    for name in _orphans(connection):
+        record = records.read(connection, name)
+        records.update(connection, _without_orphan(connection, record))

@@ -9,10 +9,13 @@ from typing import Any
 
 from hotclip_proto.v1 import search_pb2
 from hotclip_server.errors import InvalidArgument
+from hotclip_server.search.payloads import LARGEST_WHOLE
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 MAX_CONDITIONS = 256
 """Conditions in one filter."""
+MAX_INDEXED_KEYS = 16
+"""Payload fields of a shard that get an index: each takes memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,9 @@ def _test_from_proto(condition: search_pb2.Condition, field: str) -> FieldTest:
         if not bounds or not all(map(math.isfinite, bounds.values())):
             raise InvalidArgument.field(f"{field}.range", "needs a bound; bounds must be finite")
         return FieldTest(key=condition.key, **bounds)
+    if kind == "equals_int" and abs(condition.equals_int) > LARGEST_WHOLE:
+        problem = "is beyond 2^53, where payloads do not tell whole numbers apart"
+        raise InvalidArgument.field(f"{field}.equals_int", problem)
     if kind == "any_of":
         return FieldTest(key=condition.key, values=tuple(condition.any_of.values))
     return FieldTest(key=condition.key, values=(getattr(condition, kind),))

@@ -8,8 +8,11 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 
-_WHOLE = float(2**53)
+LARGEST_WHOLE = 2**53
 """Up to here a double tells whole numbers apart."""
+MAX_DEPTH = 24
+"""Objects and lists within each other. Protobuf reads 100 messages within each other, of which
+each object is three; an answer has more around a payload than the request that brought it."""
 
 
 def payload_from_struct(struct: Struct, max_bytes: int) -> dict[str, Any]:
@@ -17,9 +20,9 @@ def payload_from_struct(struct: Struct, max_bytes: int) -> dict[str, Any]:
 
     Raises:
         OverflowError: more than `max_bytes` as JSON.
-        ValueError: holds NaN or an infinity.
+        ValueError: holds NaN or an infinity, or is nested too deeply.
     """
-    payload = {key: _value(value) for key, value in struct.fields.items()}
+    payload = _object(struct, MAX_DEPTH)
     size = len(json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode())
     if size > max_bytes:
         raise OverflowError(f"{size} bytes of JSON; at most {max_bytes} are allowed")
@@ -59,15 +62,23 @@ def _write(target: Value, value: Any) -> None:
             _write(target.list_value.values.add(), inner)
 
 
-def _value(value: Value) -> Any:
+def _object(struct: Struct, depth: int) -> dict[str, Any]:
+    if not depth:
+        raise ValueError(f"is nested more than {MAX_DEPTH} deep")
+    return {key: _value(item, depth - 1) for key, item in struct.fields.items()}
+
+
+def _value(value: Value, depth: int) -> Any:
     kind = value.WhichOneof("kind")
     if kind == "number_value":
         number = value.number_value
         if not math.isfinite(number):
             raise ValueError("holds a number that is not finite")
-        return int(number) if number.is_integer() and abs(number) <= _WHOLE else number
+        return int(number) if number.is_integer() and abs(number) <= LARGEST_WHOLE else number
     if kind == "struct_value":
-        return {key: _value(item) for key, item in value.struct_value.fields.items()}
+        return _object(value.struct_value, depth)
     if kind == "list_value":
-        return [_value(item) for item in value.list_value.values]
+        if not depth:
+            raise ValueError(f"is nested more than {MAX_DEPTH} deep")
+        return [_value(item, depth - 1) for item in value.list_value.values]
     return None if kind in (None, "null_value") else getattr(value, kind)

@@ -55,23 +55,19 @@ def parse_points(
     """Checks the points of a request.
 
     Returns:
-        The good points, each id once (the last of the request), and what is wrong with the
-        others, by index.
+        The good points in order, and what is wrong with the others, by index.
 
     Raises:
         FailedPrecondition: a vector of another space; reason SPACE_MISMATCH.
     """
-    good: dict[str, NewPoint] = {}
+    good: list[NewPoint] = []
     errors: dict[int, HotclipError] = {}
     for index, point in enumerate(points):
         try:
-            parsed = _parse_point(index, point, space, max_payload_bytes)
+            good.append(_parse_point(index, point, space, max_payload_bytes))
         except (InvalidArgument, ResourceExhausted) as error:
             errors[index] = error
-        else:
-            good.pop(parsed.id, None)
-            good[parsed.id] = parsed
-    return list(good.values()), errors
+    return good, errors
 
 
 def parse_vector(vector: search_pb2.Vector, space: Space, field: str) -> NDArray[np.float32]:

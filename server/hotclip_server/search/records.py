@@ -208,9 +208,11 @@ def read_model(connection: Connection, model: str) -> tuple[str, str]:
 
 
 def last_revision(connection: Connection, collection: str) -> int:
-    """The greatest revision among the sources; 0 if there are none."""
-    query = sa.select(sa.func.max(sources.c.revision)).where(sources.c.collection == collection)
-    return connection.execute(query).scalar() or 0
+    """The greatest revision of a write with sources; 0 if there was none."""
+    of_rows = sa.select(sa.func.max(sources.c.revision)).where(sources.c.collection == collection)
+    of_deletions = sa.select(collections.c.deleted_revision).where(collections.c.name == collection)
+    found = [connection.execute(query).scalar() for query in (of_rows, of_deletions)]
+    return max(int(revision or 0) for revision in found)
 
 
 def put_sources(connection: Connection, collection: str, rows: Sequence[SourceRow]) -> None:
@@ -225,6 +227,11 @@ def mark_deleted(
     connection: Connection, collection: str, ids: Sequence[str], revision: int
 ) -> None:
     """Turns the rows of points into tombstones, until their vectors are gone."""
+    connection.execute(
+        sa.update(collections)
+        .where(collections.c.name == collection)
+        .values(deleted_revision=revision)
+    )
     for start in range(0, len(ids), _IDS_AT_ONCE):
         connection.execute(
             sa.update(sources)

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,8 +24,8 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from hotclip_server.batching.ticket import Priority
-from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound
-from hotclip_server.jobs.context import Cancelled, JobContext, JobResult
+from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound, Unavailable
+from hotclip_server.jobs.context import JobContext, JobResult
 from hotclip_server.jobs.records import JobKind
 from hotclip_server.search import records
 from hotclip_server.search.catalogue import Catalogue, new_shard, with_shadow
@@ -40,6 +42,10 @@ _ROWS_TO_NOTE = 1024
 """Rows after which the job notes how far it came."""
 _NAMED = 10
 """Points that an error names."""
+_PATIENCE_S = 3600.0
+"""How long nothing may come of a step, and after which part of that people are told."""
+_SILENCE_S = 10.0
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
 T = TypeVar("T")
 
 
@@ -104,9 +110,14 @@ class Reindexer:
     def run(self, job: JobContext) -> JobResult:
         """Does a job of spec {"collection", "version"}; see JobHandler."""
         name, version = str(job.spec["collection"]), str(job.spec["version"])
-        step = self._wait(self._begin(name, version))
-        if not step.ended:
-            step = self._walk(job, name, version, step)
+        try:
+            step = self._patiently(job, partial(self._begin, name, version))
+            if not step.ended:
+                step = self._walk(job, name, version, step)
+        except Exception:
+            if not job.stopping:
+                self._wait(self._give_up(name, version))
+            raise
         return JobResult(message=step.ended)
 
     def _walk(self, job: JobContext, name: str, version: str, step: Step) -> Step:
@@ -114,21 +125,34 @@ class Reindexer:
         noted = step.revision
         if noted:
             job.resumed(noted)
-        try:
-            while True:
-                job.check_cancelled()
-                step = self._wait(self._step(name, version, step.revision))
-                job.progress(min(1.0, step.revision / max(1, step.last_revision)))
-                if step.ended:
-                    return step
-                if step.revision >= noted + _ROWS_TO_NOTE:
-                    noted = step.revision
-                    self._wait(self._note(name, version, noted))
-                    job.checkpoint(step=noted, size_bytes=0, best=False)
-        except (Cancelled, HotclipError):
-            if not job.stopping:
-                self._wait(self._give_up(name, version))
-            raise
+        while True:
+            step = self._patiently(job, partial(self._step, name, version, step.revision))
+            job.progress(min(1.0, step.revision / max(1, step.last_revision)))
+            if step.ended:
+                return step
+            if step.revision >= noted + _ROWS_TO_NOTE:
+                noted = step.revision
+                self._patiently(job, partial(self._note, name, version, noted))
+                job.checkpoint(step=noted, size_bytes=0, best=False)
+
+    def _patiently(self, job: JobContext, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Does work again and again while the encoder or the vector store is away: what was made
+        so far is worth waiting."""
+        since: float | None = None
+        told = False
+        while True:
+            job.check_cancelled()
+            try:
+                return self._wait(work())
+            except Unavailable as error:
+                now = time.monotonic()
+                since = now if since is None else since
+                if now - since > _PATIENCE_S:
+                    raise
+                if now - since > _SILENCE_S and not told:
+                    job.log(f"waits: {error.message}", "WARNING")
+                    told = True
+                time.sleep(min(max(error.retry_after_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:
@@ -181,6 +205,9 @@ class Reindexer:
         if self._as_it_is(record, binding):
             return await self._leave(name, binding)
         if record.shadow_version == version:
+            live = self._versions.model_state(record.model).live_version
+            if record.shadow_complete and live != version:
+                return Step(ended=f"the shadow of {name} for version {version} is complete")
             return Step(revision=record.shadow_revision)
         holder = f"shadow:{name}"
         await self._versions.bind(version, holder)
@@ -265,6 +292,7 @@ class Reindexer:
                 # A write broke off: its rows are looked at once it is settled.
                 self._catalogue.spawn(self._writer.settle(name))
                 return Step(revision=reached, last_revision=last)
+            await self._store.flush(record.shadow_shard or "")
             await self._catalogue.change(name, lambda c, r: _completed(c, r, version))
             return Step(
                 revision=reached,
@@ -274,6 +302,8 @@ class Reindexer:
 
     async def _note(self, name: str, version: str, revision: int) -> None:
         """Rows up to `revision` need not be looked at again."""
+        # First on the disk: the row that says so outlives a loss of power.
+        await self._store.flush(self._shadowed(name, version).shadow_shard or "")
 
         def note(_: Connection, record: CollectionRecord) -> CollectionRecord:
             ours = record.shadow_version == version
@@ -302,7 +332,7 @@ class Reindexer:
                 make.append(at)
         if make:
             made, errors = await self._sources.encode(
-                record.model, version, [rows[at] for at in make], Priority.BULK
+                record.model, version, [rows[at] for at in make], Priority.BULK, patient=False
             )
             if errors:
                 raise _unfit({rows[make[at]].point_id: e for at, e in errors.items()}, version)
@@ -324,7 +354,8 @@ class Reindexer:
         take part in every write for ever."""
         async with self._catalogue.lock(name):
             with suppress(NotFound):  # The collection itself was deleted.
-                if self._catalogue.get(name).shadow_version == version:
+                record = self._catalogue.get(name)
+                if record.shadow_version == version and not record.shadow_complete:
                     await self._catalogue.change(name, lambda _, record: record.without_shadow())
 
     def _shadowed(self, name: str, version: str) -> CollectionRecord:

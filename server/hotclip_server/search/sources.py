@@ -58,16 +58,29 @@ class Sources:
             self._versions.release(version, holder)
 
     async def encode(
-        self, model: str, version: str, rows: Sequence[SourceRow], priority: Priority
+        self,
+        model: str,
+        version: str,
+        rows: Sequence[SourceRow],
+        priority: Priority,
+        *,
+        patient: bool = True,
     ) -> tuple[NDArray[np.float32], dict[int, HotclipError]]:
-        """Encodes rows anew: float32 (rows, dim) and the errors by position."""
+        """Encodes rows anew: float32 (rows, dim) and the errors by position.
+
+        Args:
+            patient: Whether to wait while the encoder takes nothing.
+
+        Raises:
+            Unavailable: it takes nothing.
+        """
         errors: dict[int, HotclipError] = {}
         with await self.pin(model, version) as pin:
             vectors = np.zeros((len(rows), pin.resident.spec.dim), np.float32)
             made = [at for at, row in enumerate(rows) if row.kind != "vector"]
             for chunk in _chunks(rows, made, self._rows_at_once):
                 items = await asyncio.to_thread(self._items, [rows[at] for at in chunk])
-                vectors[chunk], failed = await self._encode_patiently(items, pin, priority)
+                vectors[chunk], failed = await self._encode(items, pin, priority, patient=patient)
                 errors.update({chunk[which]: error for which, error in failed.items()})
         for at, row in enumerate(rows):
             if row.kind == "vector":
@@ -78,14 +91,14 @@ class Sources:
         """Rows without a revision; stores what is large in files. Blocks; any thread."""
         return [self._row_of(point) for point in points]
 
-    async def _encode_patiently(
-        self, items: list[EncodeItem], pin: Pin, priority: Priority
+    async def _encode(
+        self, items: list[EncodeItem], pin: Pin, priority: Priority, *, patient: bool
     ) -> tuple[NDArray[np.float32], dict[int, HotclipError]]:
         while True:
             try:
                 encoded = await self._encoder.encode_items(items, pin, priority=priority)
             except Unavailable as error:
-                if error.reason == "SERVER_STOPPING":
+                if not patient or error.reason == "SERVER_STOPPING":
                     raise
                 await asyncio.sleep(max(error.retry_after_s, 0.05))
             else:

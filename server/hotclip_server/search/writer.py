@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -115,9 +115,9 @@ class Writer:
                 rows = await asyncio.to_thread(self._sources.rows_of, good)
             async with self._catalogue.lock(name):
                 now = self._catalogue.get(name)
-                if set(now.targets()) != set(vectors) or now.version != record.version:
-                    continue  # A flip or a shadow came in between.
-                keep = [at for at, point in enumerate(good) if point.index not in errors]
+                if not _same(record, now, vectors):
+                    continue  # A flip or a shadow came in between, or another collection.
+                keep = _last_of_each(good, errors)
                 count = len(points) - len(errors)
                 if only_missing_sources:
                     keep = await self._lacking(name, good, rows, keep)
@@ -216,6 +216,14 @@ class Writer:
             return record.without_previous() if gone else record
 
         return await self._catalogue.change(name, forget)
+
+    async def _forget_shadow(self, name: str, version: str) -> None:
+        """The shadow is gone."""
+
+        def forget(_: Connection, record: CollectionRecord) -> CollectionRecord:
+            return record.without_shadow() if record.shadow_version == version else record
+
+        await self._catalogue.change(name, forget)
 
     async def _store_points(
         self,
@@ -323,10 +331,15 @@ class Writer:
                 continue
             try:
                 await self._reconcile_shard(record, version, shard)
-            except (NotFound, FailedPrecondition):
-                if version != record.previous_version:
+            except (NotFound, FailedPrecondition) as error:
+                if version == record.previous_version:
+                    await self._forget_previous(record.name, version)
+                elif version == record.shadow_version and isinstance(error, NotFound):
+                    # Its shard was lost: as it is every write would fail.
+                    _log.error("the shadow of collection %s is lost: %s", record.name, error)
+                    await self._forget_shadow(record.name, version)
+                else:
                     raise
-                await self._forget_previous(record.name, version)
 
     async def _reconcile_shard(self, record: CollectionRecord, version: str, shard: str) -> None:
         before: int | None = None
@@ -349,6 +362,20 @@ class Writer:
             metas = [to_meta(missing[at]) for at in good]
             await self._store.upsert(shard, metas, vectors[good])
             before = rows[-1].revision
+
+
+def _same(before: CollectionRecord, now: CollectionRecord, vectors: Vectors) -> bool:
+    """Whether `vectors`, made for the collection as it was, are what it stores now. One that was
+    deleted and made anew has another shard."""
+    return (now.version, now.shard) == (before.version, before.shard) and set(now.targets()) == set(
+        vectors
+    )
+
+
+def _last_of_each(points: Sequence[NewPoint], errors: Mapping[int, HotclipError]) -> list[int]:
+    """Positions of the points without an error, of several with the same id the last."""
+    good = (at for at, point in enumerate(points) if point.index not in errors)
+    return sorted({points[at].id: at for at in good}.values())
 
 
 def _with_revision(row: SourceRow, revision: int) -> SourceRow:

@@ -157,6 +157,8 @@ collections = Table(
     Column("has_texts", Boolean, nullable=False, default=False),
     Column("has_images", Boolean, nullable=False, default=False),
     Column("has_vectors", Boolean, nullable=False, default=False),
+    # The greatest revision of a deletion: no later write has it.
+    Column("deleted_revision", BigInteger, nullable=False, default=0),
     # Grows with every change of the row.
     Column("generation", BigInteger, nullable=False, default=0),
 )

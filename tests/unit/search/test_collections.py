@@ -178,6 +178,17 @@ async def test_upsert_replaces_and_delete_removes(world: World) -> None:
     assert await ids(world, "c", text_query("new")) == ["2"]
 
 
+async def test_of_points_with_the_same_id_the_last_good_one_counts(world: World) -> None:
+    await world.collections.catalogue.create("c")
+    broken = search_pb2.Point(id="1", item=EncodeItem(image=b"GIF89a"))
+    points = [text_point("1", "old"), text_point("1", "new"), broken]
+    done = await world.collections.writer.upsert("c", points)
+    assert (done.stored, list(done.errors)) == (2, [2])
+    found = await world.collections.searcher.search("c", [text_query("new")], SearchOptions())
+    assert [match.id for match in found.matches[0]] == ["1"]
+    assert found.matches[0][0].score == pytest.approx(1.0, abs=1e-5)
+
+
 async def test_a_collection_is_there_after_a_restart(tmp_path: Path) -> None:
     loader = FakeLoader()
     async with search_world(tmp_path, loader) as world:
@@ -277,10 +288,10 @@ async def test_sources_are_given_to_vectors_alone(world: World) -> None:
     sources = [text_point(f"v{i}", f"text {i}", name="another") for i in range(12)]
     other = [text_point("t", "changed"), text_point("gone", "x"), given[0]]
     done = await upsert("c", [*sources, *other], only_missing_sources=True)
-    # The vector came last of its id, and is no source.
-    assert (done.stored, {e.reason for e in done.errors.values()}) == (11, {"SOURCE_NEEDED"})
+    # A vector is no source; the text of its id that came before is one.
+    assert (done.stored, {e.reason for e in done.errors.values()}) == (12, {"SOURCE_NEEDED"})
     done = await upsert("c", [*sources, *other[:2]], only_missing_sources=True)
-    assert (done.stored, done.errors) == (1, {})
+    assert (done.stored, done.errors) == (0, {})
     found = await world.collections.searcher.search(
         "c", [text_query("text 3")], SearchOptions(limit=100)
     )

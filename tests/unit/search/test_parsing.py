@@ -15,7 +15,12 @@ from hotclip_proto.v1 import search_pb2
 from hotclip_server.errors import FailedPrecondition, InvalidArgument
 from hotclip_server.search import wire
 from hotclip_server.search.filters import FieldTest, filter_from_proto, json_path
-from hotclip_server.search.payloads import payload_from_struct, payload_to_struct
+from hotclip_server.search.payloads import (
+    MAX_DEPTH,
+    payload_from_struct,
+    payload_to_struct,
+    write_payload,
+)
 from hotclip_server.search.points import Space, parse_points, parse_vector
 from hotclip_server.search.query import from_engine_value, to_engine_value
 
@@ -68,6 +73,24 @@ def test_a_payload_may_have_exactly_its_limit() -> None:
         payload_from_struct(struct, len('{"a":"é"}'.encode()) - 1)
 
 
+@pytest.mark.parametrize("lists", [False, True])
+def test_a_payload_is_not_deeper_than_every_answer_can_hold(lists: bool) -> None:
+    def nested(depth: int) -> Struct:
+        value: object = 1
+        for _ in range(depth - 1):
+            value = [value] if lists else {"a": value}
+        struct = Struct()
+        struct.update({"a": value})
+        return struct
+
+    payload = payload_from_struct(nested(MAX_DEPTH), 1 << 20)
+    answer = search_pb2.SearchResponse()
+    write_payload(answer.results.add().hits.add().payload, payload)
+    assert search_pb2.SearchResponse.FromString(answer.SerializeToString()) == answer
+    with pytest.raises(ValueError, match="deep"):
+        payload_from_struct(nested(MAX_DEPTH + 1), 1 << 20)
+
+
 @given(text)
 def test_a_key_is_a_path_or_an_error(key: str) -> None:
     try:
@@ -98,6 +121,7 @@ def test_filters_parse() -> None:
         (search_pb2.Condition(key="a..b", equals_int=1), "filter.must[0].key"),
         (search_pb2.Condition(key='a"b', equals_int=1), "filter.must[0].key"),
         (search_pb2.Condition(key="a"), "filter.must[0]"),
+        (search_pb2.Condition(key="a", equals_int=2**53 + 1), "filter.must[0].equals_int"),
         (search_pb2.Condition(key="a", range=search_pb2.Range()), "filter.must[0].range"),
         (
             search_pb2.Condition(key="a", range=search_pb2.Range(gt=math.nan)),
@@ -133,12 +157,12 @@ def test_a_vector_names_its_space() -> None:
     assert refused.value.reason == "SPACE_MISMATCH"
 
 
-def test_of_points_with_the_same_id_the_last_counts() -> None:
+def test_points_keep_their_order() -> None:
     points = [search_pb2.Point(id=i) for i in "aba"]
     for at, point in enumerate(points):
         point.item.text = f"{at}"
     good, errors = parse_points(points, SPACE, 100)
-    assert [(p.id, p.index) for p in good] == [("b", 1), ("a", 2)]
+    assert [(p.id, p.index) for p in good] == [("a", 0), ("b", 1), ("a", 2)]
     assert errors == {}
 
 

@@ -102,6 +102,7 @@ def upgrade() -> None:
         sa.Column("has_texts", sa.Boolean(), nullable=False),
         sa.Column("has_images", sa.Boolean(), nullable=False),
         sa.Column("has_vectors", sa.Boolean(), nullable=False),
+        sa.Column("deleted_revision", sa.BigInteger(), nullable=False),
         sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
             ["previous_version"],

@@ -1,0 +1,136 @@
+"""Shadows, and jobs that build them, when something goes wrong around them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from support.search import World, search_world, text_point, text_query
+
+from hotclip_server.errors import DataLoss
+from hotclip_server.jobs.states import JobState
+from hotclip_server.search.records import CollectionRecord
+from hotclip_server.search.searcher import SearchOptions
+from hotclip_server.testing import FakeLoader
+
+POINTS = 1000
+
+
+async def filled(world: World, count: int = POINTS) -> None:
+    await world.collections.catalogue.create("c")
+    points = [text_point(f"{i}", f"text {i}") for i in range(count)]
+    for start in range(0, count, 500):
+        await world.collections.writer.upsert("c", points[start : start + 500])
+
+
+async def growing(world: World) -> CollectionRecord:
+    """The collection, as soon as its shadow has been begun."""
+    async with asyncio.timeout(30):
+        while not (record := world.collections.catalogue.get("c")).shadow_version:  # noqa: ASYNC110 - no event for it
+            await asyncio.sleep(0.005)
+    return record
+
+
+async def ended(world: World, job: str) -> JobState:
+    async for _ in world.jobs.watch(job):
+        pass
+    return (await world.jobs.get(job)).state
+
+
+async def test_a_reindex_waits_while_the_vector_process_is_away(tmp_path: Path) -> None:
+    async with search_world(tmp_path) as world:
+        await filled(world)
+        version = await world.load("two")
+        world.loader.encoders[version].faults.delay_s = 0.02
+        job = await world.reindex("c", version)
+        await growing(world)
+        assert world.store.pid is not None
+        # Shorter than it takes to start another process.
+        world.store._timeout_s = 0.2
+        os.kill(world.store.pid, signal.SIGSTOP)
+        await asyncio.sleep(1.5)
+        assert (await world.jobs.get(job)).state is JobState.RUNNING
+        world.store._timeout_s = 30.0
+        assert await ended(world, job) is JobState.SUCCEEDED
+        record = world.collections.catalogue.get("c")
+        assert (record.shadow_version, record.shadow_complete) == (version, True)
+        assert await world.store.count(record.shadow_shard) == POINTS
+        # Once more is nothing to do, and harmless to cancel.
+        again = await world.reindex("c", version)
+        await world.jobs.cancel(again)
+        await ended(world, again)
+        assert world.collections.catalogue.get("c").shadow_complete
+
+
+@pytest.mark.parametrize("end", ["cancel", "delete"])
+async def test_a_job_that_nobody_goes_on_with_leaves_no_shadow(tmp_path: Path, end: str) -> None:
+    loader = FakeLoader()
+    async with search_world(tmp_path, loader) as world:
+        await filled(world)
+        version = await world.load("two")
+        loader.encoders[version].faults.delay_s = 0.1
+        job = await world.reindex("c", version)
+        record = await growing(world)
+    async with search_world(tmp_path, loader, run_jobs=False) as world:
+        await world.jobs.recover()
+        assert (await world.jobs.get(job)).state is JobState.INTERRUPTED
+        assert world.collections.catalogue.get("c").shadow_shard == record.shadow_shard
+        if end == "cancel":
+            assert (await world.jobs.resume(job)).state is JobState.QUEUED
+            assert (await world.jobs.cancel(job)).state is JobState.CANCELLED
+        else:
+            await world.jobs.delete(job)
+        assert world.collections.catalogue.get("c").shadow_version is None
+
+
+async def test_a_lost_shadow_does_not_fail_writes(tmp_path: Path) -> None:
+    loader = FakeLoader()
+    async with search_world(tmp_path, loader) as world:
+        await filled(world, 10)
+        assert await ended(world, await world.reindex("c", await world.load("two"))) is (
+            JobState.SUCCEEDED
+        )
+        await world.store.drop(world.collections.catalogue.get("c").shadow_shard)
+    async with search_world(tmp_path, loader) as world:
+        await world.collections.writer.upsert("c", [text_point("new", "new")])
+        assert world.collections.catalogue.get("c").shadow_version is None
+        assert await world.collections.count("c") == 11
+
+
+async def test_the_server_starts_with_a_damaged_shard(tmp_path: Path) -> None:
+    loader = FakeLoader()
+    async with search_world(tmp_path, loader) as world:
+        await filled(world, 10)
+        await world.collections.catalogue.create("other")
+        await world.collections.writer.upsert("other", [text_point("1", "one")])
+        shard = world.collections.catalogue.get("c").shard
+    for path in (tmp_path / "vectors" / shard).glob("gen-*/**/*.json"):
+        path.write_bytes(b"{")
+    async with search_world(tmp_path, loader) as world:
+        search = world.collections.searcher.search
+        found = await search("other", [text_query("one")], SearchOptions())
+        assert [match.id for match in found.matches[0]] == ["1"]
+        with pytest.raises(DataLoss) as damaged:
+            await search("c", [text_query("text 1")], SearchOptions())
+        assert damaged.value.reason == "SHARD_DAMAGED"
+        # Without what is damaged it is made anew from the sources, by the next start.
+        await world.store.drop(shard)
+    async with search_world(tmp_path, loader) as world:
+        assert await world.collections.count("c") == 10
+
+
+async def test_a_revision_is_not_given_again(tmp_path: Path) -> None:
+    """Else what was chosen before a point was removed would be taken for what replaced it."""
+    loader = FakeLoader()
+    async with search_world(tmp_path, loader) as world:
+        await filled(world, 2)
+        shard = world.collections.catalogue.get("c").shard
+        before = (await world.store.retrieve(shard, ["1"])).revisions["1"]
+        await world.collections.writer.delete("c", ["1"])
+    async with search_world(tmp_path, loader) as world:
+        await world.collections.writer.upsert("c", [text_point("1", "another")])
+        after = (await world.store.retrieve(shard, ["1"])).revisions["1"]
+        assert after > before + 1
