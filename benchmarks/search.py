@@ -166,6 +166,7 @@ class _Bench:
 
     def fast(self) -> Iterator[Figure]:
         """Searches in turn with those of the engine called directly on a copy of the index."""
+        self._wait_for_index(COLLECTION)  # Of what was filtered by.
         copy = self._folder / "engine"
         _copy_index(self._folder / "data" / "vectors", copy)
         told = {"seconds": self._settings.seconds / 2}

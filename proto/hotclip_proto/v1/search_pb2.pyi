@@ -282,7 +282,9 @@ class Point(message.Message):
 
     @builtins.property
     def payload(self) -> struct_pb2.Struct:
-        """JSON object, at most 64 KiB."""
+        """JSON object, at most 64 KiB, objects and lists at most 24 within each other. Numbers are
+        doubles: whole ones beyond 2^53 belong into strings.
+        """
 
     def __init__(
         self,
@@ -343,7 +345,7 @@ class UpsertResponse(message.Message):
     TEXT_ENCODER_ID_FIELD_NUMBER: builtins.int
     VISION_ENCODER_ID_FIELD_NUMBER: builtins.int
     upserted: builtins.int
-    """Points stored."""
+    """Points stored. Of several with the same id the last good one stays."""
     version: builtins.str
     """Version that encoded."""
     space_id: builtins.str
@@ -755,7 +757,7 @@ class Condition(message.Message):
     equals_string: builtins.str
     """Equal to a string."""
     equals_int: builtins.int
-    """Equal to a whole number."""
+    """Equal to a whole number, from -2^53 to 2^53."""
     equals_bool: builtins.bool
     """Equal to a truth value."""
     @builtins.property
@@ -847,7 +849,10 @@ class Range(message.Message):
 
 @typing.final
 class Filter(message.Message):
-    """All of must, at least one of should (if any), none of must_not."""
+    """All of must, at least one of should (if any), none of must_not.
+    Fields that large collections are filtered by get an index by themselves, the first 16 of them:
+    the first filters by a field are slow.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 

@@ -1,4 +1,5 @@
-"""`python -m hotclip_server.search.build PARENT FOLDER`: builds the index of an engine folder.
+"""`python -m hotclip_server.search.build PARENT FOLDER KEYS`: builds the indexes of an engine
+folder: of its vectors, and of the payload fields that KEYS names, JSON {key: kind} as in query.py.
 
 A process of its own at the lowest priority: the engine holds the interpreter lock for the
 whole of it.
@@ -7,11 +8,14 @@ whole of it.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import sys
 
 import qdrant_edge as engine
+
+from hotclip_server.search.query import index_operation
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,6 +29,8 @@ def main() -> None:
         sys.exit("the vector process is gone")
     os.nice(19)
     shard = engine.EdgeShard.load(sys.argv[2])
+    for key, kind in json.loads(sys.argv[3]).items():
+        shard.update(index_operation(key, kind))
     shard.optimize()
     shard.flush()
     shard.close()

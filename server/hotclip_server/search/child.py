@@ -18,13 +18,16 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hotclip_server.errors import HotclipError
 from hotclip_server.loop import loop_factory
-from hotclip_server.search import wire
-from hotclip_server.search.shard import INDEXING_THRESHOLD_KB, AnswerTooLarge, Shard, ShardNotFound
+from hotclip_server.search import generations, wire
+from hotclip_server.search.generations import INDEXING_THRESHOLD_KB
+from hotclip_server.search.shard import AnswerTooLarge, Shard, ShardDamaged, ShardNotFound
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IDLE_S = 1.0
@@ -66,6 +69,9 @@ class VectorProcess:
             answer["result"], out = await self._do(header, body)
         except ShardNotFound as error:
             answer["error"] = ["not_found", str(error)]
+        except ShardDamaged as error:
+            traceback.print_exc()
+            answer["error"] = ["damaged", str(error)]
         except AnswerTooLarge as error:
             answer["error"] = ["too_large", str(error)]
         except (HotclipError, OSError) as error:
@@ -75,6 +81,13 @@ class VectorProcess:
             traceback.print_exc()
             full = os.strerror(errno.ENOSPC) in str(error)
             answer["error"] = ["disk_full" if full else "internal", str(error)]
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
+                raise
+            # A panic of the engine, which is no Exception: what it has in memory may be broken.
+            traceback.print_exc()
+            answer["error"] = ["internal", str(error)]
+            await _answer_and_die(writer, answer)
         writer.write(wire.pack(answer, out))
         await writer.drain()
 
@@ -89,7 +102,8 @@ class VectorProcess:
             raise ShardNotFound(f"not a shard name: {name!r}")
         if op == "create":
             if name not in self._shards:
-                self._shards[name] = Shard.create(self._root / name, header["dim"])
+                create = partial(Shard.create, self._root / name, header["dim"])
+                self._opened(name, create)
             return None, b""
         if op == "drop":
             await self._drop(name)
@@ -99,7 +113,10 @@ class VectorProcess:
     async def _do_on(self, shard: Shard, header: dict[str, Any], body: bytes) -> tuple[Any, bytes]:
         match header["op"]:
             case "search":
-                return None, shard.search(wire.vectors_from_bytes(body, shard.dim), header)
+                vectors = wire.vectors_from_bytes(body, shard.dim)
+                found = await shard.search(vectors, header)
+                self._asked(shard)
+                return None, found
             case "retrieve":
                 return shard.retrieve(
                     header["ids"], header["with_vectors"], header["with_payloads"]
@@ -113,9 +130,13 @@ class VectorProcess:
                 self._written(shard)
                 return deleted, b""
             case "scroll":
-                return shard.scroll(header)
+                page = shard.scroll(header)
+                self._asked(shard)
+                return page
             case "count":
-                return shard.count(header["filter"]), b""
+                points = shard.count(header["filter"])
+                self._asked(shard)
+                return points, b""
             case "info":
                 return shard.info(), b""
             case "optimize":
@@ -128,53 +149,93 @@ class VectorProcess:
 
     def _shard(self, name: str) -> Shard:
         if name not in self._shards:
-            try:
-                self._shards[name] = Shard.open(self._root / name)
-            except FileNotFoundError as error:
-                raise ShardNotFound(f"no shard {name}") from error
+            self._opened(name, partial(Shard.open, self._root / name))
         return self._shards[name]
 
+    def _opened(self, name: str, opening: Callable[[], Shard]) -> None:
+        try:
+            shard = opening()
+        except FileNotFoundError as error:
+            raise ShardNotFound(f"no shard {name}") from error
+        except OSError:
+            raise
+        except Exception as error:
+            if os.strerror(errno.ENOSPC) in str(error):
+                raise
+            raise ShardDamaged(f"shard {name} can't be opened: {error}") from error
+        self._shards[name] = shard
+        self._written(shard)  # Perhaps not all of it was indexed when it was closed.
+
     async def _drop(self, name: str) -> None:
+        folder = self._root / name
+        # Without CURRENT it is no shard, should a crash cut the removal short, or a call come
+        # while it is being closed.
+        generations.give_up(folder)
         shard = self._shards.pop(name, None)
         if shard is not None:
             await shard.close()
-        folder = self._root / name
         if folder.exists():
-            # Without CURRENT it is no shard, should a crash cut the removal short.
-            (folder / "CURRENT").unlink(missing_ok=True)
             await asyncio.to_thread(shutil.rmtree, folder)
 
     def _written(self, shard: Shard) -> None:
         """Plans an index build for when the shard has been idle, or at once if overdue."""
         name = shard.folder.name
-        if (timer := self._timers.pop(name, None)) is not None:
+        timer = self._timers.get(name)
+        if timer is not None:
+            if shard.wants_keys:
+                return  # Who writes all the time must not put it off for ever.
             timer.cancel()
+            del self._timers[name]
         size = shard.unindexed_kb()
         if size < INDEXING_THRESHOLD_KB or shard.building:
             return
-        delay = 0.0 if size >= _OVERDUE * INDEXING_THRESHOLD_KB else _IDLE_S
+        self._plan_build(name, 0.0 if size >= _OVERDUE * INDEXING_THRESHOLD_KB else _IDLE_S)
+
+    def _asked(self, shard: Shard) -> None:
+        """Plans a build if payload fields want an index."""
+        if shard.wants_keys and not shard.building and shard.folder.name not in self._timers:
+            self._plan_build(shard.folder.name, _IDLE_S)
+
+    def _plan_build(self, name: str, delay: float) -> None:
         self._timers[name] = asyncio.get_running_loop().call_later(delay, self._build, name)
 
     def _build(self, name: str) -> None:
+        del self._timers[name]
         shard = self._shards.get(name)
-        if shard is not None:
+        if shard is None:
+            return
+        # Perhaps somebody asked for a build meanwhile.
+        if shard.wants_keys or shard.unindexed_kb() >= INDEXING_THRESHOLD_KB:
             self._spawn(self._build_and_look_again(shard))
 
     async def _build_and_look_again(self, shard: Shard) -> None:
-        before = shard.unindexed_kb()
+        name = shard.folder.name
         try:
+            before = shard.unindexed_kb()
             await shard.optimize()
-        except OSError as error:
-            print(f"index of {shard.folder.name} not built: {error}", file=sys.stderr, flush=True)
+        except Exception as error:  # noqa: BLE001 - of the engine, or of the disk; searches go on without
+            print(f"index of {name} not built: {error}", file=sys.stderr, flush=True)
+            return
+        if self._shards.get(name) is not shard:
             return
         # Points came meanwhile; but a build that gained nothing is not repeated.
-        if self._shards.get(shard.folder.name) is shard and shard.unindexed_kb() < before:
+        if shard.unindexed_kb() < before:
             self._written(shard)
+        self._asked(shard)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _answer_and_die(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+    """The next process opens the shards from the disk. The caller is answered first, so that it
+    does not ask that one the same."""
+    writer.write(wire.pack(answer))
+    writer.close()
+    await writer.wait_closed()
+    os._exit(1)
 
 
 def main() -> None:
@@ -189,7 +250,15 @@ def main() -> None:
     with (arguments.root / ".lock").open("w") as lock:
         # The process of a server that was killed may still be closing the shards.
         fcntl.flock(lock, fcntl.LOCK_EX)
+        _remove_leftovers(arguments.root)
         _serve(arguments.fd, arguments.root)
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Of shards whose making or removal a crash cut short."""
+    for folder in root.iterdir():
+        if folder.is_dir() and _NAME.fullmatch(folder.name) and not generations.exists(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _serve(fd: int, root: Path) -> None:

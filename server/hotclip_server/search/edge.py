@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotclip_server.errors import (
+    DataLoss,
     HotclipError,
     NotFound,
     ResourceExhausted,
@@ -30,6 +31,7 @@ from hotclip_server.errors import (
 from hotclip_server.search import wire
 from hotclip_server.search.filters import PayloadFilter
 from hotclip_server.search.protocol import Match, PointMeta, ShardInfo, Stored
+from hotclip_server.search.slots import Slot
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class EdgeStore:
         self._process: asyncio.subprocess.Process | None = None
         self._connected = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -85,7 +88,9 @@ class EdgeStore:
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is None:
             return
-        supervisor.cancel()
+        for task in (self._looking, supervisor):
+            if task is not None:
+                task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await supervisor
 
@@ -208,54 +213,73 @@ class EdgeStore:
     ) -> tuple[Any, bytes]:
         """One request; sent again if the process died under it."""
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        for _ in range(_ATTEMPTS):
+            slot = await self._slot()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await self._send(op, header, body, slot)
+            except _Gone:
+                continue
+            except TimeoutError:
+                if self._connected.is_set() and self._looking is None:
+                    self._looking = asyncio.create_task(self._look(op), name="vector-process-look")
+                break
+            finally:
+                slot.left()
+        raise Unavailable("the vector index does not answer", retry_after_s=1.0)
+
+    async def _slot(self) -> Slot:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._slots.acquire()
         except TimeoutError as error:
             raise Unavailable("the vector index is overloaded", retry_after_s=1.0) from error
-        try:
-            for _ in range(_ATTEMPTS):
-                try:
-                    async with asyncio.timeout(timeout_s):
-                        return await self._send(op, header, body)
-                except _Gone:
-                    continue
-                except TimeoutError:
-                    if self._connected.is_set() and self._process is not None:
-                        _log.error("the vector process did not answer %s; replacing it", op)
-                        with contextlib.suppress(ProcessLookupError):
-                            self._process.kill()
-                    break
-        finally:
-            self._slots.release()
-        raise Unavailable("the vector index does not answer", retry_after_s=1.0)
+        return Slot(self._slots.release)
 
-    async def _send(self, op: str, header: dict[str, object], body: bytes) -> tuple[Any, bytes]:
+    async def _look(self, op: str) -> None:
+        """Replaces a process that does nothing any more. One that is busy, e.g. copies what an
+        index is built of while writes wait, still answers what needs no shard."""
+        process = self._process
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._send("ping", {}, b"", Slot(lambda: None))
+        except TimeoutError:
+            if process is not None and process is self._process:
+                _log.error("the vector process did not answer %s; replacing it", op)
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+        except (_Gone, Unavailable):
+            pass  # Replaced already, or closed.
+        finally:
+            self._looking = None
+
+    async def _send(
+        self, op: str, header: dict[str, object], body: bytes, slot: Slot
+    ) -> tuple[Any, bytes]:
         if self._supervisor is None or self._supervisor.done():
             raise Unavailable("the vector index is not running")
-        await self._connected.wait()
-        writer = self._writer
-        if writer is None:
-            raise _Gone
-        number = next(self._numbers)
+        # Payloads may be large, ids many: their JSON is made off the loop.
+        frame = {"n": (number := next(self._numbers)), "op": op, **header}
+        packed = (
+            await asyncio.to_thread(wire.pack, frame, body)
+            if op in ("upsert", "delete")
+            else wire.pack(frame, body)
+        )
+        while (writer := self._writer) is None:
+            await self._connected.wait()
         answer: asyncio.Future[tuple[Any, bytes]] = asyncio.get_running_loop().create_future()
         self._pending[number] = answer
+        slot.sent(answer)
         try:
-            frame = {"n": number, "op": op, **header}
-            # Payloads may be large: their JSON is made off the loop.
-            packed = (
-                await asyncio.to_thread(wire.pack, frame, body)
-                if op == "upsert"
-                else wire.pack(frame, body)
-            )
             writer.write(packed)
             await writer.drain()
-            return await answer
         except ConnectionError as error:
             self._disconnect(writer)
-            raise _Gone from error
-        finally:
             self._pending.pop(number, None)
+            answer.cancel()
+            raise _Gone from error
+        # The process works on it also when nobody waits for the answer any more.
+        return await asyncio.shield(answer)
 
     def _disconnect(self, writer: asyncio.StreamWriter) -> None:
         """Makes calls wait for the next process, if the one of `writer` is still the last."""
@@ -276,7 +300,8 @@ class EdgeStore:
             finally:
                 self._connected.clear()
                 self._writer = None
-                for answer in self._pending.values():
+                pending, self._pending = self._pending, {}
+                for answer in pending.values():
                     if not answer.done():
                         answer.set_exception(_Gone())
             deaths = 0 if loop.time() - started > _STARTED_WELL_S else deaths + 1
@@ -321,8 +346,8 @@ class EdgeStore:
             await process.wait()
 
     def _settle(self, header: dict[str, Any], body: bytes) -> None:
-        answer = self._pending.get(header["n"])
-        if answer is None or answer.done():  # Its caller gave up.
+        answer = self._pending.pop(header["n"], None)
+        if answer is None or answer.done():
             return
         if "error" in header:
             answer.set_exception(_to_error(*header["error"]))
@@ -345,5 +370,6 @@ def _to_error(kind: str, message: str) -> Exception:
         "not_found": NotFound(message, reason="SHARD_NOT_FOUND"),
         "disk_full": ResourceExhausted(message, reason="DISK_FULL"),
         "too_large": ResourceExhausted(message, reason="ANSWER_TOO_LARGE"),
+        "damaged": DataLoss(message, reason="SHARD_DAMAGED"),
     }
     return errors.get(kind) or RuntimeError(f"the vector engine failed: {message}")

@@ -22,10 +22,10 @@ from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from hotclip_server.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
-from hotclip_server.search.filters import PayloadFilter
+from hotclip_server.search.filters import MAX_INDEXED_KEYS, PayloadFilter
 from hotclip_server.search.ids import point_uuid
 from hotclip_server.search.protocol import Match, PointMeta, ShardInfo, Stored
-from hotclip_server.search.qdrant_terms import to_error, to_qdrant_filter
+from hotclip_server.search.qdrant_terms import indexable, to_error, to_qdrant_filter
 from hotclip_server.storage.atomic import write_atomically
 
 T = TypeVar("T")
@@ -73,6 +73,8 @@ class QdrantStore:
         self._client = client
         self._namespace = namespace
         self._prefix = ""
+        # Payload fields with an index, by shard.
+        self._indexed: dict[str, set[str]] = {}
 
     async def start(self) -> None:
         """See VectorStore.
@@ -105,6 +107,7 @@ class QdrantStore:
     async def drop(self, shard: str) -> None:
         """See VectorStore."""
         await self._ask(partial(self._client.delete_collection, self._name(shard)))
+        self._indexed.pop(shard, None)
 
     async def shards(self) -> list[str]:
         """See VectorStore."""
@@ -151,6 +154,7 @@ class QdrantStore:
         exclude: Sequence[Sequence[str]] | None = None,
     ) -> list[list[Match]]:
         """See VectorStore."""
+        await self._index(shard, payload_filter)
         requests = [
             models.QueryRequest(
                 query=row,
@@ -222,6 +226,7 @@ class QdrantStore:
         payload_filter: PayloadFilter | None = None,
     ) -> tuple[list[PointMeta], str]:
         """See VectorStore."""
+        await self._index(shard, payload_filter)
         found, following = await self._ask(
             partial(
                 self._client.scroll,
@@ -244,6 +249,7 @@ class QdrantStore:
 
     async def count(self, shard: str, payload_filter: PayloadFilter | None = None) -> int:
         """See VectorStore."""
+        await self._index(shard, payload_filter)
         counted = await self._ask(
             partial(
                 self._client.count,
@@ -289,6 +295,16 @@ class QdrantStore:
 
     async def flush(self, shard: str) -> None:
         """Does nothing: a write is answered when Qdrant has it in its log."""
+
+    async def _index(self, shard: str, payload_filter: PayloadFilter | None) -> None:
+        """Payload fields get an index when they are filtered by for the first time: without one
+        Qdrant looks at every point, and in its strict mode refuses."""
+        known = self._indexed.setdefault(shard, set())
+        for key, schema in indexable(payload_filter):
+            if key not in known and len(known) < MAX_INDEXED_KEYS:
+                name = self._name(shard)
+                await self._ask(partial(self._client.create_payload_index, name, key, schema))
+                known.add(key)
 
     def _name(self, shard: str) -> str:
         if not self._prefix:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from qdrant_client import models
 from qdrant_client.http.exceptions import UnexpectedResponse
@@ -59,14 +59,47 @@ def to_qdrant_filter(
     )
 
 
+def indexable(
+    payload_filter: PayloadFilter | None,
+) -> Iterator[tuple[str, models.PayloadSchemaType]]:
+    """Keys that a filter tests, and the kind of index that answers each test."""
+    if payload_filter is not None:
+        tests = (*payload_filter.must, *payload_filter.should, *payload_filter.must_not)
+        for test in tests:
+            yield _key(test), _schema(test)
+
+
 def _condition(test: FieldTest) -> models.FieldCondition:
-    # The caller's payload lies under "p".
-    key = "p." + json_path(test.key)
-    if test.values is None:
-        bounds = models.Range(gt=test.gt, gte=test.gte, lt=test.lt, lte=test.lte)
+    key = _key(test)
+    if (bounds := _bounds(test)) is not None:
         return models.FieldCondition(key=key, range=bounds)
-    if len(test.values) == 1:
-        return models.FieldCondition(key=key, match=models.MatchValue(value=test.values[0]))
+    values = test.values or ()
+    if len(values) == 1:
+        return models.FieldCondition(key=key, match=models.MatchValue(value=values[0]))
     # Several values are always texts: see StringList.
-    several = [str(value) for value in test.values]
+    several = [str(value) for value in values]
     return models.FieldCondition(key=key, match=models.MatchAny(any=several))
+
+
+def _key(test: FieldTest) -> str:
+    # The caller's payload lies under "p".
+    return "p." + json_path(test.key)
+
+
+def _bounds(test: FieldTest) -> models.Range | None:
+    """The range that a test of numbers is: one index answers both kinds of question about them."""
+    if test.values is None:
+        return models.Range(gt=test.gt, gte=test.gte, lt=test.lt, lte=test.lte)
+    if len(test.values) == 1:
+        (value,) = test.values
+        if isinstance(value, int) and not isinstance(value, bool):
+            return models.Range(gte=value, lte=value)
+    return None
+
+
+def _schema(test: FieldTest) -> models.PayloadSchemaType:
+    if _bounds(test) is not None:
+        return models.PayloadSchemaType.FLOAT
+    if test.values and isinstance(test.values[0], bool):
+        return models.PayloadSchemaType.BOOL
+    return models.PayloadSchemaType.KEYWORD

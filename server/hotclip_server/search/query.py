@@ -2,12 +2,13 @@
 
 The engine's binding takes True in a filter for the integer 1, which no stored truth value
 equals. So truth values are stored as strings that begin with a mark, and a caller's string
-that begins with it gets one more.
+that begins with it gets one more. A whole number is looked for as a range of that number alone:
+then one index of a field answers both kinds of question about its numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,8 @@ import qdrant_edge as engine
 from hotclip_server.search.filters import json_path
 
 _MARK = "\x01"
+TEXTS, NUMBERS = "texts", "numbers"
+"""What an index of a payload field covers; truth values are texts here."""
 
 
 def to_engine_value(value: Any) -> Any:
@@ -60,13 +63,44 @@ def to_engine_filter(spec: dict[str, Any] | None, leave_out: Iterable[UUID]) -> 
     )
 
 
+def indexable(spec: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """The engine's keys that a filter tests, and what it looks for in each: TEXTS or NUMBERS."""
+    for tests in (spec or {}).values():
+        for test in tests:
+            yield _key(test), NUMBERS if _bounds(test) else TEXTS
+
+
+def index_operation(key: str, kind: str) -> Any:
+    """What makes an index of a payload field. It takes no part in the graph of vectors: where
+    few points match they are compared one by one, where many do the graph is as good without."""
+    params = (
+        engine.FloatIndexParams(enable_hnsw=False)
+        if kind == NUMBERS
+        else engine.KeywordIndexParams(enable_hnsw=False)
+    )
+    return engine.UpdateOperation.create_field_index(key, params)
+
+
 def _condition(test: dict[str, Any]) -> Any:
-    # The caller's payload lies under "p".
-    key = "p." + json_path(test["key"])
-    if test["values"] is None:
-        bounds = {name: test[name] for name in ("gt", "gte", "lt", "lte")}
+    key = _key(test)
+    if (bounds := _bounds(test)) is not None:
         return engine.FieldCondition(key, range=engine.RangeFloat(**bounds))
     values = [to_engine_value(value) for value in test["values"]]
     if len(values) == 1:
         return engine.FieldCondition(key, match=engine.MatchValue(values[0]))
     return engine.FieldCondition(key, match=engine.MatchAny(values))
+
+
+def _key(test: dict[str, Any]) -> str:
+    # The caller's payload lies under "p".
+    return "p." + json_path(test["key"])
+
+
+def _bounds(test: dict[str, Any]) -> dict[str, float | None] | None:
+    """The range that a test of numbers is; None of a test of texts or truth values."""
+    values = test["values"]
+    if values is None:
+        return {name: test[name] for name in ("gt", "gte", "lt", "lte")}
+    if len(values) == 1 and isinstance(values[0], int) and not isinstance(values[0], bool):
+        return {"gte": values[0], "lte": values[0]}
+    return None

@@ -1,8 +1,5 @@
 """One shard inside the vector process: an engine folder that is replaced when re-indexed.
 
-    <root>/<name>/CURRENT        name of the generation that counts, and the dimension
-    <root>/<name>/gen-<hex>/     an engine folder
-
 The engine's `optimize` holds the interpreter lock until it is done (10 s for 20,000 × 512),
 so it runs in a builder process on a copy of the folder. Searches and writes go on; points
 written meanwhile are copied over before the new generation takes over.
@@ -14,9 +11,8 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import shutil
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,12 +21,19 @@ import numpy as np
 import qdrant_edge as engine
 from numpy.typing import NDArray
 
+from hotclip_server.errors import HotclipError
+from hotclip_server.search import generations
+from hotclip_server.search.changes import Changes
+from hotclip_server.search.filters import MAX_INDEXED_KEYS
+from hotclip_server.search.generations import INDEXING_THRESHOLD_KB
 from hotclip_server.search.ids import point_uuid
-from hotclip_server.search.query import from_engine_value, to_engine_filter, to_engine_value
-from hotclip_server.storage.atomic import write_atomically
+from hotclip_server.search.query import (
+    from_engine_value,
+    indexable,
+    to_engine_filter,
+    to_engine_value,
+)
 
-INDEXING_THRESHOLD_KB = 10_000
-"""Vectors below this size in total are compared one by one: that is as fast as an index."""
 _SEARCH_BREADTH = 256
 """Candidates that a search of the index keeps (ef)."""
 _MAX_ANSWER_BYTES = 64 << 20
@@ -39,10 +42,16 @@ _MAX_PAGE_BYTES = 8 << 20
 """JSON of a page of a listing, unless it is of one point."""
 _ROWS = 256
 """Points in one engine operation: bounds how long other requests wait."""
+_EXACT_QUERIES = 8
+"""Queries in one engine operation that compare with every vector, for the same reason."""
 
 
 class ShardNotFound(Exception):
     """No such shard, or it was dropped meanwhile."""
+
+
+class ShardDamaged(Exception):
+    """The engine does not open what is on the disk."""
 
 
 class AnswerTooLarge(Exception):
@@ -56,9 +65,12 @@ class Shard:
         folder: Its folder; the name is the shard's.
         dim: Elements of a vector.
         generation: Name of the engine folder.
+        changes: Of which its index does not know.
     """
 
-    def __init__(self, folder: Path, dim: int, generation: str, edge: Any) -> None:
+    def __init__(
+        self, folder: Path, dim: int, generation: str, edge: Any, changes: Changes
+    ) -> None:
         self.folder = folder
         self.dim = dim
         self._generation = generation
@@ -68,30 +80,18 @@ class Shard:
         self._build: asyncio.Task[None] | None = None
         self._touched: set[UUID] | None = None
         self._closed = False
+        self._changes = changes
+        # Payload fields that have an index, or had their chance; and those that want one.
+        self._indexed_keys = set(edge.info().payload_schema)
+        self._wanted_keys: dict[str, str] = {}
 
     @classmethod
     def create(cls, folder: Path, dim: int) -> Shard:
         """Makes an empty shard, or opens the one that is there."""
-        if (folder / "CURRENT").exists():
+        if generations.exists(folder):
             return cls.open(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        generation = _new_generation()
-        (folder / generation).mkdir()
-        config = engine.EdgeConfig(
-            vectors=engine.EdgeVectorParams(size=dim, distance=engine.Distance.Cosine),
-            hnsw_config=engine.HnswIndexConfig(
-                m=32,
-                ef_construct=128,
-                full_scan_threshold=INDEXING_THRESHOLD_KB,
-                max_indexing_threads=max(1, (os.cpu_count() or 2) // 2),
-            ),
-            optimizers=engine.EdgeOptimizersConfig(indexing_threshold=INDEXING_THRESHOLD_KB),
-            max_search_threads=2,
-        )
-        edge = engine.EdgeShard.create(str(folder / generation), config)
-        edge.flush()
-        _set_current(folder, generation, dim)
-        return cls(folder, dim, generation, edge)
+        generation, edge = generations.create(folder, dim)
+        return cls(folder, dim, generation, edge, Changes())
 
     @classmethod
     def open(cls, folder: Path) -> Shard:
@@ -100,35 +100,38 @@ class Shard:
         Raises:
             FileNotFoundError: there is none.
         """
-        current = json.loads((folder / "CURRENT").read_bytes())
-        generation = current["generation"]
-        for entry in folder.iterdir():
-            # Generations of builds that a crash cut short, and of those they replaced.
-            if entry.name.startswith("gen-") and entry.name != generation:
-                shutil.rmtree(entry, ignore_errors=True)
-        edge = engine.EdgeShard.load(str(folder / generation))
-        return cls(folder, current["dim"], generation, edge)
+        dim, generation, edge = generations.load(folder)
+        changes = Changes.take(folder, edge.info().points_count)
+        return cls(folder, dim, generation, edge, changes)
 
     @property
     def building(self) -> bool:
         """Whether an index is being built."""
         return self._build is not None
 
+    @property
+    def wants_keys(self) -> bool:
+        """Whether searches filter by payload fields that have no index, and it is so large that
+        looking at every point takes long."""
+        return bool(self._wanted_keys) and self._kb(self._points()) >= INDEXING_THRESHOLD_KB
+
     def info(self) -> dict[str, Any]:
         """Figures as the protocol's ShardInfo."""
-        info = self._edge.info()
+        info, points = self._edge.info(), self._edge.count(engine.CountRequest())
         return {
             "dim": self.dim,
-            "points": self._edge.count(engine.CountRequest()),
-            "indexed": info.indexed_vectors_count,
+            "points": points,
+            "indexed": min(info.indexed_vectors_count, max(0, points - self._changes.stored)),
             "building": self.building,
         }
 
     def unindexed_kb(self) -> int:
-        """Size of the vectors that the index does not cover."""
-        info = self._edge.info()
-        unindexed: int = max(0, info.points_count - info.indexed_vectors_count)
-        return unindexed * self.dim * 4 // 1024
+        """Size of the vectors that the index may not cover; of all if so many of those that it
+        covers are gone that it is worth building anew."""
+        points = self._points()
+        if self._changes.many_removed(points):
+            return self._kb(points)
+        return self._kb(min(self._changes.stored, points))
 
     async def upsert(self, points: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
         """Stores points [{i: id, r: revision, p: payload}] with vectors (n, dim), in order."""
@@ -148,20 +151,26 @@ class Shard:
                         ]
                     )
                 )
+                self._changes.stored += len(batch)
                 await asyncio.sleep(0)  # Searches that wait come first.
 
     async def delete(self, ids: list[str]) -> int:
         """Removes points; returns how many there were."""
+        removed = 0
         async with self._writing:
             self._check_open()
-            uids: list[Any] = list({point_uuid(i) for i in ids})
-            there = len(self._edge.retrieve(uids, with_payload=False, with_vector=False))
-            if self._touched is not None:
-                self._touched.update(uids)
-            self._edge.update(engine.UpdateOperation.delete_points(uids))
-            return there
+            for chunk in _chunks(list({point_uuid(i) for i in ids})):
+                uids: list[Any] = list(chunk)
+                there = len(self._edge.retrieve(uids, with_payload=False, with_vector=False))
+                if self._touched is not None:
+                    self._touched.update(chunk)
+                self._edge.update(engine.UpdateOperation.delete_points(uids))
+                self._changes.removed += there
+                removed += there
+                await asyncio.sleep(0)  # Searches that wait come first.
+        return removed
 
-    def search(self, vectors: NDArray[np.float32], options: dict[str, Any]) -> bytes:
+    async def search(self, vectors: NDArray[np.float32], options: dict[str, Any]) -> bytes:
         """JSON: per query a list of [id, score, payload]; options as in the protocol.
 
         Raises:
@@ -182,12 +191,18 @@ class Shard:
             for row, out in zip(vectors.tolist(), options["exclude"], strict=True)
         ]
         together = max(1, _ROWS // options["limit"])
+        if options["exact"]:
+            together = min(together, _EXACT_QUERIES)
+        self._want_keys(options["filter"])
         parts: list[bytes] = []
         for start in range(0, len(requests), together):
             batch = engine.QueryBatchRequest(requests[start : start + together])
             parts += [_to_json(hits) for hits in self._edge.query_batch(batch)]
             if sum(map(len, parts)) > _MAX_ANSWER_BYTES:
                 raise AnswerTooLarge("the answer is too large; ask for fewer queries or hits")
+            if start + together < len(requests):
+                await asyncio.sleep(0)  # Others come in between.
+                self._check_open()
         return b"[" + b",".join(parts) + b"]"
 
     def retrieve(
@@ -228,6 +243,7 @@ class Shard:
             filter=to_engine_filter(options["filter"], ()),
             with_payload=True,
         )
+        self._want_keys(options["filter"])
         records, following = self._edge.scroll(request)
         parts: list[bytes] = []
         size = 0
@@ -244,6 +260,7 @@ class Shard:
         """Points that match; all without a filter."""
         self._check_open()
         request = engine.CountRequest(filter=to_engine_filter(payload_filter, ()))
+        self._want_keys(payload_filter)
         points: int = self._edge.count(request)
         return points
 
@@ -262,29 +279,50 @@ class Shard:
         """Stops a build and releases the engine."""
         if self._build is not None:
             self._build.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._build
+            await asyncio.gather(self._build, return_exceptions=True)
         async with self._writing:
             self._closed = True
             self._edge.close()
+            with contextlib.suppress(OSError, HotclipError):  # Then they are not known.
+                self._changes.keep(self.folder)
 
     def _check_open(self) -> None:
         if self._closed:
             raise ShardNotFound(f"shard {self.folder.name} was dropped")
+
+    def _points(self) -> int:
+        points: int = self._edge.info().points_count
+        return points
+
+    def _kb(self, points: int) -> int:
+        return points * self.dim * 4 // 1024
+
+    def _want_keys(self, payload_filter: dict[str, Any] | None) -> None:
+        """Payload fields that are filtered by get an index with the next build. A field has one:
+        who looks for texts where numbers were looked for first goes without."""
+        for key, kind in indexable(payload_filter):
+            if len(self._indexed_keys) + len(self._wanted_keys) == MAX_INDEXED_KEYS:
+                return
+            if key not in self._indexed_keys:
+                self._wanted_keys.setdefault(key, kind)
 
     def _build_ended(self, task: asyncio.Task[None]) -> None:
         self._build = None
         self._touched = None
 
     async def _rebuild(self) -> None:
-        generation = _new_generation()
+        generation = generations.new_name()
         target = self.folder / generation
+        # Also if the build fails: it is not tried again and again.
+        keys, self._wanted_keys = self._wanted_keys, {}
+        self._indexed_keys |= keys.keys()
         try:
             async with self._writing:
                 self._edge.flush()
                 await asyncio.to_thread(shutil.copytree, self.folder / self._generation, target)
                 self._touched = set()
-            await _run_builder(target)
+                built = replace(self._changes)
+            await generations.build(target, keys)
             fresh = engine.EdgeShard.load(str(target))
             while len(self._touched) > 4 * _ROWS:  # The last few under the lock.
                 done, self._touched = self._touched, set()
@@ -296,13 +334,14 @@ class Shard:
                     self._carry_over(fresh, chunk)
                 fresh.flush()
                 try:
-                    _set_current(self.folder, generation, self.dim)
+                    generations.set_current(self.folder, generation, self.dim)
                 except OSError:
                     # Which generation the disk names is unknown: start again from the disk.
                     os._exit(1)
                 replaced, self._edge = self._edge, fresh
                 old, self._generation = self.folder / self._generation, generation
                 self._touched = None
+                self._changes = self._changes.without(built)
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
             raise
@@ -334,28 +373,5 @@ def _to_engine(point: dict[str, Any]) -> dict[str, Any]:
     return {**point, "p": to_engine_value(point["p"])}
 
 
-async def _run_builder(folder: Path) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "hotclip_server.search.build", str(os.getpid()), str(folder)
-    )
-    try:
-        code = await process.wait()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    if code != 0:
-        raise OSError(f"the index builder ended with status {code}")
-
-
 def _chunks(uids: list[UUID]) -> list[list[UUID]]:
     return [uids[i : i + _ROWS] for i in range(0, len(uids), _ROWS)]
-
-
-def _new_generation() -> str:
-    return f"gen-{secrets.token_hex(8)}"
-
-
-def _set_current(folder: Path, generation: str, dim: int) -> None:
-    content = json.dumps({"generation": generation, "dim": dim}).encode()
-    write_atomically(folder / "CURRENT", content)

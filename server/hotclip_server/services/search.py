@@ -34,6 +34,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_DELETED_IDS = 10_000
 _FEW_HITS = 128
+_FEW_VALUES = 2000
+"""Of payloads: an answer with more takes milliseconds to build."""
 
 
 class SearchService(search_pb2_grpc.SearchServiceServicer):
@@ -172,7 +174,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         search = self._bridged.search if request.bridge else self._collections.searcher.search
         options = _options(request, deadline_of(context))
         found = await search(request.collection, request.queries, options)
-        if sum(map(len, found.matches)) <= _FEW_HITS:
+        if is_small(found):
             return found_to_proto(found)
         # Building the message must not hold up the loop.
         return await asyncio.to_thread(found_to_proto, found)
@@ -217,6 +219,22 @@ def found_to_proto(found: Found) -> search_pb2.SearchResponse:
     if found.bridge is not None:
         response.bridge.CopyFrom(with_current(found.bridge))
     return response
+
+
+def is_small(found: Found) -> bool:
+    """Whether the event loop may build the answer itself."""
+    inner: list[Any] = [match.payload for matches in found.matches for match in matches]
+    if len(inner) > _FEW_HITS:
+        return False
+    left = _FEW_VALUES
+    while inner:
+        value = inner.pop()
+        values = list(value.values()) if isinstance(value, dict) else value
+        left -= len(values)
+        if left < 0:
+            return False
+        inner += [one for one in values if isinstance(one, dict | list)]
+    return True
 
 
 def collection_to_proto(record: CollectionRecord, figures: ShardInfo) -> search_pb2.Collection:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import qdrant_edge as engine
 
 from hotclip_server.errors import NotFound, Unavailable
 from hotclip_server.search.edge import EdgeStore
+from hotclip_server.search.filters import FieldTest, PayloadFilter
 from hotclip_server.search.protocol import PointMeta
 
 from .vectors import clustered, points
@@ -157,3 +159,113 @@ async def test_the_process_ends_with_the_store(tmp_path: Path) -> None:
 async def test_a_name_is_no_path(store: EdgeStore) -> None:
     with pytest.raises(NotFound):
         await store.info("../etc")
+
+
+async def test_what_is_filtered_by_and_what_was_replaced_is_indexed(
+    store: EdgeStore, tmp_path: Path
+) -> None:
+    vectors, query = clustered(6000, 512), clustered(1, 512, seed=1)
+    rows = [
+        PointMeta(f"id {i}", 1, {"n": i, "even": i % 2 == 0, "o": {"a b": [f"t{i % 30}", "x"]}})
+        for i in range(6000)
+    ]
+    filters = {
+        "n": PayloadFilter(must=(FieldTest(key="n", values=(4321,)),)),
+        "range": PayloadFilter(must=(FieldTest(key="n", gte=10, lt=40.5),)),
+        "even": PayloadFilter(must_not=(FieldTest(key="even", values=(True,)),)),
+        "text": PayloadFilter(should=(FieldTest(key="o.a b", values=("t7", "t8")),)),
+        # A text where numbers were looked for first: found all the same.
+        "none": PayloadFilter(must=(FieldTest(key="n", values=("4321",)),)),
+    }
+    matching: dict[str, Callable[[int], bool]] = {
+        "n": lambda i: i == 4321,
+        "range": lambda i: 10 <= i <= 40,
+        "even": lambda i: i % 2 == 1,
+        "text": lambda i: i % 30 in (7, 8),
+        "none": lambda i: False,
+    }
+
+    async def check(gone: int) -> None:
+        cosines = vectors @ query[0]
+        for name, one in filters.items():
+            wanted = [i for i in range(gone, 6000) if matching[name](i)]
+            best = sorted(wanted, key=lambda i: -cosines[i])[:10]
+            (hits,) = await store.search("s", query, limit=10, payload_filter=one, exact=True)
+            assert [m.id for m in hits] == [f"id {i}" for i in best], name
+            assert await store.count("s", one) == len(wanted), name
+
+    async def built() -> None:
+        async with asyncio.timeout(120):
+            while (await store.info("s")).indexed < 5900:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.1)
+
+    await store.create("s", 512)
+    await store.upsert("s", rows, vectors)
+    await check(0)  # Before there is an index of any kind.
+    await built()
+    await check(0)
+    # What is replaced is not in the index any more, though the engine goes on counting it.
+    vectors = clustered(6000, 512, seed=9)
+    await store.upsert("s", rows, vectors)
+    await store.delete("s", [f"id {i}" for i in range(20)])
+    assert (await store.info("s")).indexed < 1000
+    await check(20)
+    await built()
+    await check(20)
+    first = store.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    await check(20)
+    await store.close()
+    (folder,) = (tmp_path / "vectors" / "s").glob("gen-*")
+    schema = engine.EdgeShard.load(str(folder)).info().payload_schema
+    assert set(schema) == {"p.n", "p.even", 'p.o."a b"'}
+
+
+async def test_callers_that_leave_do_not_fill_the_process(store: EdgeStore) -> None:
+    vectors = clustered(2000, 256)
+    await store.create("s", 256)
+    await store.upsert("s", points(2000), vectors)
+    for _ in range(4):
+        asking = [
+            asyncio.create_task(store.search("s", vectors[:32], limit=10, exact=True))
+            for _ in range(100)
+        ]
+        await asyncio.sleep(0.01)
+        for each in asking:
+            each.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        assert len(store._pending) <= 64
+    # Nor are places lost.
+    found = await asyncio.gather(
+        *(store.search("s", vectors[i : i + 1], limit=1) for i in range(100))
+    )
+    assert [hits[0][0].id for hits in found] == [f"id {i}" for i in range(100)]
+    assert store._pending == {}
+
+
+async def test_a_process_that_does_nothing_is_replaced(tmp_path: Path) -> None:
+    store = EdgeStore(tmp_path / "vectors", timeout_s=1.0)
+    await store.start()
+    await store.create("s", 16)
+    first = store.pid
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    with pytest.raises(Unavailable):
+        await store.count("s")
+    async with asyncio.timeout(30):
+        while store.pid in (first, None):  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
+    assert await store.count("s") == 0
+    await store.close()
+
+
+async def test_leftovers_of_a_shard_are_removed(tmp_path: Path) -> None:
+    root = tmp_path / "vectors"
+    (root / "half" / "gen-1").mkdir(parents=True)
+    store = EdgeStore(root, timeout_s=30)
+    await store.start()
+    await store.create("s", 16)
+    assert await store.shards() == ["s"]
+    await store.close()
+    assert [path.name for path in root.iterdir() if path.is_dir()] == ["s"]

@@ -24,7 +24,10 @@ from hotclip_server.search.searcher import SearchOptions
 from hotclip_server.testing import FakeLoader
 
 # What the engine in memory lacks; a server has it.
-pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Local mode performs exact"),
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect"),
+]
 
 SECRET = "key-that-nobody-may-see"
 

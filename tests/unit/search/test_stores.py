@@ -19,7 +19,10 @@ from hotclip_server.search.qdrant_store import QdrantStore
 from .vectors import clustered, points
 
 # What the engine in memory lacks; a server has it.
-pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Local mode performs exact"),
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect"),
+]
 
 ROWS = [
     PointMeta(

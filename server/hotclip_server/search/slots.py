@@ -1,0 +1,35 @@
+"""Places among the calls that the vector process has not answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+
+class Slot:
+    """One place. It is given back when the answer comes, not when the caller leaves: else callers
+    that give up early and ask again would fill the process with work for nobody.
+
+    Args:
+        release: Called once.
+    """
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release = release
+        self._sent = False
+
+    def sent(self, answer: asyncio.Future[Any]) -> None:
+        """From now on it is the answer that gives it back."""
+        self._sent = True
+        answer.add_done_callback(self._answered)
+
+    def left(self) -> None:
+        """The caller needs it no more."""
+        if not self._sent:
+            self._release()
+
+    def _answered(self, answer: asyncio.Future[Any]) -> None:
+        if not answer.cancelled():
+            answer.exception()  # Perhaps nobody else looks at it.
+        self._release()
