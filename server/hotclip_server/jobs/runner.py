@@ -22,6 +22,7 @@ from hotclip_server.errors import (
     Unimplemented,
 )
 from hotclip_server.jobs import store
+from hotclip_server.jobs.alone import Warn, no_pressure, nobody, nothing
 from hotclip_server.jobs.context import (
     Cancelled,
     Interrupted,
@@ -44,23 +45,6 @@ WATCH_PAGE = 256
 """Events that a watcher holds in memory at once."""
 RETRY_S = 1.0
 """Pause before an end that the database refused (disk full) is written again."""
-
-
-Warn = Callable[[str, str], None]
-"""Adds a warning to the log of a job that has not ended; any thread."""
-
-
-def nobody(job: JobRecord, warn: Warn) -> None:
-    """Follows no job."""
-
-
-async def nothing() -> None:
-    """For jobs of which nobody keeps anything."""
-
-
-def no_pressure() -> float:
-    """For a server where nothing else wants the device."""
-    return 0.0
 
 
 class JobRunner:
