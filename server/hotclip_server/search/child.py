@@ -48,6 +48,8 @@ class VectorProcess:
         self._shards: dict[str, Shard] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._queued: set[str] = set()
+        self._builder = asyncio.Lock()
 
     async def serve(self, connection: socket.socket) -> None:
         """Answers until the parent is gone, then closes the shards."""
@@ -201,12 +203,20 @@ class VectorProcess:
 
     def _build(self, name: str) -> None:
         del self._timers[name]
-        shard = self._shards.get(name)
-        if shard is None:
-            return
-        # Perhaps somebody asked for a build meanwhile.
-        if shard.wants_keys or shard.unindexed_kb() >= INDEXING_THRESHOLD_KB:
-            self._spawn(self._build_and_look_again(shard))
+        if name not in self._queued:
+            self._queued.add(name)
+            self._spawn(self._build_in_turn(name))
+
+    async def _build_in_turn(self, name: str) -> None:
+        """One after the other: each takes a core, and as much memory and disk as its shard."""
+        async with self._builder:
+            self._queued.discard(name)
+            shard = self._shards.get(name)
+            if shard is None:
+                return
+            # Perhaps somebody asked for a build meanwhile.
+            if shard.wants_keys or shard.unindexed_kb() >= INDEXING_THRESHOLD_KB:
+                await self._build_and_look_again(shard)
 
     async def _build_and_look_again(self, shard: Shard) -> None:
         name = shard.folder.name

@@ -269,3 +269,18 @@ async def test_leftovers_of_a_shard_are_removed(tmp_path: Path) -> None:
     assert await store.shards() == ["s"]
     await store.close()
     assert [path.name for path in root.iterdir() if path.is_dir()] == ["s"]
+
+
+async def test_indexes_are_built_one_after_the_other(store: EdgeStore) -> None:
+    names, vectors = ["a", "b", "c"], clustered(1300, 2048)
+    for name in names:
+        await store.create(name, 2048)
+        await store.upsert(name, points(1300), vectors)
+    together, left = 0, set(names)
+    async with asyncio.timeout(120):
+        while left:
+            found = {name: await store.info(name) for name in names}
+            together = max(together, sum(info.building for info in found.values()))
+            left -= {name for name, info in found.items() if info.indexed == 1300}
+            await asyncio.sleep(0.01)
+    assert together == 1

@@ -9,9 +9,10 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
-from qdrant_client import AsyncQdrantClient
+from qdrant_client import AsyncQdrantClient, models
 from support.search import search_world, text_point, text_query
 
 from hotclip_server.app import make_vectors
@@ -19,9 +20,12 @@ from hotclip_server.config import ConfigError, ServerConfig
 from hotclip_server.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from hotclip_server.search import qdrant_store
 from hotclip_server.search.edge import EdgeStore
+from hotclip_server.search.filters import MAX_INDEXED_KEYS, FieldTest, PayloadFilter
 from hotclip_server.search.qdrant_store import QdrantStore, connect
 from hotclip_server.search.searcher import SearchOptions
 from hotclip_server.testing import FakeLoader
+
+from .vectors import clustered, points
 
 # What the engine in memory lacks; a server has it.
 pytestmark = [
@@ -181,3 +185,47 @@ async def test_the_url_chooses_the_store(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delitem(sys.modules, "hotclip_server.search.qdrant_store")
     with pytest.raises(ConfigError, match=r"pip install 'hotclip\[qdrant\]'"):
         make_vectors(remote)
+
+
+class Recorder(AsyncQdrantClient):
+    """Knows which payload indexes were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(":memory:")
+        self.indexes: list[tuple[str, object]] = []
+
+    async def create_payload_index(
+        self, collection_name: str, field_name: str, field_schema: Any = None, **options: Any
+    ) -> Any:
+        self.indexes.append((field_name, field_schema))
+        return await super().create_payload_index(
+            collection_name, field_name, field_schema, **options
+        )
+
+
+async def test_what_is_filtered_by_gets_an_index_once(tmp_path: Path) -> None:
+    client = Recorder()
+    store = QdrantStore(client, tmp_path / "namespace")
+    await store.start()
+    await store.create("s", 4)
+    await store.upsert("s", points(20), clustered(20, 4))
+    wanted = PayloadFilter(
+        must=(FieldTest(key="n", gte=3), FieldTest(key="n", values=(7,))),
+        should=(FieldTest(key="a b", values=("x", "y")), FieldTest(key="even", values=(False,))),
+    )
+    for _ in range(2):
+        (hits,) = await store.search("s", clustered(1, 4), limit=9, payload_filter=wanted)
+        assert [match.id for match in hits] == ["id 7"]
+        assert await store.count("s", wanted) == 1
+    schema = models.PayloadSchemaType
+    made = [("p.n", schema.FLOAT), ('p."a b"', schema.KEYWORD), ("p.even", schema.BOOL)]
+    assert client.indexes == made
+    # Callers can't make any number of them.
+    many = PayloadFilter(should=tuple(FieldTest(key=f"k{i}", values=("x",)) for i in range(40)))
+    await store.count("s", many)
+    assert len(client.indexes) == MAX_INDEXED_KEYS
+    await store.drop("s")
+    await store.create("s", 4)
+    await store.count("s", wanted)
+    assert client.indexes[MAX_INDEXED_KEYS:] == made
+    await store.close()
