@@ -164,21 +164,21 @@ async def test_a_name_is_no_path(store: EdgeStore) -> None:
 async def test_what_is_filtered_by_and_what_was_replaced_is_indexed(
     store: EdgeStore, tmp_path: Path
 ) -> None:
-    vectors, query = clustered(6000, 512), clustered(1, 512, seed=1)
+    vectors, query = clustered(1500, 2048), clustered(1, 2048, seed=1)
     rows = [
         PointMeta(f"id {i}", 1, {"n": i, "even": i % 2 == 0, "o": {"a b": [f"t{i % 30}", "x"]}})
-        for i in range(6000)
+        for i in range(1500)
     ]
     filters = {
-        "n": PayloadFilter(must=(FieldTest(key="n", values=(4321,)),)),
+        "n": PayloadFilter(must=(FieldTest(key="n", values=(1321,)),)),
         "range": PayloadFilter(must=(FieldTest(key="n", gte=10, lt=40.5),)),
         "even": PayloadFilter(must_not=(FieldTest(key="even", values=(True,)),)),
         "text": PayloadFilter(should=(FieldTest(key="o.a b", values=("t7", "t8")),)),
         # A text where numbers were looked for first: found all the same.
-        "none": PayloadFilter(must=(FieldTest(key="n", values=("4321",)),)),
+        "none": PayloadFilter(must=(FieldTest(key="n", values=("1321",)),)),
     }
     matching: dict[str, Callable[[int], bool]] = {
-        "n": lambda i: i == 4321,
+        "n": lambda i: i == 1321,
         "range": lambda i: 10 <= i <= 40,
         "even": lambda i: i % 2 == 1,
         "text": lambda i: i % 30 in (7, 8),
@@ -188,7 +188,7 @@ async def test_what_is_filtered_by_and_what_was_replaced_is_indexed(
     async def check(gone: int) -> None:
         cosines = vectors @ query[0]
         for name, one in filters.items():
-            wanted = [i for i in range(gone, 6000) if matching[name](i)]
+            wanted = [i for i in range(gone, 1500) if matching[name](i)]
             best = sorted(wanted, key=lambda i: -cosines[i])[:10]
             (hits,) = await store.search("s", query, limit=10, payload_filter=one, exact=True)
             assert [m.id for m in hits] == [f"id {i}" for i in best], name
@@ -196,19 +196,19 @@ async def test_what_is_filtered_by_and_what_was_replaced_is_indexed(
 
     async def built() -> None:
         async with asyncio.timeout(120):
-            while (await store.info("s")).indexed < 5900:  # noqa: ASYNC110 - another process
+            while (await store.info("s")).indexed < 1400:  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
 
-    await store.create("s", 512)
+    await store.create("s", 2048)
     await store.upsert("s", rows, vectors)
     await check(0)  # Before there is an index of any kind.
     await built()
     await check(0)
     # What is replaced is not in the index any more, though the engine goes on counting it.
-    vectors = clustered(6000, 512, seed=9)
+    vectors = clustered(1500, 2048, seed=9)
     await store.upsert("s", rows, vectors)
     await store.delete("s", [f"id {i}" for i in range(20)])
-    assert (await store.info("s")).indexed < 1000
+    assert (await store.info("s")).indexed < 100
     await check(20)
     await built()
     await check(20)
