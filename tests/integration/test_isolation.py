@@ -18,7 +18,7 @@ from hotclip_proto.v1 import finetune_pb2, job_pb2
 Request = finetune_pb2.FineTuneRequest
 IN_PROCESS, PROCESS = finetune_pb2.ISOLATION_IN_PROCESS, finetune_pb2.ISOLATION_PROCESS
 BOTH = pytest.mark.parametrize("isolation", [IN_PROCESS, PROCESS], ids=["thread", "process"])
-STEPS = 40
+STEPS = 24
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ NAMES = {
 
 @pytest.mark.slow
 def test_the_suite_measures_and_writes(tmp_path: Path, bench: Callable[..., str]) -> None:
-    arguments = ("--models", "builtin:mini", "--quick", "--seconds", "0.5", "--rounds", "1")
+    arguments = ("--models", "builtin:mini", "--quick", "--seconds", "0.2", "--rounds", "1")
     arguments += ("--server-option=--precision=fp32", "--output", str(tmp_path))
     bench("finetune", *arguments)
     records = json.loads((tmp_path / "finetune.cpu.json").read_text(encoding="utf-8"))
