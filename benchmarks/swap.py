@@ -44,8 +44,8 @@ SETTLED_ROUNDS = 0.75
 class Plan:
     """Of one model."""
 
-    rounds: int = 20
-    moves: int = 10
+    rounds: int = 10
+    moves: int = 20
     """Of a round; the first activates a version from disk."""
     items: int = 32
     """Of each kind."""
