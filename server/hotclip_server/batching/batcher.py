@@ -230,12 +230,8 @@ class Batcher:
         if self._wake_up is None:
             self._wake_up = asyncio.get_running_loop().call_soon(self._pump)
 
-    def _pump(self, ended: Batch | None = None) -> None:
-        """Closes batches as long as the device takes them.
-
-        Args:
-            ended: The batch that has just ended, if this is why.
-        """
+    def _pump(self) -> None:
+        """Closes batches as long as the device takes them."""
         self._disarm()
         if self._stopped:
             return
@@ -250,7 +246,7 @@ class Batcher:
                         loop = asyncio.get_running_loop()
                         self._timer = loop.call_later(early_s, self._pump)
                         return
-                batch = self._queues.take(now, ended, idle=not self._flights)
+                batch = self._queues.take(now)
                 if batch is None:
                     return
                 self._launch(batch, now)
@@ -283,7 +279,7 @@ class Batcher:
         began = max(flight.began, self._last_end)
         self._progress = self._last_end = now
         self._learn(batch, rows, now - began)
-        self._pump(batch)
+        self._pump()
         # The device gets its next batch before the rows of this one are handed out.
         await asyncio.sleep(0)
         self._settle(batch, rows, began, now - began)

@@ -120,11 +120,6 @@ class TowerCost:
         """Whether anything was measured or observed."""
         return self._shape != (0.0, 0.0, 0.0)
 
-    @property
-    def measured(self) -> bool:
-        """Whether its engine was measured, so that what a launch takes is not guessed."""
-        return self._figures is not None
-
     def calibrate(self, figures: EngineFigures | None) -> None:
         """Takes what was measured of the engine that serves now; cheap to repeat."""
         if figures is None or figures is self._figures or not figures.seconds:

@@ -7,24 +7,17 @@ from hotclip_server.batching.lane import Bucket, Lane
 from hotclip_server.batching.ticket import Rank, Ticket
 from hotclip_server.encoding.protocol import Prepared
 
-LAUNCH_SHARE = 0.25
-"""Of what half a batch takes: launching may take no more for halving to pay."""
-
 
 class Batch:
     """Items that run together: of one tower of one version.
 
     Args:
         number: Counts batches from 1 on.
-        enough: With so many items it takes none of further requests; None: it is full when it
-            takes as long as the best one.
     """
 
-    def __init__(self, lane: Lane, number: int, enough: int | None = None) -> None:
+    def __init__(self, lane: Lane, number: int) -> None:
         self.lane = lane
         self.number = number
-        self._enough = enough
-        self._tickets: set[Ticket] = set()
         self.entries: list[Entry] = []
         self.items: list[Prepared] = []
         self.longest = 0
@@ -54,12 +47,6 @@ class Batch:
         cost = self.lane.cost
         return len(self.items) < cost.most and self.seconds + added_s <= cost.full_s
 
-    def wants(self, ticket: Ticket) -> bool:
-        """Whether items of this request may still come in."""
-        if self._enough is None or len(self.items) < self._enough:
-            return True
-        return ticket in self._tickets
-
     def add(self, entry: Entry, added_s: float, turn_of: Ticket) -> None:
         """Takes an item out of its queue.
 
@@ -77,31 +64,7 @@ class Batch:
         self.seconds += added_s
         for ticket, index, _ in entry.waiters:
             ticket.begin(index)
-        self._tickets.add(turn_of)
         turn_of.charge(self.lane.cost.turn_share(added_s))
-
-
-def half(lane: Lane, returning: int) -> int | None:
-    """How many items are enough for a batch that could hold all that wait.
-
-    Who is answered often asks again. If everything that waits went into one batch, the device
-    would be idle at its end until the callers have their answers and the next requests are
-    here; so a batch takes half of what waits and of what is on its way back, and the device
-    encodes the other half meanwhile. A batch that is full anyway needs no such care, nor is it
-    worth it where launching is much of what half a batch takes.
-
-    Args:
-        returning: Items of the batch that has just ended, whose callers may ask again.
-    """
-    waiting = sum(bucket.waiting for bucket in lane.buckets.values())
-    longest = max((bucket.longest for bucket in lane.buckets.values()), default=0)
-    cost = lane.cost
-    if not cost.measured or waiting > cost.most_items(longest):
-        return None
-    enough = -(-(waiting + returning) // 2)
-    if enough >= waiting or cost.launch_s > LAUNCH_SHARE * cost.predict(enough, longest):
-        return None
-    return enough
 
 
 class Riders:
@@ -166,8 +129,6 @@ def joining_pays(batch: Batch, bucket: Bucket) -> bool:
 def _move(bucket: Bucket, batch: Batch, riders: Riders, now: float) -> None:
     while (head := bucket.head(now)) is not None:
         rank, flow, entry = head
-        if not batch.wants(flow.ticket):
-            return
         added_s = batch.added_s(entry.length)
         if not batch.fits(added_s):
             flow.ticket.end_turn()

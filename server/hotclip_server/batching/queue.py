@@ -18,7 +18,7 @@ from collections.abc import Iterable
 
 from hotclip_server.batching.cost import CostModel
 from hotclip_server.batching.entry import Entry
-from hotclip_server.batching.filling import Batch, fill, half
+from hotclip_server.batching.filling import Batch, fill
 from hotclip_server.batching.lane import Lane
 from hotclip_server.batching.ticket import Priority, Rank, Ticket
 from hotclip_server.encoding.protocol import Prepared, Tower
@@ -70,19 +70,12 @@ class QueueSet:
             self._compact()
         return joined
 
-    def take(self, now: float, ended: Batch | None = None, *, idle: bool = True) -> Batch | None:
-        """Closes the next batch; None: nothing waits.
-
-        Args:
-            ended: The batch that the device has just ended, and that is not answered yet.
-            idle: Whether the device has nothing else to run meanwhile.
-        """
+    def take(self, now: float) -> Batch | None:
+        """Closes the next batch; None: nothing waits."""
         best: tuple[Rank, Entry, Lane] | None = None
-        waiting = 0
         for key, lane in list(self._lanes.items()):
             head = lane.head(now)
             if head is not None:
-                waiting += 1
                 if best is None or head[0] < best[0]:
                     best = (*head, lane)
             elif not lane.shared:
@@ -100,10 +93,7 @@ class QueueSet:
             self.rounds[priority] = max(self.rounds[priority], round_)
             # Its engine may have changed, and with it what a full batch is.
             self._costs.of(lane.resident.encoder, lane.tower)
-            returning = len(ended.items) if ended is not None and ended.lane is lane else 0
-            # Where other towers wait, the device is busy while answers are on their way.
-            enough = half(lane, returning) if idle and waiting == 1 else None
-            batch = Batch(lane, self._batches, enough)
+            batch = Batch(lane, self._batches)
             fill(batch, rank, entry.bucket, now)
         return batch
 

@@ -275,7 +275,7 @@ async def test_a_fault_of_the_loop_fails_who_waits_and_not_who_comes_later(caplo
     live = version("a")
     take = batcher._queues.take
 
-    def broken(now: float, *_: object, **__: object) -> None:
+    def broken(now: float) -> None:
         take(now)  # the items are out of their queue, and nobody runs them
         raise ZeroDivisionError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 
 import hypothesis.strategies as st
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 
 from hotclip_server.batching.ticket import Priority
 
-from .fakes import item
 from .simulation import Request, Run, Speed, make, play, simulate, version
 
 
@@ -53,49 +51,6 @@ def test_an_engine_that_does_not_pad_takes_all_lengths_together():
     # As many tokens as 8 texts of 10 have.
     assert [sum(run.lengths) for run in runs] == [80, 53, 70]
     assert padding == 0
-
-
-def busy_share(speed: Speed, *, clients: int, items: int, away_s: float) -> tuple[float, list[int]]:
-    """Share of the time that the device runs while clients ask again `away_s` after each answer;
-    and the sizes of the batches."""
-
-    async def work() -> tuple[float, list[int]]:
-        batcher, device = make()
-        live = version("a", speed)
-        loop = asyncio.get_running_loop()
-
-        async def client(number: int) -> None:
-            for call in range(50):
-                numbers = [(number * 50 + call) * items + i for i in range(items)]
-                await batcher.encode(live, [item(n, length=10) for n in numbers], deadline=None)
-                await asyncio.sleep(away_s)
-
-        await asyncio.gather(*(client(number) for number in range(clients)))
-        busy = sum(run.ended - run.began for run in device.runs)
-        return busy / loop.time(), [len(run.numbers) for run in device.runs]
-
-    return simulate(work)
-
-
-def test_the_device_works_while_answers_are_on_their_way():
-    speed = Speed(launch_s=0.001, item_s=0.00015, token_s=0.0, best_batch=64)
-    busy, sizes = busy_share(speed, clients=4, items=16, away_s=0.003)
-    assert busy > 0.95
-    assert sizes.count(32) > len(sizes) / 2
-
-
-def test_a_batch_is_not_halved_where_launching_is_what_takes_time():
-    speed = Speed(launch_s=0.01, item_s=0.0001, token_s=0.0, best_batch=64)
-    _, sizes = busy_share(speed, clients=4, items=16, away_s=0.02)
-    assert sizes.count(48) + sizes.count(64) > len(sizes) / 3
-
-
-def test_a_call_is_not_divided_for_the_sake_of_others():
-    speed = Speed(launch_s=0.001, item_s=0.00015, token_s=0.0, best_batch=64)
-    _, sizes = busy_share(speed, clients=1, items=40, away_s=0.003)
-    assert set(sizes) == {40}
-    _, sizes = busy_share(speed, clients=3, items=16, away_s=0.003)
-    assert all(size % 16 == 0 for size in sizes)
 
 
 def test_padding_is_counted():
