@@ -115,6 +115,7 @@ class Reindexer:
             if not step.ended:
                 step = self._walk(job, name, version, step)
         except Exception:
+            # Raised again: whatever ended it, writes must not go to a shadow that nobody completes.
             if not job.stopping:
                 self._wait(self._give_up(name, version))
             raise

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from hotclip_server.training import update
 from hotclip_server.training.average import WeightAverage
+from hotclip_server.training.config import TrainConfig
+from hotclip_server.training.trainer import Trainer
 from hotclip_server.training.update import Pauses, clip_gradients, step
+from tests.unit.training.tiny import colours, tiny_clip
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
@@ -95,3 +98,28 @@ def test_the_average_pauses_between_tensors() -> None:
     pauses: list[None] = []
     average.update(lambda: pauses.append(None))
     assert len(pauses) == 2
+
+
+def pauses_of_a_run(piece_bytes: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Pauses of two steps on a ResNet; in each, every BatchNorm lies in its convolution."""
+    monkeypatch.setattr(update, "PIECE_BYTES", piece_bytes)
+    clip = tiny_clip(resnet=True)
+    norms = [one for one in clip.model.modules() if isinstance(one, nn.BatchNorm2d)]
+    folded: list[bool] = []
+
+    def pause() -> None:
+        folded.append(all("forward" in vars(norm) for norm in norms))
+
+    config = TrainConfig(method="full", batch_size=4, max_steps=2, ema=0.5)
+    for _ in Trainer(clip, colours(4), config, pause=pause).run():
+        pass
+    assert norms
+    assert folded
+    assert all(folded)
+    assert not any("forward" in vars(norm) for norm in norms)
+    return len(folded)
+
+
+def test_a_trainer_pauses_within_its_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pauses_of_a_run(1 << 40, monkeypatch)
+    assert pauses_of_a_run(1, monkeypatch) > whole + 2 * 3 * 10
