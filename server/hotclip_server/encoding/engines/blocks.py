@@ -15,6 +15,10 @@ from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.sequences import Sequences
 from hotclip_server.pace import Pause, never
 
+PRODUCTS_A_LAYER = 12
+"""Of a token by weights, as a multiple of the squared width: 4 in attention, 8 in a perceptron of
+four times the width."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:

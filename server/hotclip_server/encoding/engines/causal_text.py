@@ -8,7 +8,13 @@ from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer, Transformer
 from torch import Tensor, nn
 
-from hotclip_server.encoding.engines.blocks import Block, Compute, LastBlock, open_clip_block
+from hotclip_server.encoding.engines.blocks import (
+    PRODUCTS_A_LAYER,
+    Block,
+    Compute,
+    LastBlock,
+    open_clip_block,
+)
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.sequences import Sequences
 from hotclip_server.encoding.engines.source import TowerSource
@@ -19,6 +25,9 @@ class OpenClipText:
     """A causal tower pooled at its end token, or one that sees all and pools at its last.
 
     Either way the pooled token is the last of what `TextTower.shorten` leaves.
+
+    Attributes:
+        products: Multiplications by weights for each token, about.
     """
 
     def __init__(self, source: TowerSource, compute: Compute) -> None:
@@ -37,6 +46,7 @@ class OpenClipText:
         blocks = [open_clip_block(block) for block in tower.transformer.resblocks]
         self._blocks = [Block(weights, compute, causal=self._causal) for weights in blocks[:-1]]
         self._last = LastBlock(blocks[-1], compute)
+        self.products = PRODUCTS_A_LAYER * len(blocks) * self._embedding.shape[1] ** 2
         self._norm_after = tower.ln_final
         self._projection: nn.Module | Tensor | None = tower.text_projection
 

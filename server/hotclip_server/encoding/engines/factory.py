@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from hotclip_server.encoding.engines.eager import EagerEngine
+from hotclip_server.encoding.engines.parts import Parts
 from hotclip_server.encoding.engines.protocol import Engine, EngineChoice, EngineUnfit
 from hotclip_server.encoding.engines.source import TowerSource
 from hotclip_server.encoding.engines.torch_engine import TorchEngine
@@ -16,7 +17,7 @@ Build = Callable[[TowerSource, str], Engine]
 
 
 class EngineFactory:
-    """Makes the engine that a choice names.
+    """Makes the engine that a choice names; see `Parts` for when to make it.
 
     Args:
         more: Engines that need something long-lived, by name.
@@ -26,7 +27,7 @@ class EngineFactory:
     def __init__(self, more: Mapping[str, Build] | None = None, pause: Pause = never) -> None:
         self._builds: dict[str, Build] = {
             "eager": EagerEngine,
-            "torch": partial(TorchEngine, pause=pause),
+            "torch": partial(TorchEngine, pause=pause, parts=Parts()),
         }
         self._builds |= more or {}
 

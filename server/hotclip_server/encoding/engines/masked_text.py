@@ -9,7 +9,7 @@ from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hotclip_server.encoding.engines.blocks import Compute, attention
+from hotclip_server.encoding.engines.blocks import PRODUCTS_A_LAYER, Compute, attention
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.sequences import Sequences
 from hotclip_server.encoding.engines.source import TowerSource
@@ -21,7 +21,11 @@ because their modules take half a second to import where no model needs them."""
 
 
 class HuggingFaceText:
-    """An encoder that sees all but the padding, pooled by the mean or at its first token."""
+    """An encoder that sees all but the padding, pooled by the mean or at its first token.
+
+    Attributes:
+        products: Multiplications by weights for each token, about.
+    """
 
     def __init__(self, source: TowerSource, compute: Compute) -> None:
         tower: Any = getattr(source.model, "text", None)
@@ -47,6 +51,7 @@ class HuggingFaceText:
         ).to(compute.stream)
         self._norm = embeddings.LayerNorm
         self._layers = [_Layer(layer, config, compute) for layer in encoder.encoder.layer]
+        self.products = PRODUCTS_A_LAYER * len(self._layers) * self._words.shape[1] ** 2
         self._pooler, self._after, self._projection = tower.pooler, encoder.pooler, tower.proj
         if type(self._pooler) not in (MeanPooler, ClsPooler, ClsLastHiddenStatePooler):
             raise EngineUnfit(f"pools by {type(self._pooler).__name__}")

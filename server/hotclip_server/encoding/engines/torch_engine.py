@@ -9,6 +9,7 @@ not exactly of a known class is not taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from hotclip_server.encoding.engines.converted import ConvertedImages, Converted
 from hotclip_server.encoding.engines.eager import DTYPES, to_device
 from hotclip_server.encoding.engines.linear import multiplies_in, packing_helps
 from hotclip_server.encoding.engines.masked_text import HuggingFaceText
+from hotclip_server.encoding.engines.parts import Parts, cut
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.resnet import OpenClipResNet
 from hotclip_server.encoding.engines.sequences import Sequences, rounded_rows
@@ -34,6 +36,10 @@ from hotclip_server.pace import Pause, never
 ImageTower = Callable[[Tensor], Tensor]
 TextTower = Callable[[Tensor, Tensor, Sequences], Tensor]
 
+LEAST_IMAGES = 2
+LEAST_PRODUCTS = 2e9
+"""Of a part of a batch: images, and multiplications by weights of texts."""
+
 
 class TorchEngine:
     """Implements `Engine`.
@@ -41,6 +47,8 @@ class TorchEngine:
     Args:
         precision: "fp32", "bf16" or "fp16".
         pause: Called between layers while it is made.
+        parts: Large batches are divided among its threads; not on a GPU, and not if layers are
+            those of a library, which may not be meant for two threads at once.
 
     Raises:
         EngineUnfit: the tower is not known, or the precision is another.
@@ -48,7 +56,13 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, source: TowerSource, precision: str, pause: Pause = never) -> None:
+    def __init__(
+        self,
+        source: TowerSource,
+        precision: str,
+        pause: Pause = never,
+        parts: Parts | None = None,
+    ) -> None:
         self.precision = precision
         self._device = source.device
         self._images: ImageTower | None = None
@@ -61,9 +75,25 @@ class TorchEngine:
                 self._texts = build_text_tower(source, compute)
                 self._pad_id = source.text.masked_id
         self.padded = isinstance(self._texts, ConvertedText)
+        converted = isinstance(self._images or self._texts, ConvertedImages | ConvertedText)
+        self._parts = None if converted or source.device.type != "cpu" else parts
 
     def run(self, batch: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """See `Engine.run`."""
+        parts = self._parts
+        if parts is None or parts.count == 1:
+            return self._run(batch)
+        if isinstance(self._texts, OpenClipText | HuggingFaceText):
+            costs = [len(ids) * self._texts.products for ids in batch]
+            least = LEAST_PRODUCTS
+        else:
+            costs, least = [1] * len(batch), LEAST_IMAGES
+        if sum(costs) < parts.count * least:
+            return self._run(batch)
+        runs = [partial(self._run, batch[part]) for part in cut(costs, parts.count)]
+        return np.concatenate(parts.run(runs))
+
+    def _run(self, batch: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         with torch.inference_mode():
             if self._images is not None:
                 features = self._images(to_device(np.stack(batch), self._device))

@@ -18,6 +18,7 @@ from support.towers import OTHERS, inputs_of, tower_source
 
 from hotclip_server.encoding.engines import torch_engine
 from hotclip_server.encoding.engines.eager import EagerEngine
+from hotclip_server.encoding.engines.parts import Parts
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.torch_engine import TorchEngine
 from hotclip_server.encoding.features import unit_rows
@@ -58,6 +59,11 @@ def in_batches(engine: TorchEngine, items: Sequence[NDArray[Any]]) -> NDArray[np
     return np.concatenate(rows)
 
 
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return Parts(3)
+
+
 # A random ResNet gives all images nearly the same vector: bf16 is tested on builtin:mini, which
 # has learnt.
 CASES = [
@@ -70,16 +76,26 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "tower", "precision"), CASES)
-def test_equal_to_open_clip(kind: str, tower: Tower, precision: str, tmp_path: Path) -> None:
+def test_equal_to_open_clip(
+    kind: str,
+    tower: Tower,
+    precision: str,
+    tmp_path: Path,
+    parts: Parts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     encoder = encoder_of(tmp_path, kind)
     source = source_of(encoder, tower)
     items = inputs(encoder, tower)
     reference = EagerEngine(source).run(items)
-    rows = in_batches(TorchEngine(source, precision), items)
-    assert rows.dtype == np.float32
-    assert_parity(rows, reference, list(range(INPUTS)), tolerance=TOLERANCE[precision])
-    if precision == "fp32":
-        np.testing.assert_allclose(rows, reference, rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr(torch_engine, "LEAST_PRODUCTS", 1e4)  # of models as small as these
+    # The whole batch at once, and in parts.
+    for engine in TorchEngine(source, precision), TorchEngine(source, precision, parts=parts):
+        rows = in_batches(engine, items)
+        assert rows.dtype == np.float32
+        assert_parity(rows, reference, list(range(INPUTS)), tolerance=TOLERANCE[precision])
+        if precision == "fp32":
+            np.testing.assert_allclose(rows, reference, rtol=1e-3, atol=1e-4)
 
 
 OTHER_CASES = [
