@@ -312,6 +312,23 @@ def sources_after(
     return [_source(row) for row in connection.execute(query)]
 
 
+def revisions_after(
+    connection: Connection, collection: str, revision: int, limit: int
+) -> dict[str, int]:
+    """Points of the rows with a greater revision, oldest first, without tombstones."""
+    query = (
+        sa.select(sources.c.point_id, sources.c.revision)
+        .where(
+            sources.c.collection == collection,
+            sources.c.revision > revision,
+            sources.c.kind != DELETED,
+        )
+        .order_by(sources.c.revision)
+        .limit(limit)
+    )
+    return {row.point_id: row.revision for row in connection.execute(query)}
+
+
 def sources_before(
     connection: Connection, collection: str, revision: int | None, limit: int
 ) -> list[SourceRow]:

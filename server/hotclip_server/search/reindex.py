@@ -3,9 +3,9 @@
 From the moment the shadow exists every write goes to both shards. The job walks the rows in
 the order of their revisions and stores each in the shadow unless the shadow has that
 revision already, so it may break off anywhere and go on; now and then it notes how far it
-came, and after a restart begins there. It has caught up when it finds no further row while
-no write is under way. A collection of whose vectors the version changes none has no shadow:
-it is bound to that version as it is (`Catalogue.flip`).
+came, and after a restart begins there. It has caught up when, while no write is under way, it
+finds no row that the shadow lacks. A collection of whose vectors the version changes none has
+no shadow: it is bound to that version as it is (`Catalogue.flip`).
 """
 
 from __future__ import annotations
@@ -287,7 +287,12 @@ class Reindexer:
             if todo:
                 await self._store_current(name, record.shadow_shard or "", todo, vectors)
             reached = rows[-1].revision if rows else revision
-            if last > reached and rows:
+            if len(rows) == _ROWS:
+                return Step(revision=reached, last_revision=last)
+            # All that was there is in the shadow, and what was written meanwhile went there too:
+            # else steady writes would keep the job for ever.
+            reached, complete = await self._look_on(name, record.shadow_shard or "", reached)
+            if not complete:
                 return Step(revision=reached, last_revision=last)
             if name in self._catalogue.unsettled:
                 # A write broke off: its rows are looked at once it is settled.
@@ -300,6 +305,19 @@ class Reindexer:
                 last_revision=last,
                 ended=f"the shadow of {name} for version {version} is complete",
             )
+
+    async def _look_on(self, name: str, shard: str, revision: int) -> tuple[int, bool]:
+        """How far the shadow has what its writers gave it, and whether that is all; under the
+        lock, and therefore of a limited number of rows."""
+        new = await self._database.run(
+            lambda c: records.revisions_after(c, name, revision, _ROWS_TO_NOTE)
+        )
+        stored = await self._store.retrieve(shard, list(new))
+        for point, at in new.items():
+            if stored.revisions.get(point) != at:
+                return revision, False
+            revision = at
+        return revision, len(new) < _ROWS_TO_NOTE
 
     async def _note(self, name: str, version: str, revision: int) -> None:
         """Rows up to `revision` need not be looked at again."""
