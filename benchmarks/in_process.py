@@ -21,7 +21,13 @@ from benchmarks.answers import compare_rows
 from benchmarks.corpus import Item, read_items, read_references, tower_of
 from benchmarks.loops import best_batch, run_loop
 from benchmarks.worker import obey
-from hotclip_server.app import make_cuda_engines, make_factory, make_onnx_engines, make_store
+from hotclip_server.app import (
+    make_cuda_engines,
+    make_factory,
+    make_onnx_engines,
+    make_part_threads,
+    make_store,
+)
 from hotclip_server.config import ServerConfig
 from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
 from hotclip_server.encoding.overlapping import Overlapping
@@ -90,7 +96,12 @@ def load_encoder(told: dict[str, Any]) -> Encoder:
     """The version with the engines that the server named."""
     config = ServerConfig(data_dir=Path(told["data_dir"]))
     encoder = make_store(config).load(told["version"], device=told["device"])
-    factory = make_factory(make_cuda_engines(told["device"]), make_onnx_engines(config))
+    part_threads = make_part_threads(told["device"])
+    if part_threads is not None:
+        part_threads.start()
+    factory = make_factory(
+        make_cuda_engines(told["device"]), make_onnx_engines(config), part_threads=part_threads
+    )
     for tower in Tower:
         choice = EngineChoice(**told["engines"][tower.value])
         source = encoder.source(tower)

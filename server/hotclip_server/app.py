@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from hotclip_server.encoding.cuda.engine import CudaEngines
     from hotclip_server.encoding.engines.factory import Build, EngineFactory
     from hotclip_server.encoding.engines.onnx_engines import OnnxEngines
+    from hotclip_server.encoding.engines.parts import PartThreads
     from hotclip_server.models.store import VersionStore
 
 DATASET_THREADS = 2
@@ -118,8 +119,11 @@ def build(
     cache = FeatureCache(config.cache_bytes)
     pipeline = EncodePipeline(batcher, item_limits(config), config.prepare_threads, cache)
     onnx = make_onnx_engines(config) if store else None
+    part_threads = make_part_threads(device_name) if store else None
     engines = (
-        make_engines(config, device_name, device, batcher, cuda, onnx, pace) if store else None
+        make_engines(config, device_name, device, batcher, cuda, onnx, pace, part_threads)
+        if store
+        else None
     )
     registry = ModelRegistry(
         database,
@@ -255,6 +259,7 @@ def build(
         pipeline=pipeline,
         registry=registry,
         engines=engines,
+        part_threads=part_threads,
         onnx=onnx,
         remove_leftovers=store.remove_leftovers if store else lambda: None,
         dataset_pool=dataset_pool,
@@ -335,8 +340,20 @@ def make_onnx_engines(config: ServerConfig) -> OnnxEngines:
     return OnnxEngines(config.data_dir / "graphs", config.threads)
 
 
+def make_part_threads(device: str) -> PartThreads | None:
+    """Threads among which a CPU divides large batches; None for another device. Imports torch."""
+    if device != "cpu":
+        return None
+    from hotclip_server.encoding.engines.parts import PartThreads
+
+    return PartThreads()
+
+
 def make_factory(
-    cuda: CudaEngines | None, onnx: OnnxEngines | None, pause: Pause = never
+    cuda: CudaEngines | None,
+    onnx: OnnxEngines | None,
+    pause: Pause = never,
+    part_threads: PartThreads | None = None,
 ) -> EngineFactory:
     """Makes every engine that there is here by name. Imports torch."""
     from hotclip_server.encoding.engines.factory import EngineFactory
@@ -346,7 +363,7 @@ def make_factory(
         more["cuda"] = cuda.build
     if onnx:
         more["onnx"] = onnx.build
-    return EngineFactory(more, pause)
+    return EngineFactory(more, pause, part_threads)
 
 
 def make_engines(
@@ -357,10 +374,11 @@ def make_engines(
     cuda: CudaEngines | None,
     onnx: OnnxEngines | None,
     pause: Pause = never,
+    part_threads: PartThreads | None = None,
 ) -> EngineSelector:
     """What chooses engines. Imports torch."""
     return EngineSelector(
-        make_factory(cuda, onnx, pause).build,
+        make_factory(cuda, onnx, pause, part_threads).build,
         Pieces(device.call, lambda: batcher.ledger.items > 0),
         EngineMemory(
             config.data_dir / "engines.json", describe_machine(device_name, config.threads)

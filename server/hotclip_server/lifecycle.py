@@ -37,6 +37,7 @@ from hotclip_server.trackers.follower import Followers
 
 if TYPE_CHECKING:
     from hotclip_server.encoding.engines.onnx_engines import OnnxEngines
+    from hotclip_server.encoding.engines.parts import PartThreads
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Parts:
     pipeline: EncodePipeline
     registry: ModelRegistry
     engines: EngineSelector | None
+    part_threads: PartThreads | None
     onnx: OnnxEngines | None
     remove_leftovers: Callable[[], object]
     dataset_pool: ThreadPoolExecutor
@@ -95,6 +97,8 @@ class App:
         started = time.monotonic()
         await asyncio.to_thread(self._open_files)
         await parts.jobs.recover()
+        if parts.part_threads is not None:
+            parts.part_threads.start()
         parts.device.start()
         parts.pipeline.start()
         self._server = make_server(config, parts.drain, parts.health, parts.services)
@@ -158,6 +162,8 @@ class App:
         loaded = await parts.registry.stop()
         await parts.vectors.close()
         ended = await asyncio.to_thread(parts.device.stop, timeout_s=5.0)
+        if parts.part_threads is not None:
+            parts.part_threads.stop()
         await asyncio.to_thread(self._close_files)
         if not ended:
             log.error("an encoder hangs; its thread is left behind")

@@ -1,4 +1,4 @@
-"""The device thread: the only thread on which encoders run."""
+"""The device thread: the only one that runs encoders, which may divide a batch among others."""
 
 from __future__ import annotations
 

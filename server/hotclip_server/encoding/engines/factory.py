@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from hotclip_server.encoding.engines.eager import EagerEngine
-from hotclip_server.encoding.engines.parts import Parts
+from hotclip_server.encoding.engines.parts import PartThreads
 from hotclip_server.encoding.engines.protocol import Engine, EngineChoice, EngineUnfit
 from hotclip_server.encoding.engines.source import TowerSource
 from hotclip_server.encoding.engines.torch_engine import TorchEngine
@@ -17,17 +17,23 @@ Build = Callable[[TowerSource, str], Engine]
 
 
 class EngineFactory:
-    """Makes the engine that a choice names; see `Parts` for when to make it.
+    """Makes the engine that a choice names.
 
     Args:
         more: Engines that need something long-lived, by name.
         pause: Called between pieces of making one.
+        parts: Threads among which the torch engine divides large batches.
     """
 
-    def __init__(self, more: Mapping[str, Build] | None = None, pause: Pause = never) -> None:
+    def __init__(
+        self,
+        more: Mapping[str, Build] | None = None,
+        pause: Pause = never,
+        parts: PartThreads | None = None,
+    ) -> None:
         self._builds: dict[str, Build] = {
             "eager": EagerEngine,
-            "torch": partial(TorchEngine, pause=pause, parts=Parts()),
+            "torch": partial(TorchEngine, pause=pause, parts=parts),
         }
         self._builds |= more or {}
 

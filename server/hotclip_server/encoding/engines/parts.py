@@ -18,51 +18,75 @@ import torch
 T = TypeVar("T")
 Call = tuple[Future[T], Callable[[], T]]
 
+MOST_CORES = 4
+"""With more, batches stay whole: parts were measured on two, each reads all weights, and the
+Python between the layers runs once a part."""
+UNEVEN = 1.25
+"""How much longer than its share the dearest part may be."""
 
-class Parts:
-    """As many threads as torch uses now, each of which computes on one core; thread-safe.
+
+class PartThreads:
+    """As many threads as torch uses, each of which computes on one core; `start` starts them,
+    before other threads compute: what begins to compute meanwhile gets one core as well.
 
     They are daemons, as is the device thread that waits for them: an engine that hangs must not
-    keep the process from ending. Make it before other threads compute: while it is made, what
-    they begin with is one core as well.
+    keep the process from ending.
 
     Args:
         count: Of threads, if not as many.
+
+    Attributes:
+        count: 1 while they don't run: then there are no parts.
     """
 
     def __init__(self, count: int = 0) -> None:
+        self.count = 1
+        self._wanted = count
+        self._calls: SimpleQueue[Call[object] | None] = SimpleQueue()
+
+    def start(self) -> None:
+        """Starts them, unless torch uses one core or more than `MOST_CORES`."""
         threads = torch.get_num_threads()
-        self.count = count or threads
-        self._calls: SimpleQueue[Call[object]] = SimpleQueue()
-        if self.count == 1:
+        count = self._wanted or (threads if threads <= MOST_CORES else 1)
+        if count == 1:
             return
-        ready = threading.Barrier(self.count + 1)
-        for number in range(self.count):
+        ready = threading.Barrier(count + 1)
+        for number in range(count):
             threading.Thread(
                 target=self._work, args=(ready,), name=f"hotclip-device-part-{number}", daemon=True
             ).start()
         ready.wait()
         # What `set_num_threads` is told last is what threads begin with that are yet to come.
         torch.set_num_threads(threads)
+        self.count = count
+
+    def stop(self) -> None:
+        """Ends them once they have done what they were given; does not wait."""
+        count, self.count = self.count, 1
+        if count > 1:
+            for _ in range(count):
+                self._calls.put(None)
 
     def run(self, works: Sequence[Callable[[], T]]) -> list[T]:
         """What they return, in their order; raises what the first of them raises when all have
-        ended."""
+        ended. Thread-safe."""
         futures: list[Future[T]] = [Future() for _ in works]
         for future, work in zip(futures, works, strict=True):
             self._calls.put((future, work))  # type: ignore[arg-type]  # each with its own type
-        errors = [future.exception() for future in futures]
-        for error in errors:
-            if error is not None:
-                raise error
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        for error in errors[1:]:
+            error.__traceback__ = None  # It holds the items of its part.
+        if errors:
+            raise errors[0]
         return [future.result() for future in futures]
 
     def _work(self, ready: threading.Barrier) -> None:
         torch.get_num_threads()  # else the thread's first use would undo what follows
         torch.set_num_threads(1)
         ready.wait()
-        while True:
-            _run(*self._calls.get())
+        while (call := self._calls.get()) is not None:
+            _run(*call)
+            del call  # its items may lie in memory that others wait for
 
 
 def _run(future: Future[T], work: Callable[[], T]) -> None:
@@ -70,19 +94,28 @@ def _run(future: Future[T], work: Callable[[], T]) -> None:
         future.set_result(work())
     except BaseException as error:  # noqa: BLE001 - belongs to whoever waits for it
         future.set_exception(error)
+    finally:
+        del future, work  # an error holds this frame
 
 
-def cut(costs: Sequence[float], parts: int) -> list[slice]:
-    """Neighbours that cost about as much as those of every other part; at most so many parts,
-    none empty.
+def cut(costs: Sequence[float], parts: int, least: float) -> list[slice]:
+    """Neighbours that cost about as much as those of every other part: so many parts, or all as
+    one if they would be too small or too uneven.
 
     Args:
         costs: Of each item, more than 0.
+        least: That a part costs on average.
     """
+    whole = [slice(0, len(costs))]
     share = sum(costs) / parts
-    cuts, spent = [0], 0.0
+    if share < least:
+        return whole
+    cuts, spent, dearest, began = [0], 0.0, 0.0, 0.0
     for at, cost in enumerate(costs):
         if at > cuts[-1] and spent + cost / 2 > share * len(cuts):
+            dearest, began = max(dearest, spent - began), spent
             cuts.append(at)
         spent += cost
+    if len(cuts) < parts or max(dearest, spent - began) > UNEVEN * share:
+        return whole
     return [slice(start, end) for start, end in zip(cuts, [*cuts[1:], len(costs)], strict=True)]

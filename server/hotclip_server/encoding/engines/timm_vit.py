@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import Tensor, nn
 
 from hotclip_server.encoding.engines.blocks import (
+    PRODUCTS_A_LAYER,
     Block,
     BlockWeights,
     Compute,
@@ -54,6 +55,8 @@ class TimmVit:
         self._position = (position + self._patches.bias).to(compute.stream)
         blocks = [timm_block(block) for block in trunk.blocks]
         self._blocks = [Block(weights, compute, causal=False) for weights in blocks]
+        rows, width = self._position.shape
+        self.products = PRODUCTS_A_LAYER * len(blocks) * width**2 * rows
         self._last: LastBlock | None = None
         self._latent: LatentPool | None = None
         if trunk.global_pool == "map":

@@ -24,7 +24,7 @@ from hotclip_server.encoding.engines.converted import ConvertedImages, Converted
 from hotclip_server.encoding.engines.eager import DTYPES, to_device
 from hotclip_server.encoding.engines.linear import multiplies_in, packing_helps
 from hotclip_server.encoding.engines.masked_text import HuggingFaceText
-from hotclip_server.encoding.engines.parts import Parts, cut
+from hotclip_server.encoding.engines.parts import PartThreads, cut
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.resnet import OpenClipResNet
 from hotclip_server.encoding.engines.sequences import Sequences, rounded_rows
@@ -36,9 +36,10 @@ from hotclip_server.pace import Pause, never
 ImageTower = Callable[[Tensor], Tensor]
 TextTower = Callable[[Tensor, Tensor, Sequences], Tensor]
 
-LEAST_IMAGES = 2
 LEAST_PRODUCTS = 2e9
-"""Of a part of a batch: images, and multiplications by weights of texts."""
+"""Multiplications by weights of a part of a batch, of a transformer..."""
+LEAST_IMAGES = 16
+"""...and images of one, of a ResNet."""
 
 
 class TorchEngine:
@@ -47,8 +48,8 @@ class TorchEngine:
     Args:
         precision: "fp32", "bf16" or "fp16".
         pause: Called between layers while it is made.
-        parts: Large batches are divided among its threads; not on a GPU, and not if layers are
-            those of a library, which may not be meant for two threads at once.
+        parts: Large batches are divided among them; not on a GPU, and not if layers are those of
+            a library, which may not be meant for two threads at once.
 
     Raises:
         EngineUnfit: the tower is not known, or the precision is another.
@@ -61,7 +62,7 @@ class TorchEngine:
         source: TowerSource,
         precision: str,
         pause: Pause = never,
-        parts: Parts | None = None,
+        parts: PartThreads | None = None,
     ) -> None:
         self.precision = precision
         self._device = source.device
@@ -76,22 +77,24 @@ class TorchEngine:
                 self._pad_id = source.text.masked_id
         self.padded = isinstance(self._texts, ConvertedText)
         converted = isinstance(self._images or self._texts, ConvertedImages | ConvertedText)
-        self._parts = None if converted or source.device.type != "cpu" else parts
+        self._threads = None if converted or source.device.type != "cpu" else parts
 
     def run(self, batch: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """See `Engine.run`."""
-        parts = self._parts
-        if parts is None or parts.count == 1:
+        threads = self._threads
+        if threads is None or threads.count == 1:
             return self._run(batch)
-        if isinstance(self._texts, OpenClipText | HuggingFaceText):
-            costs = [len(ids) * self._texts.products for ids in batch]
-            least = LEAST_PRODUCTS
+        tower = self._images or self._texts
+        if isinstance(tower, OpenClipResNet):
+            costs, least = [1.0] * len(batch), float(LEAST_IMAGES)
         else:
-            costs, least = [1] * len(batch), LEAST_IMAGES
-        if sum(costs) < parts.count * least:
+            each = float(getattr(tower, "products", 0.0))
+            costs = [each * (len(item) if item.ndim == 1 else 1) for item in batch]
+            least = LEAST_PRODUCTS
+        slices = cut(costs, threads.count, least)
+        if len(slices) == 1:
             return self._run(batch)
-        runs = [partial(self._run, batch[part]) for part in cut(costs, parts.count)]
-        return np.concatenate(parts.run(runs))
+        return np.concatenate(threads.run([partial(self._run, batch[part]) for part in slices]))
 
     def _run(self, batch: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         with torch.inference_mode():

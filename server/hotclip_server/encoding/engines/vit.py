@@ -8,7 +8,13 @@ import torch
 from open_clip.transformer import Transformer, VisionTransformer
 from torch import Tensor, nn
 
-from hotclip_server.encoding.engines.blocks import Block, Compute, LastBlock, open_clip_block
+from hotclip_server.encoding.engines.blocks import (
+    PRODUCTS_A_LAYER,
+    Block,
+    Compute,
+    LastBlock,
+    open_clip_block,
+)
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.sequences import Sequences
 from hotclip_server.encoding.engines.source import TowerSource
@@ -74,6 +80,8 @@ class OpenClipVit:
         if self._by_class:
             self._blocks.pop()
             self._last = LastBlock(blocks[-1], compute)
+        rows, width = self._position.shape
+        self.products = PRODUCTS_A_LAYER * len(blocks) * width**2 * rows
         self._norm_after, self._after_pool = visual.ln_post, visual.final_ln_after_pool
         self._projection: Tensor | None = visual.proj
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,29 +16,45 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.towers import inputs_of, tower_source
 
+from hotclip_server.encoding.engines import parts as parts_module
 from hotclip_server.encoding.engines import torch_engine
-from hotclip_server.encoding.engines.parts import Parts, cut
+from hotclip_server.encoding.engines.parts import UNEVEN, PartThreads, cut
 from hotclip_server.encoding.engines.torch_engine import TorchEngine
 from hotclip_server.encoding.protocol import Tower
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
-    return Parts(2)
+def parts() -> Iterator[PartThreads]:
+    threads = PartThreads(2)
+    threads.start()
+    yield threads
+    threads.stop()
 
 
-@given(st.lists(st.integers(1, 77), min_size=1, max_size=70), st.integers(1, 16))
-def test_parts_cost_about_as_much(costs: list[int], count: int) -> None:
-    slices = cut(costs, count)
-    together = [cost for part in slices for cost in costs[part]]
-    assert together == costs
-    assert 1 <= len(slices) <= count
-    assert all(costs[part] for part in slices)
+@given(
+    st.lists(st.integers(1, 77), min_size=1, max_size=70), st.integers(1, 16), st.integers(1, 300)
+)
+def test_parts_cost_about_as_much_or_there_are_none(
+    costs: list[int], count: int, least: int
+) -> None:
+    slices = cut(costs, count, least)
+    assert [cost for part in slices for cost in costs[part]] == costs
     share = sum(costs) / count
-    assert max(sum(costs[part]) for part in slices) <= share + max(costs)
+    if len(slices) > 1:
+        assert len(slices) == count
+        assert share >= least
+        assert max(sum(costs[part]) for part in slices) <= UNEVEN * share
 
 
-def test_each_thread_has_one_core_and_others_have_all(parts: Parts) -> None:
+@pytest.mark.parametrize(
+    ("costs", "sizes"),
+    [([77], [1]), ([77, 8], [2]), ([30, 30, 30], [3]), ([30] * 4, [2, 2]), ([1] * 4, [4])],
+)
+def test_what_is_small_or_uneven_stays_whole(costs: list[int], sizes: list[int]) -> None:
+    assert [part.stop - part.start for part in cut(costs, 2, 20)] == sizes
+
+
+def test_each_thread_has_one_core_and_others_have_all(parts: PartThreads) -> None:
     before = torch.get_num_threads()
     meet = threading.Barrier(2)
 
@@ -56,38 +74,90 @@ def test_each_thread_has_one_core_and_others_have_all(parts: Parts) -> None:
     assert later == [before]
 
 
-def test_an_error_is_raised_when_all_have_ended(parts: Parts) -> None:
+def test_many_cores_get_no_parts_and_stopped_threads_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "MOST_CORES", 0)
+    threads = PartThreads()
+    threads.start()
+    assert threads.count == 1
+    others = set(threading.enumerate())
+    threads = PartThreads(2)
+    assert threads.count == 1
+    threads.start()
+    mine = set(threading.enumerate()) - others
+    assert (threads.count, len(mine)) == (2, 2)
+    threads.stop()
+    for thread in mine:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in mine)
+    assert threads.count == 1
+
+
+class Item:
+    """Can be looked at weakly."""
+
+
+def test_an_error_is_raised_when_all_have_ended_and_holds_no_items(parts: PartThreads) -> None:
+    items = [Item(), Item()]
+    seen = [weakref.ref(item) for item in items]
     ended = threading.Event()
 
-    def fail() -> None:
-        raise ValueError("no")
+    def fail(item: Item) -> None:
+        raise ValueError(f"no {type(item)}")
 
-    with pytest.raises(ValueError, match="no"):
-        parts.run([fail, ended.set])
-    assert ended.is_set()
+    def works() -> list[Any]:
+        return [lambda item=item: fail(item) for item in items]
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="no") as caught:
+            parts.run([*works(), ended.set])
+        assert ended.is_set()
+        caught.value.__traceback__ = None
+        items.clear()
+        parts.run([lambda: None, lambda: None])
+        assert [item() for item in seen] == [None, None]
+    finally:
+        gc.enable()
     assert parts.run([lambda: 1, lambda: 2]) == [1, 2]
 
 
 class Counting(TorchEngine):
     """Tells of what size the parts were."""
 
-    sizes: Sequence[int] = ()
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.sizes: list[int] = []
 
     def _run(self, batch: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        self.sizes = [*self.sizes, len(batch)]
+        self.sizes.append(len(batch))
         return super()._run(batch)
 
 
-@pytest.mark.parametrize("tower", Tower)
-def test_small_batches_and_strange_layers_stay_whole(
-    tower: Tower, parts: Parts, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "tower", "cut_to"),
+    [
+        ("clip", Tower.VISION, 2),
+        ("siglip", Tower.TEXT, 2),
+        ("timm-vit", Tower.VISION, 2),
+        ("xlm-roberta", Tower.TEXT, 2),
+        ("resnet", Tower.VISION, 2),
+        ("convnext", Tower.VISION, 1),  # layers of a library
+    ],
+)
+def test_which_batches_are_cut(
+    kind: str,
+    tower: Tower,
+    cut_to: int,
+    parts: PartThreads,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source = tower_source("clip", tower)
-    items = inputs_of(source, 6)
+    source = tower_source(kind, tower)
+    items = [inputs_of(source, 1)[0]] * 6
     engine = Counting(source, "fp32", parts=parts)
-    engine.run(items[:3])
-    assert engine.sizes == [3]
+    whole = engine.run(items)
+    assert engine.sizes == [6]
     monkeypatch.setattr(torch_engine, "LEAST_PRODUCTS", 1.0)
-    engine.run(items)
-    assert len(engine.sizes) == 3
-    assert sum(engine.sizes) == 9
+    monkeypatch.setattr(torch_engine, "LEAST_IMAGES", 1)
+    cut = engine.run(items)
+    assert sorted(engine.sizes[1:]) == [6 // cut_to] * cut_to
+    np.testing.assert_allclose(cut, whole, atol=1e-5)

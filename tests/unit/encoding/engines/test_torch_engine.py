@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from support.towers import OTHERS, inputs_of, tower_source
 
 from hotclip_server.encoding.engines import torch_engine
 from hotclip_server.encoding.engines.eager import EagerEngine
-from hotclip_server.encoding.engines.parts import Parts
+from hotclip_server.encoding.engines.parts import PartThreads
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.torch_engine import TorchEngine
 from hotclip_server.encoding.features import unit_rows
@@ -60,8 +60,11 @@ def in_batches(engine: TorchEngine, items: Sequence[NDArray[Any]]) -> NDArray[np
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
-    return Parts(3)
+def parts() -> Iterator[PartThreads]:
+    threads = PartThreads(3)
+    threads.start()
+    yield threads
+    threads.stop()
 
 
 # A random ResNet gives all images nearly the same vector: bf16 is tested on builtin:mini, which
@@ -81,14 +84,16 @@ def test_equal_to_open_clip(
     tower: Tower,
     precision: str,
     tmp_path: Path,
-    parts: Parts,
+    parts: PartThreads,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encoder = encoder_of(tmp_path, kind)
     source = source_of(encoder, tower)
     items = inputs(encoder, tower)
     reference = EagerEngine(source).run(items)
-    monkeypatch.setattr(torch_engine, "LEAST_PRODUCTS", 1e4)  # of models as small as these
+    # Of models as small as these.
+    monkeypatch.setattr(torch_engine, "LEAST_PRODUCTS", 1e4)
+    monkeypatch.setattr(torch_engine, "LEAST_IMAGES", 1)
     # The whole batch at once, and in parts.
     for engine in TorchEngine(source, precision), TorchEngine(source, precision, parts=parts):
         rows = in_batches(engine, items)
