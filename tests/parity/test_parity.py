@@ -27,6 +27,7 @@ from support.pictures import encoded, photograph
 
 from hotclip_server import encoding
 from hotclip_server.encoding.engines.linear import multiplies_in
+from hotclip_server.encoding.engines.parts import PartThreads
 from hotclip_server.encoding.engines.protocol import EngineUnfit
 from hotclip_server.encoding.engines.torch_engine import TorchEngine
 from hotclip_server.encoding.open_clip_encoder import OpenClipEncoder
@@ -142,6 +143,14 @@ def compare(
     assert_parity(np.concatenate(outputs), reference, numbers, tolerance=tolerance)
 
 
+@functools.cache
+def part_threads() -> PartThreads:
+    """Two, as on two cores: batches that are large enough are computed by both."""
+    threads = PartThreads(2)
+    threads.start()
+    return threads
+
+
 def compare_engines(
     encoder: OpenClipEncoder,
     tower: Tower,
@@ -160,7 +169,7 @@ def compare_engines(
             with pytest.raises(EngineUnfit, match=precision):
                 TorchEngine(source, precision)
             continue
-        engine = TorchEngine(source, precision)
+        engine = TorchEngine(source, precision, parts=part_threads())
         compare(
             lambda batch, engine=engine: engine.run([item.array for item in batch]),  # type: ignore[misc]
             prepare,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -70,15 +70,20 @@ class PartThreads:
     def run(self, works: Sequence[Callable[[], T]]) -> list[T]:
         """What they return, in their order; raises what the first of them raises when all have
         ended. Thread-safe."""
-        futures: list[Future[T]] = [Future() for _ in works]
-        for future, work in zip(futures, works, strict=True):
-            self._calls.put((future, work))  # type: ignore[arg-type]  # each with its own type
-        errors = [error for future in futures if (error := future.exception()) is not None]
-        for error in errors[1:]:
-            error.__traceback__ = None  # It holds the items of its part.
-        if errors:
-            raise errors[0]
+        futures = [self._submit(work) for work in works]
+        wait(futures)
+        error = _first_error(futures)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, futures  # it holds this frame
         return [future.result() for future in futures]
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._calls.put((future, work))  # type: ignore[arg-type]  # each with its own type
+        return future
 
     def _work(self, ready: threading.Barrier) -> None:
         torch.get_num_threads()  # else the thread's first use would undo what follows
@@ -87,6 +92,13 @@ class PartThreads:
         while (call := self._calls.get()) is not None:
             _run(*call)
             del call  # its items may lie in memory that others wait for
+
+
+def _first_error(futures: Sequence[Future[T]]) -> BaseException | None:
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for other in errors[1:]:
+        other.__traceback__ = None  # Nobody is told of it, and it holds the items of its part.
+    return errors[0] if errors else None
 
 
 def _run(future: Future[T], work: Callable[[], T]) -> None:

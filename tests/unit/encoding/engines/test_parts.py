@@ -107,12 +107,15 @@ def test_an_error_is_raised_when_all_have_ended_and_holds_no_items(parts: PartTh
     def works() -> list[Any]:
         return [lambda item=item: fail(item) for item in items]
 
+    told = ""
     gc.disable()
     try:
-        with pytest.raises(ValueError, match="no") as caught:
+        try:
             parts.run([*works(), ended.set])
+        except ValueError as error:  # pytest.raises would keep its frames
+            told = str(error)
+        assert "no" in told
         assert ended.is_set()
-        caught.value.__traceback__ = None
         items.clear()
         parts.run([lambda: None, lambda: None])
         assert [item() for item in seen] == [None, None]
