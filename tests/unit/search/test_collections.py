@@ -165,6 +165,32 @@ async def test_collections_come_and_go(world: World) -> None:
     assert await world.collections.count("a") == 0
 
 
+async def test_a_version_that_is_deleted_meanwhile_is_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = await world.load("two")
+    create = world.store.create
+
+    async def deleted_first(shard: str, dim: int) -> None:
+        await world.registry.delete(version)
+        await create(shard, dim)
+
+    monkeypatch.setattr(world.store, "create", deleted_first)
+    with pytest.raises(NotFound, match=version) as gone:
+        await world.collections.catalogue.create("c", version=version)
+    assert gone.value.reason == "VERSION_NOT_FOUND"
+    assert await world.store.shards() == []
+    monkeypatch.undo()
+    # The name is free, and only a name that is taken is told as one.
+    first = asyncio.gather(
+        *(world.collections.catalogue.create("c") for _ in range(2)), return_exceptions=True
+    )
+    made, taken = sorted(await first, key=lambda one: isinstance(one, Exception))
+    assert isinstance(taken, AlreadyExists)
+    assert world.collections.catalogue.list() == [made]
+    assert await world.store.shards() == [made.shard]
+
+
 async def test_upsert_replaces_and_delete_removes(world: World) -> None:
     await world.collections.catalogue.create("c")
     upsert = world.collections.writer.upsert
