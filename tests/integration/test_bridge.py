@@ -85,7 +85,7 @@ async def test_searches_over_a_bridge_are_what_they_say() -> None:
         reached = recall(found, asked, points)
         assert bridge.query_recall is not None
         # Measured among all that is searched, by maps that were fitted on fewer of them.
-        assert reached == pytest.approx(bridge.query_recall, abs=0.06)
+        assert reached == pytest.approx(bridge.query_recall, abs=0.1)
         assert reached > 0.6
         # Scores approximate the cosines that the version itself gives.
         for hits, query in zip(found, asked, strict=True):

@@ -108,7 +108,7 @@ def test_where_the_new_version_searches_differently_the_bridge_finds_more_of_it(
         weight = bridge.map.penalty * len(rest) * np.eye(16)
         mapped[fold] = unit(old[fold] @ np.linalg.solve(x.T @ x + weight, x.T @ y + weight))
     shares = overlaps(top(texts[1] @ mapped.T), top(texts[1] @ new.T))
-    assert quality.query_recall == pytest.approx(np.mean(shares), abs=0.01)
+    assert quality.query_recall == pytest.approx(np.mean(shares), abs=0.02)
 
 
 def test_recall_is_that_among_points_that_were_not_fitted() -> None:
@@ -143,7 +143,7 @@ def test_other_dimensions_and_hardly_changed_versions() -> None:
     new = unit(old @ np.random.default_rng(6).standard_normal((16, 8)))
     narrow = fit_bridge(old, new, queries=(NONE[0], np.zeros((0, 8), np.float32)), k=5)
     assert narrow.map.matrix.shape == (16, 8)
-    assert narrow.quality.recall > 0.9
+    assert narrow.quality.recall > narrow.quality.recall_of_bound + 0.5
     assert narrow.quality.query_recall is None
     # Fewer items than dimensions: what was not seen stays as it is.
     wide = points(100, dim=256)

@@ -23,6 +23,7 @@ from hotclip_server.errors import (
     NotFound,
     ResourceExhausted,
 )
+from hotclip_server.search.records import CollectionRecord
 from hotclip_server.search.searcher import SearchOptions
 from hotclip_server.storage.schema import sources
 from hotclip_server.testing import FakeLoader
@@ -187,6 +188,7 @@ async def test_a_version_that_is_deleted_meanwhile_is_named(
     )
     made, taken = sorted(await first, key=lambda one: isinstance(one, Exception))
     assert isinstance(taken, AlreadyExists)
+    assert isinstance(made, CollectionRecord)
     assert world.collections.catalogue.list() == [made]
     assert await world.store.shards() == [made.shard]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from hotclip_server.errors import InvalidArgument
 from hotclip_server.jobs import store
@@ -76,7 +76,7 @@ def test_forgetting_looks_at_no_other_rows(connection: Connection) -> None:
     """Every request forgets, so that must not read the whole table."""
     sent: list[tuple[str, Any]] = []
 
-    @sa.event.listens_for(connection, "before_cursor_execute")
+    @event.listens_for(connection, "before_cursor_execute")
     def _(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
         sent.append((statement, parameters))
 
