@@ -35,6 +35,10 @@ ANSWERS = {
 REFUSED = {"Encode", "Search", "Download", "UploadDataset", "GetDataset"}
 FOLLOWING = {"bridge fit", "drift", "evaluate", "export", "finetune", "jobs watch"}
 
+ROUNDED = 1.02
+"""gRPC sends few digits of a time, rounded up."""
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
+
 COMMANDS = {
     "encode": "text",
     "search": "c q",
@@ -122,7 +126,7 @@ def calls_of(
     listening: tuple[Listener, str], folder: Path, name: str, *options: str
 ) -> list[tuple[str, float]]:
     """What a command asks, and the seconds that each call had left."""
-    (folder / "x.png").write_bytes(b"\x89PNG an image")
+    (folder / "x.png").write_bytes(PNG)
     (folder / "pairs.csv").write_text("image,text\nx.png,a picture\n")
     listener, address = listening
     listener.calls.clear()
@@ -149,7 +153,7 @@ def test_it_is_of_every_call_but_of_following_a_job(
         if method == "WatchJob" and name in FOLLOWING:
             assert left > 1e6, method
         else:
-            assert 0 < left <= 7, method
+            assert 0 < left <= 7 * ROUNDED, method
 
 
 @pytest.mark.parametrize("name", sorted(LONGER))
@@ -158,13 +162,13 @@ def test_what_may_take_long_has_more_by_itself_and_says_so(
 ) -> None:
     asked = dict(calls_of(listening, tmp_path, name))
     method, most = LONGER[name]
-    assert TIMEOUT_S < asked[method] <= most
+    assert TIMEOUT_S * ROUNDED < asked[method] <= most * ROUNDED
     assert f"{most}" in make_parser().format_help()
 
 
 def test_by_default_a_call_has_a_minute(listening: tuple[Listener, str], tmp_path: Path) -> None:
     for method, left in calls_of(listening, tmp_path, "jobs cancel"):
-        assert 50 < left <= TIMEOUT_S, method
+        assert 50 < left <= TIMEOUT_S * ROUNDED, method
 
 
 def test_data_that_a_job_begins_with_may_take_as_long_as_an_upload(
@@ -172,10 +176,10 @@ def test_data_that_a_job_begins_with_may_take_as_long_as_an_upload(
 ) -> None:
     """As its help says: the time of one call is not that of reading and sending files."""
     listener, address = listening
-    (tmp_path / "x.png").write_bytes(b"\x89PNG an image")
+    (tmp_path / "x.png").write_bytes(PNG)
     (tmp_path / "pairs.csv").write_text("image,text\nx.png,a picture\n")
     listener.calls.clear()
     main(["evaluate", str(tmp_path / "pairs.csv"), "-s", address, "--timeout", "7"], {})
     asked = dict(listener.calls)
-    assert asked["GetDataset"] <= 7
-    assert TIMEOUT_S < asked["UploadDataset"] <= 3600
+    assert asked["GetDataset"] <= 7 * ROUNDED
+    assert TIMEOUT_S * ROUNDED < asked["UploadDataset"] <= 3600 * ROUNDED
