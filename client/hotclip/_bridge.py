@@ -15,7 +15,8 @@ class Bridge:
     """A linear map from the stored vectors of a collection to the space of another version.
 
     Recall is the share of the k nearest by the version itself that a search by the bridge finds
-    among its first k, measured among measured_points; among more points it is lower.
+    among its first k, measured among measured_points, each mapped by a map that was fitted without
+    it. In a collection of many more it is lower, in one of these points alone as high or higher.
     """
 
     collection: str
@@ -29,6 +30,9 @@ class Bridge:
     penalty: float
     fitted_points: int
     measured_points: int
+    """That were searched among."""
+    collection_points: int
+    """Of the collection when it was fitted."""
     cosine_mean: float
     """Of mapped and new vectors of the same points."""
     k: int
@@ -56,6 +60,7 @@ def bridge(message: drift_pb2.Bridge) -> Bridge:
         penalty=message.penalty,
         fitted_points=message.fitted_points,
         measured_points=message.measured_points,
+        collection_points=message.collection_points,
         cosine_mean=message.cosine_mean,
         k=message.k,
         recall=message.recall,

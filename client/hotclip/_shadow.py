@@ -35,7 +35,8 @@ class ShadowTraffic:
     create_time: datetime | None
     expire_time: datetime | None
     end_reason: str
-    """EXPIRED, CLEARED, REPLACED or UNLOADED; empty while it goes on."""
+    """EXPIRED, CLEARED, REPLACED, UNLOADED, or NOT_LIVE: another version than base_version went
+    live; empty while it goes on."""
     requests: int
     """That base_version answered since it was set."""
     copied: int

@@ -190,6 +190,7 @@ def build(
     )
     drain = Drain(self_ending=[STREAM_METHOD])
     traffic = ShadowTraffic(registry, pipeline, batcher.pressure_s)
+    registry.add_flip_participant(traffic)
     if frontends:
         frontends.set_copies(traffic)
     services: list[object] = [

@@ -85,12 +85,47 @@ async def test_figures_are_those_of_answers_and_copies() -> None:
 
         # Not asked of the live version, or answered by another one: not copied.
         await client.encode("pinned", version=version)
-        await client.activate(version)
-        await client.encode("after the flip")
         found = await client.clear_shadow_traffic()
         assert (found.requests, found.active, found.end_reason) == (32, False, "CLEARED")
         await client.encode("nothing goes on")
         assert (await client.clear_shadow_traffic()).requests == 32
+
+
+async def test_it_ends_when_what_it_is_compared_with_is_not_live_any_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="hotclip_server")
+    async with running_server() as server, AsyncClient(server.address) as client:
+        version, _ = await stage_moved(server, client)
+        other = (await client.load_version("fake:other")).id
+        base = (await client.get_model()).live_version
+        await client.set_shadow_traffic(version, share=1.0)
+        await client.encode("a text")
+        await settled(client)
+        # Neither a trial nor what is live already changes what answers.
+        await client.activate(other, validate_only=True)
+        await client.activate(base)
+        assert (await client.shadow_traffic()).active
+
+        await client.activate(other)
+        found = await client.shadow_traffic()
+        assert (found.active, found.end_reason, found.compared) == (False, "NOT_LIVE", 1)
+        said = [r.getMessage() for r in caplog.records if "shadow traffic" in r.getMessage()]
+        assert len(said) == 1
+        assert version in said[0]
+        assert base in said[0]
+        # Nobody keeps the version, and going back begins nothing.
+        await client.unload_version(version)
+        await client.rollback()
+        await client.encode("another text")
+        found = await client.shadow_traffic()
+        assert (found.base_version, found.end_reason, found.requests) == (base, "NOT_LIVE", 1)
+
+        # Also if it is the version itself that goes live; it stays resident, of course.
+        await client.set_shadow_traffic(version, share=1.0)
+        await client.activate(version)
+        assert (await client.shadow_traffic()).end_reason == "NOT_LIVE"
+        assert (await client.encode("a third")).version == version
 
 
 async def test_requests_neither_fail_nor_change_under_a_flood_and_copies_are_dropped() -> None:

@@ -44,7 +44,7 @@ async def export(
         model: Name of the model; empty: "default".
         base_version: Of a delta: what it will be applied to; empty: the version's parent.
         name: Unique among jobs; empty: the id.
-        request_id: The same id again gives the same job; empty: a new one is made.
+        request_id: The same id again within a day gives the same job; empty: a new one is made.
         timeout: Seconds for starting; None: the client's default.
 
     Raises:
@@ -150,7 +150,7 @@ async def import_version(
             the server has. Only safetensors are taken as weights.
         model: Name of the model; empty: "default".
         name: Unique among jobs; empty: the id.
-        request_id: The same id again gives the same job; empty: a new one is made.
+        request_id: The same id again within a day gives the same job; empty: a new one is made.
         progress: Told how many bytes of how many the server has.
         timeout: Seconds for the upload; None: the client's default.
 

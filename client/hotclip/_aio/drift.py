@@ -52,7 +52,7 @@ async def compare_versions(
         seed: Which sample is drawn.
         name: Of the job, unique; empty: the id.
         description: Free text.
-        request_id: The same id again gives the same job; empty: a new one is made.
+        request_id: The same id again within a day gives the same job; empty: a new one is made.
         timeout: Seconds for starting; None: the client's default.
 
     Raises:

@@ -166,7 +166,7 @@ async def finetune(
         compat: Definitions of the metrics, as of evaluate.
         name: Unique among jobs, 1 to 128 of [A-Za-z0-9._-]; empty: the id.
         description: Free text.
-        request_id: The same id again gives the same job; empty: a new one is made.
+        request_id: The same id again within a day gives the same job; empty: a new one is made.
         validate_only: Check everything, start nothing; the handle has no id.
         upload_progress: Of data that is uploaded, as progress of upload_dataset.
         timeout: Seconds for starting, without the upload; None: the client's default.
@@ -274,7 +274,7 @@ async def evaluate(
         base_version: With alphas: version id; empty: the parent of version.
         prompts: Texts of labelled images without a text, as of finetune.
         name: Unique among jobs; empty: the id.
-        request_id: The same id again gives the same job; empty: a new one is made.
+        request_id: The same id again within a day gives the same job; empty: a new one is made.
         upload_progress: Of data that is uploaded, as progress of upload_dataset.
         timeout: Seconds for starting, without the upload; None: the client's default.
 

@@ -104,7 +104,7 @@ async def load_version(
         source: "builtin:mini", "<architecture>::<pretrained tag>", "hf-hub:<org>/<repo>"
             or "local:<name>" below the server's models directory.
         model: Name of the model; empty: "default".
-        request_id: The same id again gives the same version; empty: a new one is made.
+        request_id: The same id again within a day gives the same version; empty: a new one is made.
         timeout: Seconds; None: the client's default.
 
     Raises:
@@ -148,7 +148,7 @@ async def activate(
         collections: Reindexed collections that go live in the same transaction; empty:
             all that are complete for this version.
         gates: What it must have reached in measurements, each of them, or it does not go live.
-        request_id: The same id again changes nothing; empty: a new one is made.
+        request_id: The same id again within a day changes nothing; empty: a new one is made.
         timeout: Seconds; None: the client's default.
 
     Raises:
@@ -189,7 +189,7 @@ async def rollback(
     Args:
         model: Name of the model; empty: "default".
         etag: If set, the model must still have it.
-        request_id: The same id again changes nothing; empty: a new one is made.
+        request_id: The same id again within a day changes nothing; empty: a new one is made.
         timeout: Seconds; None: the client's default.
 
     Raises:

@@ -61,6 +61,12 @@ def add_options(
     return names
 
 
+def limit(options: argparse.Namespace) -> dict[str, Any]:
+    """`timeout` for a method whose own default is not the client's: as `--timeout` says, else
+    that default."""
+    return {} if options.timeout is None else {"timeout": options.timeout}
+
+
 def argument_docs(method: Callable[..., Any]) -> dict[str, str]:
     """The text of each parameter in the Args section of a docstring."""
     docs: dict[str, str] = {}

@@ -55,7 +55,7 @@ def _tell(found: Bridge, options: argparse.Namespace) -> int:
             ("state", "" if found.current else "outdated: fit another"),
             ("method", found.method),
             ("fitted on", found.fitted_points),
-            ("measured on", found.measured_points),
+            ("measured among", f"{found.measured_points} of {found.collection_points}"),
             ("cosine", found.cosine_mean),
             (f"recall@{found.k}", found.recall),
             ("without bridge", found.recall_of_bound),

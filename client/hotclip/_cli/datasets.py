@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hotclip import Client, Dataset, DatasetFile
-from hotclip._cli.arguments import add_command, add_options
+from hotclip._cli.arguments import add_command, add_options, limit
 from hotclip._cli.output import clean, print_fields, print_json, print_table
 
 
@@ -60,6 +60,7 @@ def _upload(client: Client, options: argparse.Namespace) -> int:
         ),
         progress=not options.json,
         **{name: getattr(options, name) for name in options.names if hasattr(options, name)},
+        **limit(options),
     )
     return _tell(stored, options)
 

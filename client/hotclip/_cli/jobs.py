@@ -139,7 +139,8 @@ def _watch(client: Client, options: argparse.Namespace) -> int:
 
 
 def _logs(client: Client, options: argparse.Namespace) -> int:
-    for event in client.get_job(options.job).events(follow=options.follow):
+    limit = None if options.follow else options.timeout
+    for event in client.get_job(options.job).events(follow=options.follow, timeout=limit):
         if isinstance(event.detail, LogLine):
             if options.json:
                 print_json(event.detail, indent=None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from hotclip import Client
@@ -65,7 +66,7 @@ def main(
     address = options.server or variables.get(VARIABLE) or ADDRESS
     run: _Command = options.run
     try:
-        with Client(address, timeout=options.timeout) as client:
+        with Client(address, timeout=options.timeout or TIMEOUT_S) as client:
             return run(client, options)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -126,9 +127,17 @@ def _add_common(parser: argparse.ArgumentParser, default: Any) -> None:
         "--timeout",
         type=_seconds,
         metavar="SECONDS",
-        default=default or TIMEOUT_S,
-        help=f"Of one call, not of following a job [default: {TIMEOUT_S:.0f}]",
+        default=default,
+        help=f"Of one call [default: {TIMEOUT_S:.0f}; load, activate, merge: "
+        f"{_own(Client.load_version)}; datasets upload: {_own(Client.upload_dataset)}; "
+        "the download of export: none]. Not of following a job, nor of uploading the data that "
+        "finetune, evaluate and drift begin with",
     )
+
+
+def _own(method: Callable[..., Any]) -> str:
+    """Seconds that a method takes at most unless told otherwise: some may be long."""
+    return f"{inspect.signature(method).parameters['timeout'].default:.0f}"
 
 
 def _seconds(text: str) -> float:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from hotclip import Client, Model, Version
-from hotclip._cli.arguments import add_command
+from hotclip._cli.arguments import add_command, limit
 from hotclip._cli.gates import SYNTAX, gate_of
 from hotclip._cli.output import print_fields, print_json, print_table
 
@@ -110,6 +110,7 @@ def _activate(client: Client, options: argparse.Namespace) -> int:
         validate_only=options.validate_only,
         collections=options.collection,
         gates=options.gate,
+        **limit(options),
     )
     return _tell(changed, options)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hotclip import Client, Version
-from hotclip._cli.arguments import add_command
+from hotclip._cli.arguments import add_command, limit
 from hotclip._cli.output import note, print_fields, print_json, print_table
 
 
@@ -59,17 +60,23 @@ def _backbones(client: Client, options: argparse.Namespace) -> int:
 
 
 def _load(client: Client, options: argparse.Namespace) -> int:
-    return _tell(client.load_version(options.source, model=options.model), options)
+    made = client.load_version(options.source, model=options.model, **limit(options))
+    return _tell(made, options)
 
 
 def _merge(client: Client, options: argparse.Namespace) -> int:
-    return _tell(client.merge_versions(options.versions, alpha=options.alpha), options)
+    made = client.merge_versions(options.versions, alpha=options.alpha, **limit(options))
+    return _tell(made, options)
 
 
 def _export(client: Client, options: argparse.Namespace) -> int:
     run = client.export(options.version, format=options.format, model=options.model)
     note(f"job {run.name}")
-    written = run.save_artifact(options.output)
+    made = run.wait().artifacts[0]
+    options.output.mkdir(parents=True, exist_ok=True)
+    # A file may be large: only who asks for it gets an end to the download.
+    seconds = math.inf if options.timeout is None else options.timeout
+    written = client.download_artifact(made, options.output, timeout=seconds)
     if options.json:
         print_json({"path": written})
     else:

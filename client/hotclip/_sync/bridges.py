@@ -38,7 +38,7 @@ def reindex(
         collection: Its name.
         version: Staged or stored version to build for.
         name: Unique among jobs; empty: the id.
-        request_id: The same id again gives the same job; empty: a new one is made.
+        request_id: The same id again within a day gives the same job; empty: a new one is made.
         timeout: Seconds for starting; None: the client's default.
 
     Raises:
@@ -85,7 +85,7 @@ def fit_bridge(
         k: Length of the lists whose recall is measured, 1 to 100; None: 10.
         seed: Which sample is drawn.
         name: Of the job, unique; empty: the id.
-        request_id: The same id again gives the same job; empty: a new one is made.
+        request_id: The same id again within a day gives the same job; empty: a new one is made.
         timeout: Seconds for starting; None: the client's default.
 
     Raises:

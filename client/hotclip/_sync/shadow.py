@@ -25,7 +25,8 @@ def set_shadow_traffic(
     """From now on copies a share of the requests that the live version answers to a version.
 
     Copies run after the answer, beside requests, and are dropped and counted when requests
-    wait. Replaces what was set for the model; ends by itself.
+    wait. Replaces what was set for the model; ends by itself, and when
+    another version goes live.
 
     Args:
         version: Is made resident and kept so.

@@ -58,7 +58,7 @@ class CompareVersionsRequest(message.Message):
     description: builtins.str
     """Free text, at most 4 KiB."""
     request_id: builtins.str
-    """At most 128 characters. The same id again returns the first call's job."""
+    """At most 128 characters. The same id again within 24 hours returns the first call's job."""
     @builtins.property
     def collections(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Collections to look at; empty: all of the model."""
@@ -548,7 +548,9 @@ class ShadowTraffic(message.Message):
     share: builtins.float
     """Of the requests that are copied."""
     end_reason: builtins.str
-    """Why it has ended: EXPIRED, CLEARED, REPLACED or UNLOADED; empty while it goes on."""
+    """Why it has ended: EXPIRED, CLEARED, REPLACED, UNLOADED (version went away) or NOT_LIVE
+    (another version than base_version went live); empty while it goes on.
+    """
     requests: builtins.int
     """Requests that base_version answered since it was set; of front ends those up to their last
     copy.
@@ -664,7 +666,7 @@ class FitBridgeRequest(message.Message):
     version: builtins.str
     """Version whose space is bridged to; made resident for it. Required."""
     sample: builtins.int
-    """Points that are encoded, 64 to 10,000; default 4,000. Six tenths fit, the others measure."""
+    """Points that are encoded, to fit and to measure, 64 to 10,000; default 4,000."""
     k: builtins.int
     """Length of the lists whose recall is measured, 1 to 100; default 10."""
     seed: builtins.int
@@ -672,7 +674,7 @@ class FitBridgeRequest(message.Message):
     name: builtins.str
     """Unique among jobs; 1 to 128 of [A-Za-z0-9._-]; empty: the id."""
     request_id: builtins.str
-    """At most 128 characters. The same id again returns the first call's job."""
+    """At most 128 characters. The same id again within 24 hours returns the first call's job."""
     @builtins.property
     def texts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Texts to measure with besides the recorded queries of the collection; at most 1,024, each 1
@@ -754,8 +756,9 @@ class DeleteBridgeResponse(message.Message):
 @typing.final
 class Bridge(message.Message):
     """A linear map from the stored vectors of a collection to the space of another version. Answers
-    that use it are approximate; how much is measured here, among measured_points points. Among
-    more, neighbours are closer and recall is lower.
+    that use it are approximate; how much is measured here, among measured_points points, each mapped
+    by a map that was fitted without it. In a collection of many more (collection_points), neighbours
+    are closer and recall is lower; in one of these points alone, it is as high or higher.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -777,6 +780,7 @@ class Bridge(message.Message):
     QUERY_RECALL_OF_BOUND_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     CURRENT_FIELD_NUMBER: builtins.int
+    COLLECTION_POINTS_FIELD_NUMBER: builtins.int
     collection: builtins.str
     bound_version: builtins.str
     """Version that made the stored vectors."""
@@ -793,7 +797,7 @@ class Bridge(message.Message):
     fitted_points: builtins.int
     """Points that it was fitted on."""
     measured_points: builtins.int
-    """Points that it was measured on."""
+    """Points that it was measured among."""
     cosine_mean: builtins.float
     """Mean cosine of mapped and new vectors of the same points."""
     k: builtins.int
@@ -810,6 +814,8 @@ class Bridge(message.Message):
     query_recall_of_bound: builtins.float
     current: builtins.bool
     """Whether the collection still holds the vectors that it maps. A reindex ends it."""
+    collection_points: builtins.int
+    """Points of the collection when it was fitted."""
     @builtins.property
     def create_time(self) -> timestamp_pb2.Timestamp: ...
     def __init__(
@@ -832,10 +838,11 @@ class Bridge(message.Message):
         query_recall_of_bound: builtins.float | None = ...,
         create_time: timestamp_pb2.Timestamp | None = ...,
         current: builtins.bool = ...,
+        collection_points: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_query_recall", b"_query_recall", "_query_recall_of_bound", b"_query_recall_of_bound", "create_time", b"create_time", "query_recall", b"query_recall", "query_recall_of_bound", b"query_recall_of_bound"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_query_recall", b"_query_recall", "_query_recall_of_bound", b"_query_recall_of_bound", "bound_version", b"bound_version", "collection", b"collection", "cosine_mean", b"cosine_mean", "create_time", b"create_time", "current", b"current", "fitted_points", b"fitted_points", "k", b"k", "measured_points", b"measured_points", "method", b"method", "penalty", b"penalty", "queries", b"queries", "query_recall", b"query_recall", "query_recall_of_bound", b"query_recall_of_bound", "recall", b"recall", "recall_of_bound", b"recall_of_bound", "space_id", b"space_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_query_recall", b"_query_recall", "_query_recall_of_bound", b"_query_recall_of_bound", "bound_version", b"bound_version", "collection", b"collection", "collection_points", b"collection_points", "cosine_mean", b"cosine_mean", "create_time", b"create_time", "current", b"current", "fitted_points", b"fitted_points", "k", b"k", "measured_points", b"measured_points", "method", b"method", "penalty", b"penalty", "queries", b"queries", "query_recall", b"query_recall", "query_recall_of_bound", b"query_recall_of_bound", "recall", b"recall", "recall_of_bound", b"recall_of_bound", "space_id", b"space_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__query_recall: _TypeAlias = typing.Literal["query_recall"]  # noqa: Y015
     _WhichOneofArgType__query_recall: _TypeAlias = typing.Literal["_query_recall", b"_query_recall"]  # noqa: Y015

@@ -111,10 +111,10 @@ class DriftServiceServicer(object):
         also runs on another version, after they were answered: at bulk priority, in small pieces,
         dropped and counted whenever requests wait. No request fails or is answered later because of
         it, but for the one small piece that may be running when it comes. The version is made
-        resident and kept so. Replaces what was set for the model. It ends by itself; a restart of
-        the server ends it too. Errors: INVALID_ARGUMENT (share, lifetime_s, version: of another
-        model, or live), NOT_FOUND (model, version), FAILED_PRECONDITION/NO_LIVE_VERSION,
-        /VERSION_UNFIT, RESOURCE_EXHAUSTED/OUT_OF_MEMORY.
+        resident and kept so. Replaces what was set for the model. It ends by itself, when another
+        version goes live, and with the server. Errors: INVALID_ARGUMENT (share, lifetime_s, version:
+        of another model, or live), NOT_FOUND (model, version),
+        FAILED_PRECONDITION/NO_LIVE_VERSION, /VERSION_UNFIT, RESOURCE_EXHAUSTED/OUT_OF_MEMORY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,7 +136,8 @@ class DriftServiceServicer(object):
 
     def FitBridge(self, request, context):
         """Queues a job that fits a linear map from the stored vectors of a collection to the space of a
-        version, on a sample that both have encoded, and measures it on points that were not fitted.
+        version, on a sample that both have encoded, and measures it among all points of the sample,
+        each mapped by a map that was fitted without it.
         Search uses it where it is asked to (SearchRequest.bridge), so that a collection can be
         searched with a version before it is reindexed for it. Replaces the bridge that the
         collection has. Its metrics (AFTER): recall_at_k, recall_at_k_of_bound, cosine_mean and, of

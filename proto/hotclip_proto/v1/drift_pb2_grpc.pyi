@@ -55,10 +55,10 @@ class DriftServiceStub:
     also runs on another version, after they were answered: at bulk priority, in small pieces,
     dropped and counted whenever requests wait. No request fails or is answered later because of
     it, but for the one small piece that may be running when it comes. The version is made
-    resident and kept so. Replaces what was set for the model. It ends by itself; a restart of
-    the server ends it too. Errors: INVALID_ARGUMENT (share, lifetime_s, version: of another
-    model, or live), NOT_FOUND (model, version), FAILED_PRECONDITION/NO_LIVE_VERSION,
-    /VERSION_UNFIT, RESOURCE_EXHAUSTED/OUT_OF_MEMORY.
+    resident and kept so. Replaces what was set for the model. It ends by itself, when another
+    version goes live, and with the server. Errors: INVALID_ARGUMENT (share, lifetime_s, version:
+    of another model, or live), NOT_FOUND (model, version),
+    FAILED_PRECONDITION/NO_LIVE_VERSION, /VERSION_UNFIT, RESOURCE_EXHAUSTED/OUT_OF_MEMORY.
     """
     GetShadowTraffic: _grpc.UnaryUnaryMultiCallable[_drift_pb2.GetShadowTrafficRequest, _drift_pb2.ShadowTraffic]
     """What goes on, or what was the last. Errors: NOT_FOUND (model), NOT_FOUND/NO_SHADOW_TRAFFIC."""
@@ -66,7 +66,8 @@ class DriftServiceStub:
     """Ends it; its last figures. Errors: as GetShadowTraffic."""
     FitBridge: _grpc.UnaryUnaryMultiCallable[_drift_pb2.FitBridgeRequest, _job_pb2.Job]
     """Queues a job that fits a linear map from the stored vectors of a collection to the space of a
-    version, on a sample that both have encoded, and measures it on points that were not fitted.
+    version, on a sample that both have encoded, and measures it among all points of the sample,
+    each mapped by a map that was fitted without it.
     Search uses it where it is asked to (SearchRequest.bridge), so that a collection can be
     searched with a version before it is reindexed for it. Replaces the bridge that the
     collection has. Its metrics (AFTER): recall_at_k, recall_at_k_of_bound, cosine_mean and, of
@@ -106,10 +107,10 @@ class DriftServiceAsyncStub(DriftServiceStub):
     also runs on another version, after they were answered: at bulk priority, in small pieces,
     dropped and counted whenever requests wait. No request fails or is answered later because of
     it, but for the one small piece that may be running when it comes. The version is made
-    resident and kept so. Replaces what was set for the model. It ends by itself; a restart of
-    the server ends it too. Errors: INVALID_ARGUMENT (share, lifetime_s, version: of another
-    model, or live), NOT_FOUND (model, version), FAILED_PRECONDITION/NO_LIVE_VERSION,
-    /VERSION_UNFIT, RESOURCE_EXHAUSTED/OUT_OF_MEMORY.
+    resident and kept so. Replaces what was set for the model. It ends by itself, when another
+    version goes live, and with the server. Errors: INVALID_ARGUMENT (share, lifetime_s, version:
+    of another model, or live), NOT_FOUND (model, version),
+    FAILED_PRECONDITION/NO_LIVE_VERSION, /VERSION_UNFIT, RESOURCE_EXHAUSTED/OUT_OF_MEMORY.
     """
     GetShadowTraffic: _aio.UnaryUnaryMultiCallable[_drift_pb2.GetShadowTrafficRequest, _drift_pb2.ShadowTraffic]  # type: ignore[assignment]
     """What goes on, or what was the last. Errors: NOT_FOUND (model), NOT_FOUND/NO_SHADOW_TRAFFIC."""
@@ -117,7 +118,8 @@ class DriftServiceAsyncStub(DriftServiceStub):
     """Ends it; its last figures. Errors: as GetShadowTraffic."""
     FitBridge: _aio.UnaryUnaryMultiCallable[_drift_pb2.FitBridgeRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Queues a job that fits a linear map from the stored vectors of a collection to the space of a
-    version, on a sample that both have encoded, and measures it on points that were not fitted.
+    version, on a sample that both have encoded, and measures it among all points of the sample,
+    each mapped by a map that was fitted without it.
     Search uses it where it is asked to (SearchRequest.bridge), so that a collection can be
     searched with a version before it is reindexed for it. Replaces the bridge that the
     collection has. Its metrics (AFTER): recall_at_k, recall_at_k_of_bound, cosine_mean and, of
@@ -172,10 +174,10 @@ class DriftServiceServicer(metaclass=_abc_1.ABCMeta):
         also runs on another version, after they were answered: at bulk priority, in small pieces,
         dropped and counted whenever requests wait. No request fails or is answered later because of
         it, but for the one small piece that may be running when it comes. The version is made
-        resident and kept so. Replaces what was set for the model. It ends by itself; a restart of
-        the server ends it too. Errors: INVALID_ARGUMENT (share, lifetime_s, version: of another
-        model, or live), NOT_FOUND (model, version), FAILED_PRECONDITION/NO_LIVE_VERSION,
-        /VERSION_UNFIT, RESOURCE_EXHAUSTED/OUT_OF_MEMORY.
+        resident and kept so. Replaces what was set for the model. It ends by itself, when another
+        version goes live, and with the server. Errors: INVALID_ARGUMENT (share, lifetime_s, version:
+        of another model, or live), NOT_FOUND (model, version),
+        FAILED_PRECONDITION/NO_LIVE_VERSION, /VERSION_UNFIT, RESOURCE_EXHAUSTED/OUT_OF_MEMORY.
         """
 
     @_abc_1.abstractmethod
@@ -201,7 +203,8 @@ class DriftServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Queues a job that fits a linear map from the stored vectors of a collection to the space of a
-        version, on a sample that both have encoded, and measures it on points that were not fitted.
+        version, on a sample that both have encoded, and measures it among all points of the sample,
+        each mapped by a map that was fitted without it.
         Search uses it where it is asked to (SearchRequest.bridge), so that a collection can be
         searched with a version before it is reindexed for it. Replaces the bridge that the
         collection has. Its metrics (AFTER): recall_at_k, recall_at_k_of_bound, cosine_mean and, of

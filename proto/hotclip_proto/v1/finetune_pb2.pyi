@@ -605,7 +605,7 @@ class FineTuneRequest(message.Message):
     description: builtins.str
     """Free text, at most 4 KiB."""
     request_id: builtins.str
-    """The same id again returns the first call's job."""
+    """The same id again within 24 hours returns the first call's job."""
     validate_only: builtins.bool
     """Check everything, start nothing; the returned job has no id."""
     index_dataset: builtins.str
@@ -889,7 +889,7 @@ class EvaluateRequest(message.Message):
     name: builtins.str
     """Unique among jobs; empty: the id."""
     request_id: builtins.str
-    """The same id again returns the first call's job."""
+    """The same id again within 24 hours returns the first call's job."""
     compat: MetricCompat.ValueType
     """Default the textbook's."""
     base_version: builtins.str

@@ -331,7 +331,7 @@ class LoadVersionRequest(message.Message):
     refused.
     """
     request_id: builtins.str
-    """The same id again returns what the first call made."""
+    """The same id again within 24 hours returns what the first call made."""
     def __init__(
         self,
         *,
@@ -430,7 +430,7 @@ class ActivateVersionRequest(message.Message):
     validate_only: builtins.bool
     """Check everything, stage, change nothing."""
     request_id: builtins.str
-    """The same id again changes nothing and returns the model as it is then."""
+    """The same id again within 24 hours changes nothing and returns the model as it is then."""
     @builtins.property
     def collections(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Collections to take along in the same transaction, by their shadows (Reindex): all that
@@ -523,7 +523,7 @@ class RollbackRequest(message.Message):
     etag: builtins.str
     """If set, the model must still have it."""
     request_id: builtins.str
-    """The same id again changes nothing and returns the model as it is then."""
+    """The same id again within 24 hours changes nothing and returns the model as it is then."""
     def __init__(
         self,
         *,
@@ -645,7 +645,7 @@ class ExportRequest(message.Message):
     name: builtins.str
     """Unique among jobs; 1 to 128 of [A-Za-z0-9._-]; empty: the id."""
     request_id: builtins.str
-    """The same id again returns the first call's job."""
+    """The same id again within 24 hours returns the first call's job."""
     def __init__(
         self,
         *,
@@ -677,7 +677,7 @@ class ImportVersionRequest(message.Message):
     name: builtins.str
     """Unique among jobs; 1 to 128 of [A-Za-z0-9._-]; empty: the id."""
     request_id: builtins.str
-    """The same id again returns the first call's job."""
+    """The same id again within 24 hours returns the first call's job."""
     def __init__(
         self,
         *,

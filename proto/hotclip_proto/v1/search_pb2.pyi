@@ -1048,7 +1048,7 @@ class ReindexRequest(message.Message):
     name: builtins.str
     """Unique among jobs; 1 to 128 of [A-Za-z0-9._-]; empty: the id."""
     request_id: builtins.str
-    """At most 128 characters. The same id again returns the first call's job."""
+    """At most 128 characters. The same id again within 24 hours returns the first call's job."""
     def __init__(
         self,
         *,

@@ -11,8 +11,14 @@ With rows x of the old version and y of the new one, W maps old vectors to new o
 
 A is the identity where both have the same dimension, because the new version was trained from
 the old one as a rule, else 0. Which of both, and which penalty, is chosen by the error on items
-that were not fitted; how well the choice serves is measured on items that took no part in
-either.
+that were not fitted.
+
+How well the choice serves is measured by cross-fitting: the items are cut into FOLDS parts, and
+each item is mapped by a map that was fitted on the other parts, as the points of a collection
+are that no map was fitted on. Then all items are searched among, not only a part of them: among
+fewer, neighbours are farther from each other and easier to tell apart, which would flatter. The
+map that serves is fitted on all of them. Searches of a collection find less than is told if these
+are a small sample of it, and as much or more if they are all of it.
 
 Serving maps the query, not what is stored: the product of a new query q with a mapped point xW
 is the product of qWᵀ with x, at one small product a query; the stored vectors and their index
@@ -23,29 +29,26 @@ vectors are looked up and the cosines with xW computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotclip_server.drift.shift import (
-    MOST_QUERIES,
-    Vectors,
-    nearest,
-    overlap_of_queries,
-    overlap_within,
-)
+from hotclip_server.drift.shift import MOST_QUERIES, Vectors, nearest
 
 LEAST_ITEMS = 64
-"""With fewer, nothing is left to measure with."""
-FITTED, CHOSEN_WITH = 0.5, 0.1
-"""Shares of the items that maps are fitted on, and that choose among them; the rest measures."""
+"""With fewer, a map is hardly fitted and nothing is measured."""
+FOLDS = 4
+"""Parts of the items: a map is fitted on all but one, and measured on that."""
 PROCRUSTES, RIDGE = "procrustes", "ridge"
 CANDIDATES = 4
 """Times the hits that are asked for, where products do not order as cosines do."""
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Of an item."""
+_CHOICES = (
+    (PROCRUSTES, 0.0),
+    *((method, penalty) for penalty in _PENALTIES for method in (PROCRUSTES, RIDGE)),
+)
 
 Matrix = NDArray[np.float64]
 
@@ -79,22 +82,20 @@ class LinearMap:
 
     def points(self, vectors: Vectors) -> Vectors:
         """Old vectors in the new space: float32 (n, new dim), unit rows, of (n, old dim)."""
-        mapped = vectors @ self.matrix
-        norms = np.linalg.norm(mapped, axis=1, keepdims=True)
-        unit: Vectors = mapped / np.maximum(norms, 1e-12)
-        return unit
+        return _unit(vectors @ self.matrix)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Measured on items that were neither fitted nor chosen with.
+    """Measured with items that the maps were not fitted on.
 
     Recall is the share of the k nearest by the new version itself that are among the k nearest
-    by the map. Among more points than were measured it is lower, because neighbours are closer.
+    by the map, both among all items. Among more points it is lower, because neighbours are
+    closer.
     """
 
     items: int
-    """That were searched among."""
+    """That were searched among: all."""
     k: int
     cosine_mean: float
     """Of mapped and new vectors of the same items."""
@@ -116,6 +117,7 @@ class Bridge:
     map: LinearMap
     quality: Quality
     fitted_items: int
+    """All, and as many as were measured with: no map was measured with what it was fitted on."""
 
 
 def fit_bridge(
@@ -126,7 +128,7 @@ def fit_bridge(
     k: int,
     seed: int = 0,
 ) -> Bridge:
-    """Fits every map, takes the best, measures it.
+    """Fits every map, takes the best, measures it; see the module.
 
     Args:
         old: (n, old dim), unit rows, n at least LEAST_ITEMS.
@@ -141,19 +143,18 @@ def fit_bridge(
     if len(old) < LEAST_ITEMS:
         raise ValueError(f"{len(old)} items, at least {LEAST_ITEMS} are needed")
     order = np.random.default_rng(seed).permutation(len(old))
-    fitted = order[: int(FITTED * len(old))]
-    choosing = order[len(fitted) : len(fitted) + int(CHOSEN_WITH * len(old))]
-    rest = order[len(fitted) + len(choosing) :]
-    candidates = list(_maps(old[fitted], new[fitted]))
-    errors = [error_of(one, old[choosing], new[choosing]) for one in candidates]
+    folds = np.array_split(order, FOLDS)
+    rests = [np.setdiff1d(order, fold, assume_unique=True) for fold in folds]
+    parts = [_Moments.of(old[rest], new[rest]) for rest in rests]
+    candidates = [parts[0].fit(method, penalty) for method, penalty in _CHOICES]
+    errors = [error_of(one, old[folds[0]], new[folds[0]]) for one in candidates]
     best = candidates[int(np.argmin(errors))]
-    both = np.concatenate([fitted, choosing])
-    final = next(
-        one
-        for one in _maps(old[both], new[both])
-        if (one.method, one.penalty) == (best.method, best.penalty)
-    )
-    return Bridge(final, measure(final, old[rest], new[rest], queries, k), len(both))
+    mapped = np.empty((len(old), new.shape[1]), np.float32)
+    for fold, part in zip(folds, parts, strict=True):
+        mapped[fold] = old[fold] @ part.fit(best.method, best.penalty).matrix
+    whole = _Moments.of(old, new).fit(best.method, best.penalty)
+    asked = order[:MOST_QUERIES]
+    return Bridge(whole, measure(whole, mapped, old, new, queries, k, asked), len(old))
 
 
 def error_of(linear: LinearMap, old: Vectors, new: Vectors) -> float:
@@ -162,50 +163,66 @@ def error_of(linear: LinearMap, old: Vectors, new: Vectors) -> float:
 
 
 def measure(
-    linear: LinearMap, old: Vectors, new: Vectors, queries: tuple[Vectors, Vectors], k: int
+    linear: LinearMap,
+    mapped: Vectors,
+    old: Vectors,
+    new: Vectors,
+    queries: tuple[Vectors, Vectors],
+    k: int,
+    asked: NDArray[np.int64],
 ) -> Quality:
-    """How well a map serves these items, as a search would use it."""
+    """How well a kind of map serves these items, as a search would use it.
+
+    Args:
+        linear: Of that kind.
+        mapped: `old`, each by a map of that kind; float32 (n, new dim), not of unit length.
+        old: (n, old dim), unit rows.
+        new: (n, new dim), unit rows.
+        queries: Texts by both versions, (m, dim) each; m may be 0.
+        k: Length of the lists.
+        asked: Rows of the items that search among all others.
+    """
     k = min(k, len(old) - 1)
-    asked = np.arange(min(len(old), MOST_QUERIES))
     exact = nearest(new[asked], new, k, leave_out=asked)
-    mapped = found_over(linear, new[asked], old, k, leave_out=asked)
-    within = overlap_within(old, new, k)
-    texts = overlap_of_queries((queries[0], old), (queries[1], new), k)
-    query_recall = None
+    over = found_over(linear, new[asked], mapped, k, leave_out=asked)
+    bound = nearest(old[asked], old, k, leave_out=asked)
+    query_recall = query_recall_of_bound = None
     if len(queries[1]):
-        query_recall = _recall(found_over(linear, queries[1], old, k), nearest(queries[1], new, k))
+        wanted = nearest(queries[1], new, k)
+        query_recall = _recall(found_over(linear, queries[1], mapped, k), wanted)
+        query_recall_of_bound = _recall(nearest(queries[0], old, k), wanted)
     return Quality(
         items=len(old),
         k=k,
-        cosine_mean=1.0 - error_of(linear, old, new),
-        recall=_recall(mapped, exact),
-        recall_of_bound=within.mean if within else 0.0,
+        cosine_mean=float(np.einsum("ij,ij->i", _unit(mapped), new).mean()),
+        recall=_recall(over, exact),
+        recall_of_bound=_recall(bound, exact),
         queries=len(queries[1]),
         query_recall=query_recall,
-        query_recall_of_bound=texts.mean if texts else None,
+        query_recall_of_bound=query_recall_of_bound,
     )
 
 
 def found_over(
     linear: LinearMap,
     queries: Vectors,
-    old: Vectors,
+    mapped: Vectors,
     k: int,
     leave_out: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Rows of the k old vectors that new queries find over a map, as a search does it.
+    """Rows of the k points that new queries find over a map, as a search does it.
 
     Args:
+        linear: Says how its kind is searched with.
         queries: (q, new dim), unit rows.
-        old: (n, old dim), unit rows.
+        mapped: Old vectors by a map, (n, new dim), not of unit length.
         leave_out: See `nearest`.
     """
     if linear.keeps_lengths:
-        return nearest(linear.queries(queries), old, k, leave_out)
-    most = len(old) - (leave_out is not None)
-    candidates = nearest(linear.queries(queries), old, min(CANDIDATES * k, most), leave_out)
-    mapped = linear.points(old)
-    scores = np.einsum("qd,qcd->qc", queries, mapped[candidates])
+        return nearest(queries, mapped, k, leave_out)
+    most = len(mapped) - (leave_out is not None)
+    candidates = nearest(queries, mapped, min(CANDIDATES * k, most), leave_out)
+    scores = np.take_along_axis(queries @ _unit(mapped).T, candidates, axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(candidates, order, axis=1)
 
@@ -215,21 +232,41 @@ def _recall(found: NDArray[np.int64], exact: NDArray[np.int64]) -> float:
     return float(np.mean(common) / exact.shape[1])
 
 
-def _maps(old: Vectors, new: Vectors) -> Iterator[LinearMap]:
-    """Every candidate, fitted on these items."""
-    x, y = old.astype(np.float64), new.astype(np.float64)
-    square, product = x.T @ x, x.T @ y
-    same = square.shape[0] == product.shape[1]
-    anchor = np.eye(square.shape[0]) if same else np.zeros_like(product)
-    yield LinearMap(_orthogonal(product), PROCRUSTES, 0.0)
-    values, vectors = np.linalg.eigh(square)
-    for penalty in _PENALTIES:
-        weight = penalty * len(x)
-        if same:
-            yield LinearMap(_orthogonal(product + weight * anchor), PROCRUSTES, penalty)
-        inverse = vectors / (values + weight) @ vectors.T
-        solved = inverse @ (product + weight * anchor)
-        yield LinearMap(solved.astype(np.float32), RIDGE, penalty)
+@dataclass(frozen=True)
+class _Moments:
+    """What of old rows X and new rows Y the maps depend on."""
+
+    square: Matrix
+    """XᵀX."""
+    product: Matrix
+    """XᵀY."""
+    items: int
+
+    @classmethod
+    def of(cls, old: Vectors, new: Vectors) -> _Moments:
+        """Of the rows of two versions of the same items."""
+        x, y = old.astype(np.float64), new.astype(np.float64)
+        return cls(x.T @ x, x.T @ y, len(x))
+
+    def fit(self, method: str, penalty: float) -> LinearMap:
+        """The map that minimises what the module says."""
+        weight = penalty * self.items
+        towards = self.product + weight * self._anchor
+        if method == PROCRUSTES:
+            return LinearMap(_orthogonal(towards), method, penalty)
+        solved = np.linalg.solve(self.square + weight * np.eye(len(self.square)), towards)
+        return LinearMap(solved.astype(np.float32), method, penalty)
+
+    @property
+    def _anchor(self) -> Matrix:
+        old, new = self.product.shape
+        return np.eye(old) if old == new else np.zeros((old, new))
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Vectors = vectors / np.maximum(norms, 1e-12)
+    return unit
 
 
 def _orthogonal(product: Matrix) -> NDArray[np.float32]:

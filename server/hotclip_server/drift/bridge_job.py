@@ -81,22 +81,28 @@ class BridgeHandler:
         self._wait(self._versions.bind(spec.version, holder))
         try:
             job.running()
-            bridge = self._fit(job, spec, record)
+            bridge, points = self._fit(job, spec, record)
         finally:
             self._wait(self._release(spec.version, holder))
-        stored = _stored(bridge, record, self._space(record, spec.version))
+        stored = _stored(bridge, record, self._space(record, spec.version), points)
         with self._database.transaction() as connection:
             bridges.put(connection, stored)
         self._wait(self._forget(spec.collection))
         job.metric("AFTER", _figures(stored.facts), step=0, progress=1.0)
+        measured = stored.facts.measured_points
+        if measured < points:
+            job.log(f"measured among {measured} of {points} points: among all it finds less")
         if not finds_more(stored.facts):
             job.log("a search without the bridge finds as much: it is of no use", "WARNING")
         return JobResult(
             message=f"a bridge of {spec.collection} to version {spec.version}: recall@"
-            f"{stored.facts.k} {stored.facts.recall:.3f}"
+            f"{stored.facts.k} {stored.facts.recall:.3f} among {measured} points"
         )
 
-    def _fit(self, job: JobContext, spec: BridgeSpec, record: CollectionRecord) -> Bridge:
+    def _fit(
+        self, job: JobContext, spec: BridgeSpec, record: CollectionRecord
+    ) -> tuple[Bridge, int]:
+        """And how many points the collection has."""
         sources, model = self._collections.sources, record.model
         encoder = SampleEncoder(sources, self._wait, model, job.check_cancelled)
         sampler = Sampler(self._database, self._store, encoder, self._wait)
@@ -114,7 +120,8 @@ class BridgeHandler:
         job.progress(0.7)
         queries = self._queries(spec, record, encoder)
         job.check_cancelled()
-        return fit_bridge(sample.bound, sample.new, queries=queries, k=spec.k, seed=spec.seed)
+        bridge = fit_bridge(sample.bound, sample.new, queries=queries, k=spec.k, seed=spec.seed)
+        return bridge, points
 
     def _queries(
         self, spec: BridgeSpec, record: CollectionRecord, encoder: SampleEncoder
@@ -153,7 +160,9 @@ def finds_more(facts: drift_pb2.Bridge) -> bool:
     return facts.recall > facts.recall_of_bound
 
 
-def _stored(bridge: Bridge, record: CollectionRecord, new: search_records.Binding) -> StoredBridge:
+def _stored(
+    bridge: Bridge, record: CollectionRecord, new: search_records.Binding, points: int
+) -> StoredBridge:
     quality = bridge.quality
     facts = drift_pb2.Bridge(
         collection=record.name,
@@ -164,6 +173,7 @@ def _stored(bridge: Bridge, record: CollectionRecord, new: search_records.Bindin
         penalty=bridge.map.penalty,
         fitted_points=bridge.fitted_items,
         measured_points=quality.items,
+        collection_points=points,
         cosine_mean=quality.cosine_mean,
         k=quality.k,
         recall=quality.recall,

@@ -17,7 +17,9 @@ TOO_LARGE = "TOO_LARGE"
 shadow traffic has ended, a front end would have to hand over too much. Or the reason of an error
 of the copy as a whole."""
 EXPIRED, CLEARED, REPLACED, UNLOADED = "EXPIRED", "CLEARED", "REPLACED", "UNLOADED"
-"""Why shadow traffic has ended."""
+NOT_LIVE = "NOT_LIVE"
+"""Why shadow traffic has ended: in time, by hand, by another one, because its version went away,
+because another version than the one that it is compared with went live."""
 
 
 @dataclass

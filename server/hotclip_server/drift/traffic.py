@@ -5,7 +5,8 @@ after the other, in small pieces, at bulk priority and with a deadline: whatever
 goes before, a request waits for one small piece at most, and a copy that can't run soon is
 dropped and counted. So a request is never delayed by more than a piece, and never fails.
 
-State is in memory: a restart ends shadow traffic.
+A flip that makes another version live ends it: nothing would be copied any more. State is in
+memory: a restart ends it too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Protocol
+
+from sqlalchemy import Connection
 
 from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.batching.ticket import Priority
@@ -29,6 +33,7 @@ from hotclip_server.drift.shadow import (
     EXPIRED,
     LATE,
     MOST_ITEMS,
+    NOT_LIVE,
     PRESSURE,
     REPLACED,
     TOO_LARGE,
@@ -231,6 +236,34 @@ class ShadowTraffic:
             self._worker.cancel()
             await asyncio.wait([self._worker])
 
+    def flip(
+        self,
+        connection: Connection,
+        model: str,
+        old_version: str,
+        new_version: str,
+        collections: Sequence[str],
+    ) -> Callable[[], None]:
+        """Ends what compares with a version that is not live any more; see
+        models.flip.FlipParticipant. A rollback does not begin it again."""
+        return partial(self._flipped, model, new_version)
+
+    def release(self, connection: Connection, model: str, version: str) -> Callable[[], None]:
+        """Keeps nothing for a rollback."""
+        return _nothing
+
+    def _flipped(self, model: str, live: str) -> None:
+        shadow = self._active.get(model)
+        if shadow is not None and shadow.base_version != live:
+            _log.info(
+                "shadow traffic of model %s to version %s ends: version %s, which it is compared "
+                "with, is not live any more",
+                model,
+                shadow.version,
+                shadow.base_version,
+            )
+            self._end(shadow, NOT_LIVE)
+
     def offer(
         self,
         resident: Resident,
@@ -356,6 +389,10 @@ class ShadowTraffic:
         if current is shadow or current is None or current.version != shadow.version:
             self._versions.release(shadow.version, holder_of(shadow.model))
         self.changed()
+
+
+def _nothing() -> None:
+    """Nothing was kept."""
 
 
 def _pieces(items: Sequence[EncodeItem]) -> Iterator[list[int]]:

@@ -18,11 +18,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Connection, Row
 
 from hotclip_proto.v1 import job_pb2
-from hotclip_server.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from hotclip_server.errors import AlreadyExists, FailedPrecondition, NotFound
 from hotclip_server.jobs.records import JobError, JobKind, JobRecord, NewJob
 from hotclip_server.jobs.states import RESUMABLE, WORKING, JobState
+from hotclip_server.storage import request_notes
 from hotclip_server.storage.database import now
-from hotclip_server.storage.schema import job_events, jobs, requests
+from hotclip_server.storage.schema import job_events, jobs
 
 MOST_INTERRUPTIONS = 3
 
@@ -37,7 +38,6 @@ def create(connection: Connection, new: NewJob) -> tuple[JobRecord, bool]:
         InvalidArgument: `request_id` was used for another request.
         AlreadyExists: the name is taken.
     """
-    method = f"job.{new.kind}"
     if new.request_id:
         before = requested(connection, new.kind, new.request_id, new.fingerprint)
         if before is not None:
@@ -62,15 +62,8 @@ def create(connection: Connection, new: NewJob) -> tuple[JobRecord, bool]:
         )
     )
     if new.request_id:
-        connection.execute(
-            requests.insert().values(
-                method=method,
-                request_id=new.request_id,
-                fingerprint=new.fingerprint,
-                resource=job_id,
-                create_time=time,
-            )
-        )
+        method = _method(new.kind)
+        request_notes.put(connection, method, new.request_id, new.fingerprint, job_id)
     append(connection, job_id, [state_event(JobState.QUEUED, new.message)])
     return get(connection, job_id), True
 
@@ -78,24 +71,19 @@ def create(connection: Connection, new: NewJob) -> tuple[JobRecord, bool]:
 def requested(
     connection: Connection, kind: JobKind, request_id: str, fingerprint: str
 ) -> JobRecord | None:
-    """The job that `request_id` made, if any.
+    """The job that `request_id` made, if any; see `request_notes`.
 
     Raises:
         InvalidArgument: the id was used for another request.
         NotFound: the job was deleted since.
     """
-    row = connection.execute(
-        sa.select(requests.c.fingerprint, requests.c.resource).where(
-            requests.c.method == f"job.{kind}", requests.c.request_id == request_id
-        )
-    ).first()
-    if row is None:
-        return None
-    if row.fingerprint != fingerprint:
-        raise InvalidArgument.field(
-            "request_id", "was used for another request", reason="REQUEST_ID_REUSED"
-        )
-    return get(connection, row.resource)
+    made = request_notes.find(connection, _method(kind), request_id, fingerprint)
+    return None if made is None else get(connection, made)
+
+
+def _method(kind: JobKind) -> str:
+    """Requests of other kinds have ids of their own."""
+    return f"job.{kind}"
 
 
 def get(connection: Connection, job: str) -> JobRecord:

@@ -17,6 +17,7 @@ from hotclip_server.models import naming, records
 from hotclip_server.models.directory import Directory
 from hotclip_server.models.flip import FlipParticipant
 from hotclip_server.models.state import ModelRow, ModelState, VersionRecord
+from hotclip_server.storage import request_notes
 from hotclip_server.storage.database import Database
 
 
@@ -70,7 +71,7 @@ class Catalog(Directory[VersionRecord]):
     async def find_request(self, note: RequestNote) -> str | None:
         """The resource that the same request made before."""
         return await self._database.run(
-            lambda connection: records.find_request(
+            lambda connection: request_notes.find(
                 connection, note.method, note.request_id, note.fingerprint
             )
         )
@@ -97,7 +98,7 @@ class Catalog(Directory[VersionRecord]):
             elif record.metrics:
                 records.update_metrics(connection, record.id, dict(record.metrics))
             if note is not None:
-                records.insert_request(
+                request_notes.put(
                     connection, note.method, note.request_id, note.fingerprint, record.id
                 )
             return made
@@ -181,7 +182,7 @@ class Catalog(Directory[VersionRecord]):
             if trial:
                 raise _TrialError
             if note is not None:
-                records.insert_request(
+                request_notes.put(
                     connection, note.method, note.request_id, note.fingerprint, row.name
                 )
 

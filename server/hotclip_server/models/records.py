@@ -1,5 +1,5 @@
-"""Rows of versions, models and idempotent requests. Every function runs in the caller's
-transaction, on the database's thread.
+"""Rows of versions and models. Every function runs in the caller's transaction, on the
+database's thread.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from hotclip_server.encoding.protocol import EncoderSpec
-from hotclip_server.errors import Aborted, FailedPrecondition, InvalidArgument
+from hotclip_server.errors import Aborted, FailedPrecondition
 from hotclip_server.jobs import store as job_store
 from hotclip_server.jobs.states import ACTIVE
 from hotclip_server.models.lineage import JOB_SOURCE, Lineage
@@ -191,48 +191,6 @@ def lineage_of(connection: Connection, source: str) -> Lineage | None:
     job = source.removeprefix(JOB_SOURCE)
     spec = connection.execute(sa.select(schema.jobs.c.spec).where(schema.jobs.c.id == job)).scalar()
     return None if spec is None else Lineage.of_job(job, spec)
-
-
-def find_request(
-    connection: Connection, method: str, request_id: str, fingerprint: str
-) -> str | None:
-    """The resource that an earlier request with this id made, if any.
-
-    Raises:
-        InvalidArgument: the id was used for another request; reason REQUEST_ID_REUSED.
-    """
-    requests = schema.requests
-    row = connection.execute(
-        sa.select(requests.c.fingerprint, requests.c.resource).where(
-            requests.c.method == method, requests.c.request_id == request_id
-        )
-    ).one_or_none()
-    if row is None:
-        return None
-    if row.fingerprint != fingerprint:
-        raise InvalidArgument.field(
-            "request_id", "was used for another request", reason="REQUEST_ID_REUSED"
-        )
-    return str(row.resource)
-
-
-def insert_request(
-    connection: Connection, method: str, request_id: str, fingerprint: str, resource: str
-) -> None:
-    """Notes what a request made; an older note of the same id is replaced."""
-    requests = schema.requests
-    connection.execute(
-        sa.delete(requests).where(requests.c.method == method, requests.c.request_id == request_id)
-    )
-    connection.execute(
-        sa.insert(requests).values(
-            method=method,
-            request_id=request_id,
-            fingerprint=fingerprint,
-            resource=resource,
-            create_time=datetime.now(UTC),
-        )
-    )
 
 
 def _record(row: Row[tuple[object, ...]]) -> VersionRecord:

@@ -235,7 +235,8 @@ class ModelRegistry:
             collections: Given to the flip participants.
             gates: What the version must have reached; looked at before it is staged, and again in
                 the transaction that makes it live.
-            request_id: The same id again changes nothing and returns the model as it is then.
+            request_id: The same id again within 24 hours changes nothing and returns the model
+                as it is then.
 
         Raises:
             InvalidArgument: a request_id that meant another request.
@@ -260,7 +261,8 @@ class ModelRegistry:
 
         Args:
             etag: If given, the model must still have it.
-            request_id: The same id again changes nothing and returns the model as it is then.
+            request_id: The same id again within 24 hours changes nothing and returns the model
+                as it is then.
 
         Raises:
             InvalidArgument: a request_id that meant another request.

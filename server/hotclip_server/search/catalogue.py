@@ -132,7 +132,7 @@ class Catalogue:
         Raises:
             InvalidArgument: the name.
             AlreadyExists: there is one of this name.
-            NotFound, FailedPrecondition: model, version.
+            NotFound, FailedPrecondition: model, version, also one that is deleted meanwhile.
             ResourceExhausted: too many collections.
         """
         self._check_open()
@@ -294,6 +294,8 @@ class Catalogue:
         def insert(connection: Connection) -> bool:
             live, _ = records.read_model(connection, record.model)
             if made := anywhere or live == record.version:
+                # It may have been deleted since it was pinned: no collection's name is to blame.
+                records.read_binding(connection, record.model, record.version)
                 records.insert(connection, record)
             return made
 
@@ -304,6 +306,9 @@ class Catalogue:
             except IntegrityError as error:
                 await self._store.drop(record.shard)
                 raise AlreadyExists(f"there is a collection {record.name!r}") from error
+            except HotclipError:
+                await self._store.drop(record.shard)
+                raise
             if made:
                 self.apply(record)
             else:

@@ -103,7 +103,8 @@ class Reindexer:
                 f"collection {name!r} is bound to version {version} already",
                 reason="ALREADY_BOUND",
             )
-        if not self._as_it_is(record, binding):
+        # A shadow that has begun was given whatever was written since, with or without a source.
+        if record.shadow_version != version and not self._as_it_is(record, binding):
             await self._check_sources(record)
         return record
 
@@ -190,7 +191,7 @@ class Reindexer:
             page, _ = await self._store.scroll(record.shard, limit=_NAMED)
             ids = sorted(point.id for point in page)
             what = "have no source, as the collection was made with keep_sources false"
-        if missing or not record.keep_sources:
+        if missing:
             raise FailedPrecondition(
                 f"{missing} of {total} points of collection {name!r} {what}{_named(ids, missing)}",
                 reason="SOURCES_MISSING",

@@ -5,7 +5,7 @@ tombstones); (2) each shard stores the vectors under the same revisions (or remo
 (3) the caller hears of it. Writes of a collection come one after the other, so a shard lacks
 at most the rows with the greatest revisions: `settle` finds and stores them when the
 server starts, and after a write that failed in between. Without sources there are no rows:
-the shard is the truth.
+the shard is the truth, and a write that broke off may be in one of two.
 """
 
 from __future__ import annotations
@@ -320,8 +320,6 @@ class Writer:
                 await asyncio.sleep(_RETRY_S)
 
     async def _reconcile(self, record: CollectionRecord) -> None:
-        if not record.keep_sources:
-            return
         gone = await self._database.run(lambda c: records.deleted_ids(c, record.name))
         if gone:
             await self._delete_vectors(record, gone)
@@ -342,6 +340,9 @@ class Writer:
                     raise
 
     async def _reconcile_shard(self, record: CollectionRecord, version: str, shard: str) -> None:
+        if not record.keep_sources:
+            await self._store.info(shard)  # It is the truth; a lost one can't be written to.
+            return
         before: int | None = None
         while True:
             limit = before

@@ -256,7 +256,7 @@ artifacts = Table(
     Column("create_time", DateTime(timezone=True), nullable=False),
 )
 
-# Idempotent creation: what a request_id made.
+# Idempotent creation: what a request_id made, for a day (request_notes.py).
 requests = Table(
     "requests",
     metadata,
@@ -265,5 +265,5 @@ requests = Table(
     # sha256 of the request; the same id with another request is refused.
     Column("fingerprint", String(64), nullable=False),
     Column("resource", String(128), nullable=False),
-    Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False, index=True),
 )

@@ -101,7 +101,7 @@ def test_common_options_stand_before_or_after_the_command() -> None:
     after = make_parser().parse_args(["jobs", "list", "-s", "a:1", "--json"])
     assert (before.server, before.json) == (after.server, after.json) == ("a:1", True)
     both = make_parser().parse_args(["-s", "a:1", "models", "-s", "b:2"])
-    assert (both.server, both.json, both.timeout) == ("b:2", False, 60)
+    assert (both.server, both.json, both.timeout) == ("b:2", False, None)
 
 
 def test_json_of_whatever_the_client_has() -> None:

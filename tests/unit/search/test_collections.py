@@ -23,6 +23,7 @@ from hotclip_server.errors import (
     NotFound,
     ResourceExhausted,
 )
+from hotclip_server.search.records import CollectionRecord
 from hotclip_server.search.searcher import SearchOptions
 from hotclip_server.storage.schema import sources
 from hotclip_server.testing import FakeLoader
@@ -163,6 +164,33 @@ async def test_collections_come_and_go(world: World) -> None:
     # The same name again is another collection.
     await catalogue.create("a")
     assert await world.collections.count("a") == 0
+
+
+async def test_a_version_that_is_deleted_meanwhile_is_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = await world.load("two")
+    create = world.store.create
+
+    async def deleted_first(shard: str, dim: int) -> None:
+        await world.registry.delete(version)
+        await create(shard, dim)
+
+    monkeypatch.setattr(world.store, "create", deleted_first)
+    with pytest.raises(NotFound, match=version) as gone:
+        await world.collections.catalogue.create("c", version=version)
+    assert gone.value.reason == "VERSION_NOT_FOUND"
+    assert await world.store.shards() == []
+    monkeypatch.undo()
+    # The name is free, and only a name that is taken is told as one.
+    first = asyncio.gather(
+        *(world.collections.catalogue.create("c") for _ in range(2)), return_exceptions=True
+    )
+    made, taken = sorted(await first, key=lambda one: isinstance(one, Exception))
+    assert isinstance(taken, AlreadyExists)
+    assert isinstance(made, CollectionRecord)
+    assert world.collections.catalogue.list() == [made]
+    assert await world.store.shards() == [made.shard]
 
 
 async def test_upsert_replaces_and_delete_removes(world: World) -> None:

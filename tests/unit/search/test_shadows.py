@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from support.search import World, search_world, text_point, text_query
 
-from hotclip_server.errors import DataLoss
+from hotclip_server.errors import DataLoss, FailedPrecondition
 from hotclip_server.jobs.states import JobState
 from hotclip_server.search.records import CollectionRecord
 from hotclip_server.search.searcher import SearchOptions
-from hotclip_server.testing import FakeLoader
+from hotclip_server.testing import FakeEncoder, FakeLoader
 
 POINTS = 1000
 
@@ -134,3 +134,63 @@ async def test_a_revision_is_not_given_again(tmp_path: Path) -> None:
         await world.collections.writer.upsert("c", [text_point("1", "another")])
         after = (await world.store.retrieve(shard, ["1"])).revisions["1"]
         assert after > before + 1
+
+
+@pytest.mark.parametrize("keep_sources", [True, False])
+async def test_an_empty_collection_goes_over_to_other_dimensions(
+    tmp_path: Path, keep_sources: bool
+) -> None:
+    """It holds nothing that would have to be encoded again, with or without sources."""
+    loader = FakeLoader()
+    version = loader.import_source("fake:small").id
+    loader.encoders[version] = FakeEncoder("fake:small", dim=16)
+    async with search_world(tmp_path, loader) as world:
+        catalogue, upsert = world.collections.catalogue, world.collections.writer.upsert
+        old = (await catalogue.create("c", keep_sources=keep_sources)).version
+        await upsert("c", [text_point("gone", "gone")])
+        await world.collections.writer.delete("c", ["gone"])
+        assert await world.load("small") == version
+        # Written while the shadow grows, by a job that then goes on.
+        await world.collections.reindexer._begin("c", version)
+        await upsert("c", [text_point("1", "one")])
+        assert await ended(world, await world.reindex("c", version)) is JobState.SUCCEEDED
+        await upsert("c", [text_point("2", "two")])
+    async with search_world(tmp_path, loader) as world:
+        catalogue, upsert = world.collections.catalogue, world.collections.writer.upsert
+        await world.registry.activate("", version, collections=["c"])
+        assert (catalogue.get("c").version, catalogue.get("c").dim) == (version, 16)
+        await upsert("c", [text_point("3", "three")])
+        assert await nearest_to(world, ["one", "two", "three"]) == ["1", "2", "3"]
+        await world.registry.rollback("")
+        assert (catalogue.get("c").version, catalogue.get("c").dim) == (old, 32)
+        assert await nearest_to(world, ["one", "two", "three"]) == ["1", "2", "3"]
+
+
+async def test_points_without_sources_stay_where_they_are(tmp_path: Path) -> None:
+    async with search_world(tmp_path) as world:
+        await world.collections.catalogue.create("c", keep_sources=False)
+        await world.collections.writer.upsert("c", [text_point("1", "one")])
+        with pytest.raises(FailedPrecondition, match="1 of 1 points"):
+            await world.reindex("c", await world.load("two"))
+
+
+async def test_a_lost_shadow_without_sources_does_not_fail_writes(tmp_path: Path) -> None:
+    loader = FakeLoader()
+    version = loader.import_source("fake:small").id
+    loader.encoders[version] = FakeEncoder("fake:small", dim=16)
+    async with search_world(tmp_path, loader) as world:
+        await world.collections.catalogue.create("c", keep_sources=False)
+        await world.load("small")
+        assert await ended(world, await world.reindex("c", version)) is JobState.SUCCEEDED
+        await world.store.drop(world.collections.catalogue.get("c").shadow_shard)
+    async with search_world(tmp_path, loader) as world:
+        await world.collections.writer.upsert("c", [text_point("1", "one")])
+        assert world.collections.catalogue.get("c").shadow_version is None
+        assert await nearest_to(world, ["one"]) == ["1"]
+
+
+async def nearest_to(world: World, texts: list[str]) -> list[str]:
+    """Ids of the first hits."""
+    search = world.collections.searcher.search
+    found = await search("c", [text_query(text) for text in texts], SearchOptions(exact=True))
+    return [matches[0].id for matches in found.matches]

@@ -59,6 +59,7 @@ def upgrade() -> None:
         sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("method", "request_id", name=op.f("pk_requests")),
     )
+    op.create_index(op.f("ix_requests_create_time"), "requests", ["create_time"], unique=False)
     op.create_table(
         "versions",
         sa.Column("id", sa.String(length=64), nullable=False),
