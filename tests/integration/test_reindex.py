@@ -148,6 +148,33 @@ async def test_reindex_flip_and_rollback_under_load(world: World) -> None:
     await check_content(world, load.history.final())
 
 
+async def test_large_batches_without_a_pause_do_not_keep_it(world: World) -> None:
+    upsert = world.collections.writer.upsert
+    await world.collections.catalogue.create("c")
+    texts = {f"p{i}": f"text {i}" for i in range(400)}
+    await upsert("c", [text_point(i, t, text=t) for i, t in texts.items()])
+    two = await world.load("two")
+    stop = asyncio.Event()
+
+    async def write(writer: int) -> None:
+        for turn in itertools.count():
+            if stop.is_set():
+                return
+            batch = {f"w{writer} {i}": f"{writer} {turn} {i}" for i in range(256)}
+            texts.update(batch)
+            done = await upsert("c", [text_point(i, t, text=t) for i, t in batch.items()])
+            assert not done.errors
+
+    async with asyncio.TaskGroup() as group:
+        for writer in range(2):
+            group.create_task(write(writer))
+        job = await world.reindex("c", two)
+        assert (await ended(world, job)).state is JobState.SUCCEEDED
+        await world.registry.activate("default", two, collections=["c"])
+        stop.set()
+    await check_content(world, texts)
+
+
 async def test_writes_go_on_while_shards_come_and_go(world: World) -> None:
     await world.collections.catalogue.create("c")
     load = Load(world, {f"p{i}": f"text {i}" for i in range(100)})
