@@ -41,7 +41,7 @@ _ROWS = 64
 """Rows that one step encodes: bounds how long a cancellation and an upsert wait."""
 _LOOK_ROWS, _LOOKS = 256, 16
 """Rows looked for in the shadow at once, which other requests of the store wait for, and how
-often one after the other, which upserts wait for."""
+often in a step, which upserts wait for."""
 _ROWS_TO_NOTE = 1024
 """Rows after which the job notes how far it came."""
 _NAMED = 10
@@ -277,8 +277,9 @@ class Reindexer:
             return ended
         record = self._shadowed(name, version)
         shard = record.shadow_shard or ""
+        began = await self._database.run(lambda c: records.last_revision(c, name))
         # No lock is needed: revisions commit in order, and a replaced row gets a greater one.
-        reached, _ = await self._look_on(name, shard, revision)
+        reached, _ = await self._look_on(name, shard, revision, _LOOKS)
         rows = await self._database.run(lambda c: records.sources_after(c, name, reached, _ROWS))
         stored = await self._store.retrieve(shard, [row.point_id for row in rows])
         todo = [row for row in rows if stored.revisions.get(row.point_id) != row.revision]
@@ -294,9 +295,10 @@ class Reindexer:
             if todo:
                 await self._store_current(name, record.shadow_shard or "", todo, vectors)
             done = rows[-1].revision if rows else reached
-            # What was written meanwhile went to the shadow too; while writers wait the job gains
-            # on them, so steady writes do not keep it for ever.
-            done, complete = await self._look_on(name, record.shadow_shard or "", done)
+            # What was written meanwhile went to the shadow too. It looks at so many rows and
+            # more, and therefore gains on any number of writers.
+            looks = _LOOKS + (last - began) // _LOOK_ROWS
+            done, complete = await self._look_on(name, record.shadow_shard or "", done, looks)
             if not complete:
                 return Step(revision=done, last_revision=last)
             if name in self._catalogue.unsettled:
@@ -311,10 +313,10 @@ class Reindexer:
                 ended=f"the shadow of {name} for version {version} is complete",
             )
 
-    async def _look_on(self, name: str, shard: str, revision: int) -> tuple[int, bool]:
-        """How far the shadow has what its writers gave it, and whether that is all; looks at a
-        limited number of rows."""
-        for _ in range(_LOOKS):
+    async def _look_on(self, name: str, shard: str, revision: int, looks: int) -> tuple[int, bool]:
+        """How far the shadow has what its writers gave it, and whether that is all; at most
+        `looks` times _LOOK_ROWS rows."""
+        for _ in range(looks):
             read = partial(
                 records.revisions_after, collection=name, revision=revision, limit=_LOOK_ROWS
             )
