@@ -18,6 +18,7 @@ from support.search import World, search_world, text_point, text_vectors
 from hotclip_proto.v1 import search_pb2
 from hotclip_server.errors import FailedPrecondition
 from hotclip_server.jobs.states import JobState
+from hotclip_server.search import reindex
 from hotclip_server.search.searcher import SearchOptions
 
 
@@ -148,7 +149,13 @@ async def test_reindex_flip_and_rollback_under_load(world: World) -> None:
     await check_content(world, load.history.final())
 
 
-async def test_large_batches_without_a_pause_do_not_keep_it(world: World) -> None:
+@pytest.mark.parametrize(("rows", "looks"), [(256, 16), (64, 1)])
+async def test_large_batches_without_a_pause_do_not_keep_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, rows: int, looks: int
+) -> None:
+    """Looking at few rows, two writers are as far ahead of it as many would be."""
+    monkeypatch.setattr(reindex, "_LOOK_ROWS", rows)
+    monkeypatch.setattr(reindex, "_LOOKS", looks)
     upsert = world.collections.writer.upsert
     await world.collections.catalogue.create("c")
     texts = {f"p{i}": f"text {i}" for i in range(400)}
