@@ -295,8 +295,8 @@ class Reindexer:
             if todo:
                 await self._store_current(name, record.shadow_shard or "", todo, vectors)
             done = rows[-1].revision if rows else reached
-            # What was written meanwhile went to the shadow too. It looks at so many rows and
-            # more, and therefore gains on any number of writers.
+            # What was written meanwhile went to the shadow too. Looking at as many rows and more,
+            # the job gains on any number of writers.
             looks = _LOOKS + (last - began) // _LOOK_ROWS
             done, complete = await self._look_on(name, record.shadow_shard or "", done, looks)
             if not complete:
