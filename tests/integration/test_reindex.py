@@ -18,6 +18,7 @@ from support.search import World, search_world, text_point, text_vectors
 from hotclip_proto.v1 import search_pb2
 from hotclip_server.errors import FailedPrecondition
 from hotclip_server.jobs.states import JobState
+from hotclip_server.search import reindex
 from hotclip_server.search.searcher import SearchOptions
 
 
@@ -146,6 +147,39 @@ async def test_reindex_flip_and_rollback_under_load(world: World) -> None:
     await world.registry.rollback("default")
     assert world.collections.catalogue.get("c").version == one
     await check_content(world, load.history.final())
+
+
+@pytest.mark.parametrize(("rows", "looks"), [(256, 16), (64, 1)])
+async def test_large_batches_without_a_pause_do_not_keep_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, rows: int, looks: int
+) -> None:
+    """Looking at few rows, two writers are as far ahead of it as many would be."""
+    monkeypatch.setattr(reindex, "_LOOK_ROWS", rows)
+    monkeypatch.setattr(reindex, "_LOOKS", looks)
+    upsert = world.collections.writer.upsert
+    await world.collections.catalogue.create("c")
+    texts = {f"p{i}": f"text {i}" for i in range(400)}
+    await upsert("c", [text_point(i, t, text=t) for i, t in texts.items()])
+    two = await world.load("two")
+    stop = asyncio.Event()
+
+    async def write(writer: int) -> None:
+        for turn in itertools.count():
+            if stop.is_set():
+                return
+            batch = {f"w{writer} {i}": f"{writer} {turn} {i}" for i in range(256)}
+            texts.update(batch)
+            done = await upsert("c", [text_point(i, t, text=t) for i, t in batch.items()])
+            assert not done.errors
+
+    async with asyncio.TaskGroup() as group:
+        for writer in range(2):
+            group.create_task(write(writer))
+        job = await world.reindex("c", two)
+        assert (await ended(world, job)).state is JobState.SUCCEEDED
+        await world.registry.activate("default", two, collections=["c"])
+        stop.set()
+    await check_content(world, texts)
 
 
 async def test_writes_go_on_while_shards_come_and_go(world: World) -> None:

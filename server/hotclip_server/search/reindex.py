@@ -3,8 +3,9 @@
 From the moment the shadow exists every write goes to both shards. The job walks the rows in
 the order of their revisions and stores each in the shadow unless the shadow has that
 revision already, so it may break off anywhere and go on; now and then it notes how far it
-came, and after a restart begins there. It has caught up when, while no write is under way, it
-finds no row that the shadow lacks. A collection of whose vectors the version changes none has
+came, and after a restart begins there. What writers stored in both it passes over by revisions
+alone, without reading sources. It has caught up when, while no write is under way, it finds
+no row that the shadow lacks. A collection of whose vectors the version changes none has
 no shadow: it is bound to that version as it is (`Catalogue.flip`).
 """
 
@@ -37,7 +38,10 @@ from hotclip_server.search.writer import Writer
 from hotclip_server.storage.database import Database
 
 _ROWS = 64
-"""Rows of one step: bounds how long a cancellation and an upsert wait."""
+"""Rows that one step encodes: bounds how long a cancellation and an upsert wait."""
+_LOOK_ROWS, _LOOKS = 256, 16
+"""Rows looked for in the shadow at once, which other requests of the store wait for, and how
+often in a step, which upserts wait for."""
 _ROWS_TO_NOTE = 1024
 """Rows after which the job notes how far it came."""
 _NAMED = 10
@@ -272,8 +276,11 @@ class Reindexer:
         if (ended := self._bound(name, version)) is not None:
             return ended
         record = self._shadowed(name, version)
-        rows = await self._database.run(lambda c: records.sources_after(c, name, revision, _ROWS))
         shard = record.shadow_shard or ""
+        began = await self._database.run(lambda c: records.last_revision(c, name))
+        # No lock is needed: revisions commit in order, and a replaced row gets a greater one.
+        reached, _ = await self._look_on(name, shard, revision, _LOOKS)
+        rows = await self._database.run(lambda c: records.sources_after(c, name, reached, _ROWS))
         stored = await self._store.retrieve(shard, [row.point_id for row in rows])
         todo = [row for row in rows if stored.revisions.get(row.point_id) != row.revision]
         vectors = await self._make_vectors(record, version, todo)
@@ -284,41 +291,44 @@ class Reindexer:
             last = await self._database.run(lambda c: records.last_revision(c, name))
             if before.version != record.version:
                 # Vectors may have been copied from a shard that was another version's.
-                return Step(revision=revision, last_revision=last)
+                return Step(revision=reached, last_revision=last)
             if todo:
                 await self._store_current(name, record.shadow_shard or "", todo, vectors)
-            reached = rows[-1].revision if rows else revision
-            if len(rows) == _ROWS:
-                return Step(revision=reached, last_revision=last)
-            # All that was there is in the shadow, and what was written meanwhile went there too:
-            # else steady writes would keep the job for ever.
-            reached, complete = await self._look_on(name, record.shadow_shard or "", reached)
+            done = rows[-1].revision if rows else reached
+            # What was written meanwhile went to the shadow too. Looking at as many rows and more,
+            # the job gains on any number of writers.
+            looks = _LOOKS + (last - began) // _LOOK_ROWS
+            done, complete = await self._look_on(name, record.shadow_shard or "", done, looks)
             if not complete:
-                return Step(revision=reached, last_revision=last)
+                return Step(revision=done, last_revision=last)
             if name in self._catalogue.unsettled:
                 # A write broke off: its rows are looked at once it is settled.
                 self._catalogue.spawn(self._writer.settle(name))
-                return Step(revision=reached, last_revision=last)
+                return Step(revision=done, last_revision=last)
             await self._store.flush(record.shadow_shard or "")
             await self._catalogue.change(name, lambda c, r: _completed(c, r, version))
             return Step(
-                revision=reached,
+                revision=done,
                 last_revision=last,
                 ended=f"the shadow of {name} for version {version} is complete",
             )
 
-    async def _look_on(self, name: str, shard: str, revision: int) -> tuple[int, bool]:
-        """How far the shadow has what its writers gave it, and whether that is all; under the
-        lock, and therefore of a limited number of rows."""
-        new = await self._database.run(
-            lambda c: records.revisions_after(c, name, revision, _ROWS_TO_NOTE)
-        )
-        stored = await self._store.retrieve(shard, list(new))
-        for point, at in new.items():
-            if stored.revisions.get(point) != at:
-                return revision, False
-            revision = at
-        return revision, len(new) < _ROWS_TO_NOTE
+    async def _look_on(self, name: str, shard: str, revision: int, looks: int) -> tuple[int, bool]:
+        """How far the shadow has what its writers gave it, and whether that is all; at most
+        `looks` times _LOOK_ROWS rows."""
+        for _ in range(looks):
+            read = partial(
+                records.revisions_after, collection=name, revision=revision, limit=_LOOK_ROWS
+            )
+            rows = await self._database.run(read)
+            stored = await self._store.retrieve(shard, list(rows))
+            for point, at in rows.items():
+                if stored.revisions.get(point) != at:
+                    return revision, False
+                revision = at
+            if len(rows) < _LOOK_ROWS:
+                return revision, True
+        return revision, False
 
     async def _note(self, name: str, version: str, revision: int) -> None:
         """Rows up to `revision` need not be looked at again."""

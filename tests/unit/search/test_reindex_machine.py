@@ -61,7 +61,8 @@ class ReindexMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.rows, reindex._ROWS = reindex._ROWS, 2
+        self.limits = (reindex._ROWS, reindex._LOOK_ROWS, reindex._LOOKS)
+        reindex._ROWS, reindex._LOOK_ROWS, reindex._LOOKS = 2, 2, 2
         self.folder = tempfile.TemporaryDirectory()
         self.loop = asyncio.new_event_loop()
         self.loader = FakeLoader()
@@ -87,7 +88,7 @@ class ReindexMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
-            reindex._ROWS = self.rows
+            reindex._ROWS, reindex._LOOK_ROWS, reindex._LOOKS = self.limits
             self.stop()
             self.loop.close()
             self.folder.cleanup()
