@@ -16,7 +16,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -26,6 +26,7 @@ from sqlalchemy import Connection
 
 from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.batching.ticket import Priority
+from hotclip_server.drift.pieces import pieces_of, tower_of
 from hotclip_server.drift.shadow import (
     BUSY,
     CLEARED,
@@ -43,7 +44,7 @@ from hotclip_server.drift.shadow import (
 )
 from hotclip_server.drift.shift import cosines
 from hotclip_server.encoding.features import unit_rows
-from hotclip_server.encoding.protocol import Tower, Truncate
+from hotclip_server.encoding.protocol import Truncate
 from hotclip_server.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -64,8 +65,6 @@ MOST_WAITING = 8
 """Copies in line."""
 MOST_BYTES = 16 << 20
 """Of all copies in line."""
-TEXTS_AT_ONCE = 16
-"""Of a piece; images run one by one."""
 PATIENCE_S = 2.0
 """How long a piece may wait for requests."""
 HEADROOM_S = 0.05
@@ -345,7 +344,7 @@ class ShadowTraffic:
         shadow, answer = copy.shadow, copy.answer
         compute_us = 0
         with self._versions.pin(shadow.model, shadow.version) as pin:
-            for part in _pieces(copy.items):
+            for part in pieces_of(copy.items):
                 encoded = await self._pipeline.encode_items(
                     [copy.items[at] for at in part],
                     pin,
@@ -372,7 +371,7 @@ class ShadowTraffic:
         new = made.vectors[[which for which, _ in good]]
         if not good or old.shape != new.shape:
             return
-        tower = _tower_of(copy.items[part[0]])
+        tower = tower_of(copy.items[part[0]])
         # Raw features are not of unit length.
         for value in cosines(unit_rows(old), unit_rows(new)):
             shadow.cosines[tower].add(float(value))
@@ -393,17 +392,3 @@ class ShadowTraffic:
 
 def _nothing() -> None:
     """Nothing was kept."""
-
-
-def _pieces(items: Sequence[EncodeItem]) -> Iterator[list[int]]:
-    """Positions that run together: texts a few at a time, images one by one."""
-    texts = [at for at, item in enumerate(items) if _tower_of(item) is Tower.TEXT]
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        yield texts[start : start + TEXTS_AT_ONCE]
-    for at, item in enumerate(items):
-        if _tower_of(item) is Tower.VISION:
-            yield [at]
-
-
-def _tower_of(item: EncodeItem) -> Tower:
-    return Tower.TEXT if item.WhichOneof("content") == "text" else Tower.VISION

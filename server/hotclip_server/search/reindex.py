@@ -12,7 +12,6 @@ no shadow: it is bound to that version as it is (`Catalogue.flip`).
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -33,6 +32,8 @@ from hotclip_server.search.catalogue import Catalogue, new_shard, with_shadow
 from hotclip_server.search.encoding import Versions
 from hotclip_server.search.protocol import VectorStore
 from hotclip_server.search.records import Binding, CollectionRecord, SourceRow
+from hotclip_server.search.reindex_errors import MOST_NAMED, source_unfit, sources_missing
+from hotclip_server.search.shadows import completed_shadow
 from hotclip_server.search.sources import Sources, to_meta
 from hotclip_server.search.writer import Writer
 from hotclip_server.storage.database import Database
@@ -44,8 +45,6 @@ _LOOK_ROWS, _LOOKS = 256, 16
 often in a step, which upserts wait for."""
 _ROWS_TO_NOTE = 1024
 """Rows after which the job notes how far it came."""
-_NAMED = 10
-"""Points that an error names."""
 _PATIENCE_S = 3600.0
 """How long nothing may come of a step, and after which part of that people are told."""
 _SILENCE_S = 10.0
@@ -187,20 +186,16 @@ class Reindexer:
             missing, ids = 0, list[str]()
             if record.has_vectors:
                 missing, ids = await self._database.run(
-                    lambda c: records.without_source(c, name, _NAMED)
+                    lambda c: records.without_source(c, name, MOST_NAMED)
                 )
             what = "were given as vectors: upsert them as texts or images"
         else:
             missing = total
-            page, _ = await self._store.scroll(record.shard, limit=_NAMED)
+            page, _ = await self._store.scroll(record.shard, limit=MOST_NAMED)
             ids = sorted(point.id for point in page)
             what = "have no source, as the collection was made with keep_sources false"
         if missing:
-            raise FailedPrecondition(
-                f"{missing} of {total} points of collection {name!r} {what}{_named(ids, missing)}",
-                reason="SOURCES_MISSING",
-                metadata={"points": str(missing), "ids": json.dumps(ids)},
-            )
+            raise sources_missing(name, total, missing, ids, what)
 
     async def _begin(self, name: str, version: str) -> Step:
         """Makes the shadow, unless an earlier run of the job did."""
@@ -306,7 +301,7 @@ class Reindexer:
                 self._catalogue.spawn(self._writer.settle(name))
                 return Step(revision=done, last_revision=last)
             await self._store.flush(record.shadow_shard or "")
-            await self._catalogue.change(name, lambda c, r: _completed(c, r, version))
+            await self._catalogue.change(name, lambda c, r: completed_shadow(c, r, version))
             return Step(
                 revision=done,
                 last_revision=last,
@@ -365,7 +360,9 @@ class Reindexer:
                 record.model, version, [rows[at] for at in make], Priority.BULK, patient=False
             )
             if errors:
-                raise _unfit({rows[make[at]].point_id: e for at, e in errors.items()}, version)
+                raise source_unfit(
+                    {rows[make[at]].point_id: e for at, e in errors.items()}, version
+                )
             vectors[make] = made
         return vectors
 
@@ -396,33 +393,3 @@ class Reindexer:
                 reason="SHADOW_REPLACED",
             )
         return record
-
-
-def _completed(connection: Connection, record: CollectionRecord, version: str) -> CollectionRecord:
-    """Marks the shadow; if its version is live already, it goes live at once."""
-    if record.shadow_version != version:
-        return record
-    # A shadow is made of sources alone, and while there is one no vector is taken.
-    record = replace(record, has_vectors=False)
-    live, previous = records.read_model(connection, record.model)
-    if live != version:
-        return replace(record, shadow_complete=True)
-    flipped = record.bound_to(records.read_binding(connection, record.model, version))
-    return flipped if flipped.previous_version == previous else flipped.without_previous()
-
-
-def _unfit(errors: dict[str, HotclipError], version: str) -> FailedPrecondition:
-    """Sources that the bound version took and another can't: it names those of one step."""
-    first, error = next(iter(errors.items()))
-    ids = list(errors)[:_NAMED]
-    return FailedPrecondition(
-        f"version {version} can't encode the source of {len(errors)} point(s)"
-        f"{_named(ids, len(errors))}; of {first!r}: {error.message}",
-        reason="SOURCE_UNFIT",
-        metadata={"points": str(len(errors)), "ids": json.dumps(ids)},
-    )
-
-
-def _named(ids: list[str], count: int) -> str:
-    names = ", ".join(map(repr, ids))
-    return f" ({names}{', …' if count > len(ids) else ''})" if ids else ""

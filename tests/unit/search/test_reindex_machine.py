@@ -1,7 +1,6 @@
 """A hypothesis state machine of collections and versions: writes, reindexes step by step, flips,
 rollbacks, restarts and crashes in any order, against a plain dictionary of what must be stored.
-
-The registry, the database and the vector engine are real; the engine runs in this process.
+Registry, database and vector engine are real; the engine runs in this process.
 """
 
 from __future__ import annotations
