@@ -84,13 +84,12 @@ class TorchEngine:
         threads = self._threads
         if threads is None or threads.count == 1:
             return self._run(batch)
-        tower = self._images or self._texts
+        tower: Any = self._images or self._texts
         if isinstance(tower, OpenClipResNet):
             costs, least = [1.0] * len(batch), float(LEAST_IMAGES)
         else:
-            each = float(getattr(tower, "products", 0.0))
-            costs = [each * (len(item) if item.ndim == 1 else 1) for item in batch]
-            least = LEAST_PRODUCTS
+            lengths = [len(item) if item.ndim == 1 else 1 for item in batch]
+            costs, least = [tower.products * length for length in lengths], LEAST_PRODUCTS
         slices = cut(costs, threads.count, least)
         if len(slices) == 1:
             return self._run(batch)
