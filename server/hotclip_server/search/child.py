@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -27,6 +28,7 @@ from hotclip_server.errors import HotclipError
 from hotclip_server.loop import loop_factory
 from hotclip_server.search import generations, wire
 from hotclip_server.search.generations import INDEXING_THRESHOLD_KB
+from hotclip_server.search.link import Link
 from hotclip_server.search.shard import AnswerTooLarge, Shard, ShardDamaged, ShardNotFound
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -53,18 +55,15 @@ class VectorProcess:
 
     async def serve(self, connection: socket.socket) -> None:
         """Answers until the parent is gone, then closes the shards."""
-        reader, writer = await asyncio.open_connection(sock=connection, limit=wire.BUFFER_BYTES)
-        while (frame := await wire.read(reader)) is not None:
-            # Tasks start in the order of the frames: writes to a shard keep it.
-            self._spawn(self._answer(writer, *frame))
+        # Tasks start in the order of the frames: writes to a shard keep it.
+        link = Link(connection, lambda header, body: self._spawn(self._answer(link, header, body)))
+        await link.ended()
         for timer in self._timers.values():
             timer.cancel()
         for shard in self._shards.values():
             await shard.close()
 
-    async def _answer(
-        self, writer: asyncio.StreamWriter, header: dict[str, Any], body: bytes
-    ) -> None:
+    async def _answer(self, link: Link, header: dict[str, Any], body: bytes) -> None:
         answer: dict[str, Any] = {"n": header["n"]}
         out = b""
         try:
@@ -89,9 +88,10 @@ class VectorProcess:
             # A panic of the engine, which is no Exception: what it has in memory may be broken.
             traceback.print_exc()
             answer["error"] = ["internal", str(error)]
-            await _answer_and_die(writer, answer)
-        writer.write(wire.pack(answer, out))
-        await writer.drain()
+            await _answer_and_die(link, answer)
+        with contextlib.suppress(ConnectionError):  # Then nobody waits for it any more.
+            link.send(wire.pack(answer, out))
+            await link.room()
 
     async def _do(self, header: dict[str, Any], body: bytes) -> tuple[Any, bytes]:
         op = header["op"]
@@ -239,12 +239,12 @@ class VectorProcess:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _answer_and_die(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+async def _answer_and_die(link: Link, answer: dict[str, Any]) -> None:
     """The next process opens the shards from the disk. The caller is answered first, so that it
     does not ask that one the same."""
-    writer.write(wire.pack(answer))
-    writer.close()
-    await writer.wait_closed()
+    with contextlib.suppress(ConnectionError):
+        link.send(wire.pack(answer))
+        await link.room(0)
     os._exit(1)
 
 

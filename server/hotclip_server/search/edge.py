@@ -30,6 +30,7 @@ from hotclip_server.errors import (
 )
 from hotclip_server.search import wire
 from hotclip_server.search.filters import PayloadFilter
+from hotclip_server.search.link import Link
 from hotclip_server.search.protocol import Match, PointMeta, ShardInfo, Stored
 from hotclip_server.search.slots import Slot
 
@@ -61,8 +62,8 @@ class EdgeStore:
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(max_in_flight)
         self._numbers = itertools.count(1)
-        self._pending: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
-        self._writer: asyncio.StreamWriter | None = None
+        self._pending: dict[int, tuple[asyncio.Future[tuple[Any, bytes]], Slot]] = {}
+        self._link: Link | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._connected = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
@@ -229,6 +230,9 @@ class EdgeStore:
         raise Unavailable("the vector index does not answer", retry_after_s=1.0)
 
     async def _slot(self) -> Slot:
+        if not self._slots.locked():
+            await self._slots.acquire()  # At once.
+            return Slot(self._slots.release)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._slots.acquire()
@@ -265,27 +269,27 @@ class EdgeStore:
             if op in ("upsert", "delete")
             else wire.pack(frame, body)
         )
-        while (writer := self._writer) is None:
+        while (link := self._link) is None:
             await self._connected.wait()
         answer: asyncio.Future[tuple[Any, bytes]] = asyncio.get_running_loop().create_future()
-        self._pending[number] = answer
-        slot.sent(answer)
-        try:
-            writer.write(packed)
-            await writer.drain()
-        except ConnectionError as error:
-            self._disconnect(writer)
-            self._pending.pop(number, None)
-            answer.cancel()
-            raise _Gone from error
         # The process works on it also when nobody waits for the answer any more.
-        return await asyncio.shield(answer)
+        self._pending[number] = answer, slot
+        slot.sent()
+        try:
+            link.send(packed)
+            await link.room()
+        except ConnectionError as error:
+            self._disconnect(link)
+            if self._pending.pop(number, None) is not None:
+                slot.answered()
+            raise _Gone from error
+        return await answer
 
-    def _disconnect(self, writer: asyncio.StreamWriter) -> None:
-        """Makes calls wait for the next process, if the one of `writer` is still the last."""
-        if self._writer is writer:
+    def _disconnect(self, link: Link) -> None:
+        """Makes calls wait for the next process, if the one of `link` is still the last."""
+        if self._link is link:
             self._connected.clear()
-            self._writer = None
+            self._link = None
 
     async def _supervise(self) -> None:
         """Runs one process after the other, with growing pauses while they die young."""
@@ -299,11 +303,11 @@ class EdgeStore:
                 _log.error("the vector process can't be started: %s", error)
             finally:
                 self._connected.clear()
-                self._writer = None
+                self._link = None
                 pending, self._pending = self._pending, {}
-                for answer in pending.values():
-                    if not answer.done():
-                        answer.set_exception(_Gone())
+                for answer, slot in pending.values():
+                    slot.answered()
+                    _fail(answer, _Gone())
             deaths = 0 if loop.time() - started > _STARTED_WELL_S else deaths + 1
             pause = _BACKOFF_S[min(deaths, len(_BACKOFF_S) - 1)]
             _log.error("the vector process died; starting it again in %.2f s", pause)
@@ -324,15 +328,13 @@ class EdgeStore:
                 start_new_session=True,
             )
         self._process = process
-        reader, writer = await asyncio.open_connection(sock=ours, limit=wire.BUFFER_BYTES)
-        self._writer = writer
+        link = self._link = Link(ours, self._settle)
         self._connected.set()
         try:
-            while (frame := await wire.read(reader)) is not None:
-                self._settle(*frame)
+            await link.ended()
         finally:
-            self._disconnect(writer)
-            writer.close()
+            self._disconnect(link)
+            link.close()
             await self._end(process)
             self._process = None
 
@@ -346,13 +348,21 @@ class EdgeStore:
             await process.wait()
 
     def _settle(self, header: dict[str, Any], body: bytes) -> None:
-        answer = self._pending.pop(header["n"], None)
-        if answer is None or answer.done():
+        call = self._pending.pop(header["n"], None)
+        if call is None:
             return
+        answer, slot = call
+        slot.answered()
         if "error" in header:
-            answer.set_exception(_to_error(*header["error"]))
-        else:
+            _fail(answer, _to_error(*header["error"]))
+        elif not answer.done():
             answer.set_result((header["result"], body))
+
+
+def _fail(answer: asyncio.Future[tuple[Any, bytes]], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+        answer.exception()  # Perhaps nobody looks at it.
 
 
 def _told(payload_filter: PayloadFilter | None) -> dict[str, Any] | None:

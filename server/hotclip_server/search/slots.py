@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from typing import Any
 
 
 class Slot:
@@ -19,17 +17,15 @@ class Slot:
         self._release = release
         self._sent = False
 
-    def sent(self, answer: asyncio.Future[Any]) -> None:
+    def sent(self) -> None:
         """From now on it is the answer that gives it back."""
         self._sent = True
-        answer.add_done_callback(self._answered)
 
     def left(self) -> None:
         """The caller needs it no more."""
         if not self._sent:
             self._release()
 
-    def _answered(self, answer: asyncio.Future[Any]) -> None:
-        if not answer.cancelled():
-            answer.exception()  # Perhaps nobody else looks at it.
+    def answered(self) -> None:
+        """The answer has come, or will not come."""
         self._release()

@@ -6,7 +6,6 @@ A frame is two little-endian uint32 (length of the header, length of the body), 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import struct
 from typing import Any
@@ -18,9 +17,6 @@ _LENGTHS = struct.Struct("<II")
 MAX_FRAME_BYTES = 1 << 30
 """Longest header or body; a longer one means that the two sides lost step."""
 
-BUFFER_BYTES = 4 << 20
-"""What a reader takes in before the writer is held back."""
-
 
 def pack(header: dict[str, Any], body: bytes = b"") -> bytes:
     """One frame."""
@@ -28,17 +24,26 @@ def pack(header: dict[str, Any], body: bytes = b"") -> bytes:
     return _LENGTHS.pack(len(head), len(body)) + head + body
 
 
-async def read(reader: asyncio.StreamReader) -> tuple[dict[str, Any], bytes] | None:
-    """The next frame; None when the other side is gone, also in the middle of a frame."""
-    try:
-        head_length, body_length = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
-        if max(head_length, body_length) > MAX_FRAME_BYTES:
-            raise ValueError(f"a frame of {head_length} + {body_length} bytes; this is a bug")
-        head = await reader.readexactly(head_length)
-        body = await reader.readexactly(body_length)
-    except (asyncio.IncompleteReadError, ConnectionError):
+def take(buffer: bytearray) -> tuple[dict[str, Any], bytes] | None:
+    """Takes the first frame out of what came; None if it is not whole yet.
+
+    Raises:
+        ValueError: what came is no frame.
+    """
+    if len(buffer) < _LENGTHS.size:
         return None
-    return json.loads(head), body
+    head_length, body_length = _LENGTHS.unpack_from(buffer)
+    if max(head_length, body_length) > MAX_FRAME_BYTES:
+        raise ValueError(f"a frame of {head_length} + {body_length} bytes; this is a bug")
+    body_at = _LENGTHS.size + head_length
+    ends = body_at + body_length
+    if len(buffer) < ends:
+        return None
+    with memoryview(buffer) as whole:
+        head = json.loads(bytes(whole[_LENGTHS.size : body_at]))
+        body = bytes(whole[body_at:ends])
+    del buffer[:ends]
+    return head, body
 
 
 def vectors_to_bytes(vectors: NDArray[np.float32]) -> bytes:
