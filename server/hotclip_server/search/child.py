@@ -221,16 +221,13 @@ class VectorProcess:
     async def _build_and_look_again(self, shard: Shard) -> None:
         name = shard.folder.name
         try:
-            before = shard.unindexed_kb()
             await shard.optimize()
         except Exception as error:  # noqa: BLE001 - of the engine, or of the disk; searches go on without
             print(f"index of {name} not built: {error}", file=sys.stderr, flush=True)
             return
         if self._shards.get(name) is not shard:
             return
-        # Points came meanwhile; but a build that gained nothing is not repeated.
-        if shard.unindexed_kb() < before:
-            self._written(shard)
+        self._written(shard)  # Perhaps more came meanwhile than it has indexed.
         self._asked(shard)
 
     def _spawn(self, work: Any) -> None:

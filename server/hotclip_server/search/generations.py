@@ -21,6 +21,9 @@ from hotclip_server.storage.atomic import Files, write_atomically
 
 INDEXING_THRESHOLD_KB = 10_000
 """Vectors below this size in total are compared one by one: that is as fast as an index."""
+_SEARCH_THREADS = 1
+"""With one the engine searches on the caller's thread. With more it wakes a thread of its own for
+every search, to go through the segments side by side; but one of them holds nearly every point."""
 _CURRENT = "CURRENT"
 
 
@@ -34,7 +37,7 @@ def create(folder: Path, dim: int) -> tuple[str, Any]:
     name = new_name()
     (folder / name).mkdir(parents=True)
     config = engine.EdgeConfig(
-        vectors=engine.EdgeVectorParams(size=dim, distance=engine.Distance.Cosine),
+        vectors=_vectors(dim),
         hnsw_config=engine.HnswIndexConfig(
             m=32,
             ef_construct=128,
@@ -42,7 +45,7 @@ def create(folder: Path, dim: int) -> tuple[str, Any]:
             max_indexing_threads=max(1, (os.cpu_count() or 2) // 2),
         ),
         optimizers=engine.EdgeOptimizersConfig(indexing_threshold=INDEXING_THRESHOLD_KB),
-        max_search_threads=2,
+        max_search_threads=_SEARCH_THREADS,
     )
     edge = engine.EdgeShard.create(str(folder / name), config)
     edge.flush()
@@ -66,7 +69,10 @@ def load(folder: Path) -> tuple[int, str, Any]:
         # Of builds that a crash cut short, and those they replaced.
         if entry.name.startswith("gen-") and entry.name != name:
             shutil.rmtree(entry, ignore_errors=True)
-    return current["dim"], name, engine.EdgeShard.load(str(folder / name))
+    dim = current["dim"]
+    # What is not named stays as it was made; those of before were made with more threads.
+    config = engine.EdgeConfig(vectors=_vectors(dim), max_search_threads=_SEARCH_THREADS)
+    return dim, name, engine.EdgeShard.load(str(folder / name), config)
 
 
 def new_name() -> str:
@@ -110,6 +116,10 @@ async def build(target: Path, keys: dict[str, str]) -> None:
     if code != 0:
         raise OSError(f"the index builder ended with status {code}")
     await asyncio.to_thread(_sync, target)
+
+
+def _vectors(dim: int) -> Any:
+    return engine.EdgeVectorParams(size=dim, distance=engine.Distance.Cosine)
 
 
 def _sync(folder: Path) -> None:

@@ -1,0 +1,77 @@
+"""What the vector process does by itself, in the test's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import qdrant_edge as engine
+
+from hotclip_server.search import generations, wire
+from hotclip_server.search.child import VectorProcess
+
+from .vectors import clustered
+
+
+async def test_more_than_was_indexed_came_meanwhile_and_is_indexed_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    build = generations.build
+
+    async def held(target: Path, keys: dict[str, str]) -> None:
+        begun.set()
+        await go_on.wait()
+        await build(target, keys)
+
+    monkeypatch.setattr(generations, "build", held)
+    vectors = clustered(4000, 2048)
+    process = VectorProcess(tmp_path)
+    await process._do({"op": "create", "shard": "s", "dim": 2048}, b"")
+
+    async def store(start: int, end: int) -> None:
+        rows = [{"i": f"{at}", "r": 1, "p": {}} for at in range(start, end)]
+        body = wire.vectors_to_bytes(vectors[start:end])
+        await process._do({"op": "upsert", "shard": "s", "points": rows}, body)
+
+    await store(0, 1300)
+    await begun.wait()
+    await store(1300, 4000)
+    go_on.set()
+    async with asyncio.timeout(120):
+        while process._shards["s"].info()["indexed"] < 4000:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
+    await process._shards["s"].close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not say")
+async def test_a_search_wakes_no_thread_of_the_engine(tmp_path: Path) -> None:
+    """Also of a shard that was made with more threads."""
+    folder = tmp_path / "s"
+    _, edge = generations.create(folder, 8)
+    edge.close()
+    (generation,) = folder.glob("gen-*")
+    params = engine.EdgeVectorParams(size=8, distance=engine.Distance.Cosine)
+    engine.EdgeShard.load(
+        str(generation), engine.EdgeConfig(vectors=params, max_search_threads=2)
+    ).close()
+    _, _, edge = generations.load(folder)
+    request = engine.QueryRequest(limit=1, query=engine.Query.Nearest(np.ones(8, np.float32)))
+    before = _switches()
+    for _ in range(50):
+        edge.query(request)
+    assert _switches() - before < 50
+    edge.close()
+
+
+def _switches() -> int:
+    """How often threads of the engine have given up a processor."""
+    found = 0
+    for task in Path("/proc/self/task").iterdir():
+        if (task / "comm").read_text().startswith("edge-search"):
+            lines = (task / "status").read_text().splitlines()
+            found += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+    return found
