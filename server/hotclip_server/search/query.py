@@ -17,6 +17,8 @@ import qdrant_edge as engine
 from hotclip_server.search.filters import json_path
 
 _MARK = "\x01"
+MARK_IN_JSON = b"\\u0001"
+"""Where this is not in the JSON of values, they are as they were stored."""
 TEXTS, NUMBERS = "texts", "numbers"
 """What an index of a payload field covers; truth values are texts here."""
 

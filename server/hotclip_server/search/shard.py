@@ -28,6 +28,7 @@ from hotclip_server.search.filters import MAX_INDEXED_KEYS
 from hotclip_server.search.generations import INDEXING_THRESHOLD_KB
 from hotclip_server.search.ids import point_uuid
 from hotclip_server.search.query import (
+    MARK_IN_JSON,
     from_engine_value,
     indexable,
     to_engine_filter,
@@ -362,7 +363,11 @@ class Shard:
 def _to_json(hits: list[Any]) -> bytes:
     # The payload is converted each time that it is asked for.
     found = [(hit.score, hit.payload) for hit in hits]
-    return _dump([[point["i"], score, from_engine_value(point["p"])] for score, point in found])
+    rows = [[point["i"], score, point["p"]] for score, point in found]
+    told = _dump(rows)
+    if MARK_IN_JSON not in told:
+        return told  # As most payloads are stored as they are.
+    return _dump([[point, score, from_engine_value(payload)] for point, score, payload in rows])
 
 
 def _dump(value: Any) -> bytes:

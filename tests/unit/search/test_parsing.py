@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -21,7 +22,7 @@ from hotclip_server.search.payloads import (
     write_payload,
 )
 from hotclip_server.search.points import Space, parse_points, parse_vector
-from hotclip_server.search.query import from_engine_value, to_engine_value
+from hotclip_server.search.query import MARK_IN_JSON, from_engine_value, to_engine_value
 
 numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -43,6 +44,7 @@ def test_payloads_survive_the_wire(payload: dict[str, object]) -> None:
 @given(payloads)
 def test_payloads_survive_the_engine(payload: dict[str, object]) -> None:
     stored = to_engine_value(payload)
+    assert MARK_IN_JSON in json.dumps(stored).encode() or stored == payload
     back = from_engine_value(stored)
     assert back == payload
     assert repr(back) == repr(payload)  # True is not 1.
