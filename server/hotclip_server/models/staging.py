@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hotclip_server.encoding.protocol import Encoder, Prepared, Tower
+from hotclip_server.encoding.protocol import Encoder
 from hotclip_server.errors import HotclipError, ResourceExhausted
 from hotclip_server.models import probes
 from hotclip_server.models.engines import EngineSelector, Unmeasured
@@ -21,15 +18,13 @@ from hotclip_server.models.golden import GoldenProbes
 from hotclip_server.models.memory import host_free_bytes
 from hotclip_server.models.probes import Probes, Rows, RunOnDevice, unfit
 from hotclip_server.models.protocol import VersionLoader, VersionManifest
+from hotclip_server.models.quiet import QuietMoments
 from hotclip_server.models.residents import Resident
 from hotclip_server.models.state import VersionRecord
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-REST = 4.0
-"""Longest time between two probes, over that of the first, while requests wait."""
-REST_CHECK_S = 0.002
 
 
 def _nothing_waits() -> float:
@@ -189,16 +184,17 @@ class Stager:
         try:
             prepared = inputs = await self.blocking(lambda: probes.prepare(encoder))
             known = await self._known_golden(record, inputs)
-            golden = known or await self._reference(encoder, inputs)
+            run = QuietMoments(self._run, self._limits.pressure_s)
+            golden = known or await self._reference(encoder, inputs, run)
             if self._engines is not None:
                 unmeasured = await self._engines.fit(record.id, encoder)
                 # An engine may want images elsewhere in memory.
                 inputs = await self.blocking(lambda: probes.prepare(encoder))
-            rows = await probes.encode(encoder, inputs, self._run_and_rest)
+            rows = await probes.encode(encoder, inputs, run)
             probes.check_rows(rows, inputs, encoder.spec)
             if golden is not None:
                 probes.check_golden(golden, rows, encoder)
-            await probes.check_alone(encoder, inputs, rows, self._run_and_rest)
+            await probes.check_alone(encoder, inputs, rows, run)
             if golden is not None and known is None:
                 await self._keep_golden(record, prepared, golden)
         except HotclipError:
@@ -214,11 +210,13 @@ class Stager:
             return None
         return await self.blocking(lambda: golden.read(record.id, inputs))
 
-    async def _reference(self, encoder: Encoder, inputs: Probes) -> Rows | None:
+    async def _reference(
+        self, encoder: Encoder, inputs: Probes, run: RunOnDevice
+    ) -> Rows | None:
         """What plain open_clip gives, which still runs a version that was just loaded."""
         if self._golden is None:
             return None
-        rows = await probes.encode(encoder, inputs, self._run_and_rest, probes.ALONE)
+        rows = await probes.encode(encoder, inputs, run, probes.ALONE)
         probes.check_rows(rows, inputs, encoder.spec)
         return rows
 
@@ -231,18 +229,6 @@ class Stager:
         except ResourceExhausted as error:
             # It serves all the same; the next staging makes the reference anew.
             _log.warning("no reference of version %s is kept: %s", record.id, error.message)
-
-    async def _run_and_rest(
-        self, encoder: Encoder, tower: Tower, batch: Sequence[Prepared]
-    ) -> NDArray[np.float32]:
-        """Runs a batch, then lets what waited for it go first, but not for ever."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        rows = await self._run(encoder, tower, batch)
-        until = loop.time() + REST * (loop.time() - began)
-        while self._limits.pressure_s() > 0 and loop.time() < until:  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(REST_CHECK_S)
-        return rows
 
 
 def _refusal(record: VersionRecord, step: str, error: Exception) -> HotclipError:

@@ -1,0 +1,48 @@
+"""Probes of a new version run when no request waits for the device, as far as there is time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotclip_server.encoding.protocol import Encoder, Prepared, Tower
+from hotclip_server.models.probes import RunOnDevice
+
+PATIENCE = 9.0
+"""Longest wait before a probe, over the time of the one before it: however much is asked of the
+server, a tenth of the device is left for a version that is loaded."""
+FIRST_S = 0.2
+"""Longest wait before the first."""
+CHECK_S = 0.002
+
+
+class QuietMoments:
+    """Runs batches of one version that is checked; implements `RunOnDevice`. Event loop only.
+
+    A probe can't be interrupted: who comes while it runs waits for it. So it does not begin
+    beside a request that waits already, which would wait for it too.
+
+    Args:
+        run: Runs a batch in its turn on the device.
+        pressure_s: Predicted seconds of what waits; above 0 while anything is not answered.
+    """
+
+    def __init__(self, run: RunOnDevice, pressure_s: Callable[[], float]) -> None:
+        self._run, self._pressure_s = run, pressure_s
+        self._patience_s = FIRST_S
+
+    async def __call__(
+        self, encoder: Encoder, tower: Tower, batch: Sequence[Prepared]
+    ) -> NDArray[np.float32]:
+        """Shape (len(batch), dim)."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._patience_s
+        while self._pressure_s() > 0 and loop.time() < until:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(CHECK_S)
+        began = loop.time()
+        rows = await self._run(encoder, tower, batch)
+        self._patience_s = PATIENCE * (loop.time() - began)
+        return rows
