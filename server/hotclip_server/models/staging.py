@@ -26,7 +26,6 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-
 def _nothing_waits() -> float:
     return 0.0
 
@@ -210,9 +209,7 @@ class Stager:
             return None
         return await self.blocking(lambda: golden.read(record.id, inputs))
 
-    async def _reference(
-        self, encoder: Encoder, inputs: Probes, run: RunOnDevice
-    ) -> Rows | None:
+    async def _reference(self, encoder: Encoder, inputs: Probes, run: RunOnDevice) -> Rows | None:
         """What plain open_clip gives, which still runs a version that was just loaded."""
         if self._golden is None:
             return None

@@ -54,6 +54,7 @@ class Convolution:
         self._padding: list[int] = list(convolution.padding)  # type: ignore[arg-type]  # never a word here
         self._stride = list(convolution.stride)
         self._relu = relu
+        self.weights = self._weight.numel()
         compute.pause()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -77,7 +78,11 @@ class Convolution:
 
 
 class OpenClipResNet:
-    """`open_clip.modified_resnet.ModifiedResNet`."""
+    """`open_clip.modified_resnet.ModifiedResNet`.
+
+    Attributes:
+        products: Multiplications by weights of convolutions for each image.
+    """
 
     def __init__(self, source: TowerSource, compute: Compute) -> None:
         visual: Any = source.model.visual
@@ -97,6 +102,14 @@ class OpenClipResNet:
         stages: Iterable[Any] = (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
         self._blocks = [_Bottleneck(block, compute) for stage in stages for block in stage]
         self._pool = _Pool(visual.attnpool, compute)
+        size: Any = source.preprocess.size
+        height, width = (size, size) if isinstance(size, int) else size
+        places = height * width // 4  # the first convolution halves both sides, as does the pool
+        self.products = places * sum(convolution.weights for convolution in self._stem)
+        places //= 4
+        for block in self._blocks:
+            products, places = block.products(places)
+            self.products += products
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 [n, height, width, 3] to fp32 [n, dim]."""
@@ -121,6 +134,14 @@ class _Bottleneck:
         if block.downsample is not None:
             self._side_shrink = block.downsample[0]
             self._side = Convolution(block.downsample[1], block.downsample[2], compute, relu=False)
+        self._shrinks = type(block.avgpool) is not nn.Identity
+
+    def products(self, places: int) -> tuple[int, int]:
+        """Multiplications by weights for so many places, and how many places are left."""
+        before = places * (self._first.weights + self._second.weights)
+        left = places // 4 if self._shrinks else places
+        side = 0 if self._side is None else self._side.weights
+        return before + left * (self._third.weights + side), left
 
     def __call__(self, x: Tensor) -> Tensor:
         inner = self._shrink(self._second(self._first(x)))

@@ -40,6 +40,9 @@ LEAST_PRODUCTS = 2e9
 """Multiplications by weights of a part of a batch, of a transformer..."""
 LEAST_IMAGES = 16
 """...and images of one, of a ResNet."""
+MOST_ALONE = 1e9
+"""Multiplications by weights of a batch that one core computes sooner than two: each layer would
+wake the other up, which takes as long as a small layer where threads sleep while they wait."""
 
 
 class TorchEngine:
@@ -86,13 +89,13 @@ class TorchEngine:
         if threads is None or threads.count == 1:
             return self._run(batch)
         tower: Any = self._images or self._texts
+        lengths = [len(item) if item.ndim == 1 else 1 for item in batch]
+        costs = [tower.products * length for length in lengths]
+        least = LEAST_PRODUCTS
         if isinstance(tower, OpenClipResNet):
-            costs, least = [1.0] * len(batch), float(LEAST_IMAGES)
-        else:
-            lengths = [len(item) if item.ndim == 1 else 1 for item in batch]
-            costs, least = [tower.products * length for length in lengths], LEAST_PRODUCTS
+            least = LEAST_IMAGES * tower.products
         slices = cut(costs, threads.count, least)
-        if len(slices) == 1:
+        if len(slices) == 1 and sum(costs) > MOST_ALONE:
             return self._run(batch)
         return np.concatenate(threads.run([partial(self._run, batch[part]) for part in slices]))
 
