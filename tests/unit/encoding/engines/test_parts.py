@@ -125,14 +125,16 @@ def test_an_error_is_raised_when_all_have_ended_and_holds_no_items(parts: PartTh
 
 
 class Counting(TorchEngine):
-    """Tells of what size the parts were."""
+    """Tells of what size the parts were, and on which threads they ran."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.sizes: list[int] = []
+        self.threads: list[str] = []
 
     def _run(self, batch: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         self.sizes.append(len(batch))
+        self.threads.append(threading.current_thread().name)
         return super()._run(batch)
 
 
@@ -164,3 +166,56 @@ def test_which_batches_are_cut(
     cut = engine.run(items)
     assert sorted(engine.sizes[1:]) == [6 // cut_to] * cut_to
     np.testing.assert_allclose(cut, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tower"),
+    [
+        ("clip", Tower.VISION),
+        ("siglip", Tower.TEXT),
+        ("timm-vit", Tower.VISION),
+        ("xlm-roberta", Tower.TEXT),
+        ("resnet", Tower.VISION),
+    ],
+)
+def test_small_batches_are_computed_on_one_core_and_large_ones_on_all(
+    kind: str, tower: Tower, parts: PartThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tower_source(kind, tower)
+    items = inputs_of(source, 1)
+    engine = Counting(source, "fp32", parts=parts)
+    small = engine.run(items)
+    monkeypatch.setattr(torch_engine, "MOST_ALONE", 0.0)
+    large = engine.run(items)
+    assert [name.startswith("hotclip-device-part-") for name in engine.threads] == [True, False]
+    np.testing.assert_allclose(small, large, atol=1e-5)
+
+
+def test_products_of_a_resnet_are_those_of_its_convolutions() -> None:
+    source = tower_source("resnet", Tower.VISION)
+    counted = 0
+
+    def count(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        nonlocal counted
+        weight = module.get_parameter("weight")
+        counted += weight.numel() * output.shape[2] * output.shape[3]
+
+    visual: Any = source.model.visual
+    hooks = [
+        module.register_forward_hook(count)
+        for module in visual.modules()
+        if isinstance(module, torch.nn.Conv2d)
+    ]
+    try:
+        with torch.inference_mode():
+            visual(torch.zeros(1, 3, *_size(source)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    tower: Any = TorchEngine(source, "fp32")._images
+    assert tower.products == counted
+
+
+def _size(source: Any) -> tuple[int, int]:
+    size = source.preprocess.size
+    return (size, size) if isinstance(size, int) else size
