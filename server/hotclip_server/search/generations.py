@@ -25,6 +25,8 @@ _SEARCH_THREADS = 1
 """With one the engine searches on the caller's thread. With more it wakes a thread of its own for
 every search, to go through the segments side by side; but one of them holds nearly every point."""
 _CURRENT = "CURRENT"
+_LOOKS = 10
+"""At a folder in which the engine changes names, before that counts as a fault."""
 
 
 def exists(folder: Path) -> bool:
@@ -123,7 +125,24 @@ def _vectors(dim: int) -> Any:
 
 
 def _sync(folder: Path) -> None:
-    """Returns when all that is in a folder is on the disk."""
+    """Returns when all that is in a folder is on the disk.
+
+    The engine makes the next file of its log on a thread of its own, under a name that it changes:
+    what is gone when its turn comes is looked for again.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    for _ in range(_LOOKS - 1):
+        try:
+            _sync_what_is_there(folder)
+        except FileNotFoundError:
+            continue
+        return
+    _sync_what_is_there(folder)
+
+
+def _sync_what_is_there(folder: Path) -> None:
     files = Files()
     for place, _, names in os.walk(folder, topdown=False):
         for name in (*names, ""):

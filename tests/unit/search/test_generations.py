@@ -1,0 +1,48 @@
+"""A generation is on the disk before it counts, whatever its engine renames meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hotclip_server.search import generations
+from hotclip_server.storage.atomic import Files
+
+
+class Renaming(Files):
+    """A file gets another name just before its turn comes."""
+
+    left = 0
+    synced: list[Path] = []  # noqa: RUF012 - set by each test
+
+    def sync(self, path: Path) -> None:
+        if Renaming.left and path.name.startswith("open-"):
+            Renaming.left -= 1
+            path.rename(path.with_name(f"open-{Renaming.left}"))
+        super().sync(path)
+        Renaming.synced.append(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "wal").mkdir()
+    (tmp_path / "wal" / "open-x").write_bytes(b"log")
+    (tmp_path / "config").write_bytes(b"{}")
+    monkeypatch.setattr(generations, "Files", Renaming)
+    Renaming.synced = []
+    return tmp_path
+
+
+def test_what_was_renamed_is_synced_under_its_new_name(folder: Path) -> None:
+    Renaming.left = 2
+    generations._sync(folder)
+    names = {path.relative_to(folder).as_posix() for path in Renaming.synced}
+    assert names >= {"wal/open-0", "config", "wal", "."}
+
+
+def test_what_never_stays_is_a_fault(folder: Path) -> None:
+    Renaming.left = 1000
+    with pytest.raises(FileNotFoundError):
+        generations._sync(folder)
+    Renaming.left = 0
