@@ -163,13 +163,9 @@ class OpenClipEncoder:
         """Frees open_clip's own weights unless it runs a tower; no engine can be built any more."""
         if any(engine.name == "eager" for engine in self._engines.values()):
             return
-        tensors = [*self.model.parameters(), *self.model.buffers()]
         self._sources.clear()
         self._text.release()
         self.model = nn.Module()
-        # One by one: a gigabyte given back in a single call would hold up every thread.
-        while tensors:
-            tensors.pop()
 
     def prepare_text(self, text: str, truncate: Truncate = Truncate.END) -> Prepared:
         """int64 (length,), without the padding that the tower does not look at."""

@@ -12,8 +12,10 @@ from hotclip_server.encoding.protocol import Encoder, Prepared, Tower
 from hotclip_server.models.probes import RunOnDevice
 
 PATIENCE = 9.0
-"""Longest wait before a probe, over the time of the one before it: however much is asked of the
-server, a tenth of the device is left for a version that is loaded."""
+"""Longest wait before a probe, over the time of the one before it, with that of the batch that it
+had to wait for..."""
+MOST_S = 1.0
+"""...and in any case."""
 FIRST_S = 0.2
 """Longest wait before the first."""
 CHECK_S = 0.002
@@ -44,5 +46,5 @@ class QuietMoments:
             await asyncio.sleep(CHECK_S)
         began = loop.time()
         rows = await self._run(encoder, tower, batch)
-        self._patience_s = PATIENCE * (loop.time() - began)
+        self._patience_s = min(MOST_S, PATIENCE * (loop.time() - began))
         return rows

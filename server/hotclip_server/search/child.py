@@ -56,7 +56,7 @@ class VectorProcess:
     async def serve(self, connection: socket.socket) -> None:
         """Answers until the parent is gone, then closes the shards."""
         # Tasks start in the order of the frames: writes to a shard keep it.
-        link = Link(connection, lambda header, body: self._spawn(self._answer(link, header, body)))
+        link = await Link.over(connection, lambda *frame: self._spawn(self._answer(*frame)))
         await link.ended()
         for timer in self._timers.values():
             timer.cancel()
@@ -143,6 +143,7 @@ class VectorProcess:
                 return shard.info(), b""
             case "optimize":
                 await shard.optimize()
+                self._look_again(shard)
                 return None, b""
             case "flush":
                 shard.flush()
@@ -219,16 +220,19 @@ class VectorProcess:
                 await self._build_and_look_again(shard)
 
     async def _build_and_look_again(self, shard: Shard) -> None:
-        name = shard.folder.name
         try:
             await shard.optimize()
         except Exception as error:  # noqa: BLE001 - of the engine, or of the disk; searches go on without
+            name = shard.folder.name
             print(f"index of {name} not built: {error}", file=sys.stderr, flush=True)
             return
-        if self._shards.get(name) is not shard:
-            return
-        self._written(shard)  # Perhaps more came meanwhile than it has indexed.
-        self._asked(shard)
+        self._look_again(shard)
+
+    def _look_again(self, shard: Shard) -> None:
+        """Perhaps more came during a build than it has indexed."""
+        if self._shards.get(shard.folder.name) is shard:
+            self._written(shard)
+            self._asked(shard)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -241,7 +245,7 @@ async def _answer_and_die(link: Link, answer: dict[str, Any]) -> None:
     does not ask that one the same."""
     with contextlib.suppress(ConnectionError):
         link.send(wire.pack(answer))
-        await link.room(0)
+    await link.finish()
     os._exit(1)
 
 

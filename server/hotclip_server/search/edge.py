@@ -301,6 +301,8 @@ class EdgeStore:
                 await self._run_process()
             except OSError as error:
                 _log.error("the vector process can't be started: %s", error)
+            except ValueError:
+                _log.exception("the vector process sent what is no frame; this is a bug")
             finally:
                 self._connected.clear()
                 self._link = None
@@ -328,7 +330,7 @@ class EdgeStore:
                 start_new_session=True,
             )
         self._process = process
-        link = self._link = Link(ours, self._settle)
+        link = self._link = await Link.over(ours, self._settle)
         self._connected.set()
         try:
             await link.ended()
@@ -347,7 +349,7 @@ class EdgeStore:
             process.kill()
             await process.wait()
 
-    def _settle(self, header: dict[str, Any], body: bytes) -> None:
+    def _settle(self, _link: Link, header: dict[str, Any], body: bytes) -> None:
         call = self._pending.pop(header["n"], None)
         if call is None:
             return

@@ -39,7 +39,7 @@ def create(folder: Path, dim: int) -> tuple[str, Any]:
     name = new_name()
     (folder / name).mkdir(parents=True)
     config = engine.EdgeConfig(
-        vectors=_vectors(dim),
+        vectors=engine.EdgeVectorParams(size=dim, distance=engine.Distance.Cosine),
         hnsw_config=engine.HnswIndexConfig(
             m=32,
             ef_construct=128,
@@ -71,10 +71,7 @@ def load(folder: Path) -> tuple[int, str, Any]:
         # Of builds that a crash cut short, and those they replaced.
         if entry.name.startswith("gen-") and entry.name != name:
             shutil.rmtree(entry, ignore_errors=True)
-    dim = current["dim"]
-    # What is not named stays as it was made; those of before were made with more threads.
-    config = engine.EdgeConfig(vectors=_vectors(dim), max_search_threads=_SEARCH_THREADS)
-    return dim, name, engine.EdgeShard.load(str(folder / name), config)
+    return current["dim"], name, engine.EdgeShard.load(str(folder / name))
 
 
 def new_name() -> str:
@@ -118,10 +115,6 @@ async def build(target: Path, keys: dict[str, str]) -> None:
     if code != 0:
         raise OSError(f"the index builder ended with status {code}")
     await asyncio.to_thread(_sync, target)
-
-
-def _vectors(dim: int) -> Any:
-    return engine.EdgeVectorParams(size=dim, distance=engine.Distance.Cosine)
 
 
 def _sync(folder: Path) -> None:

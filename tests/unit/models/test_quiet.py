@@ -34,18 +34,39 @@ async def test_a_probe_begins_when_nobody_waits() -> None:
 
 
 async def test_it_begins_at_last_if_somebody_always_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = 0
-
-    def pressure() -> float:
-        nonlocal looks
-        looks += 1
-        return 1.0
-
     monkeypatch.setattr(quiet, "FIRST_S", 0.02)
-    device = QuietMoments(run, pressure)
-    assert await asyncio.wait_for(device(ANY, Tower.TEXT, []), 10) is ROWS
-    assert looks > 1
-    # The one before it took next to no time, so the next waits no longer than that times PATIENCE.
-    looks = 0
-    assert await asyncio.wait_for(device(ANY, Tower.TEXT, []), 10) is ROWS
-    assert looks >= 1
+    device = QuietMoments(run, lambda: 1.0)
+    for _ in range(2):
+        assert await asyncio.wait_for(device(ANY, Tower.TEXT, []), 10) is ROWS
+
+
+async def test_it_waits_in_proportion_to_the_probe_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quiet, "FIRST_S", 0.0)
+    took, slept = [0.05, 0.0], 0.0
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+
+    async def run_for(*_: object) -> NDArray[np.float32]:
+        nonlocal now
+        now += took.pop(0)
+        return ROWS
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now, slept
+        now += seconds
+        slept += seconds
+
+    monkeypatch.setattr(loop, "time", lambda: now)
+    monkeypatch.setattr(quiet.asyncio, "sleep", sleep)
+    device = QuietMoments(run_for, lambda: 1.0)
+    await device(ANY, Tower.TEXT, [])
+    assert slept == 0.0
+    await device(ANY, Tower.TEXT, [])
+    assert slept == pytest.approx(quiet.PATIENCE * 0.05, abs=quiet.CHECK_S)
+    took += [100.0, 0.0]
+    await device(ANY, Tower.TEXT, [])
+    slept = 0.0
+    await device(ANY, Tower.TEXT, [])
+    assert slept == pytest.approx(quiet.MOST_S, abs=2 * quiet.CHECK_S)

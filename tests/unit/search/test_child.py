@@ -49,15 +49,9 @@ async def test_more_than_was_indexed_came_meanwhile_and_is_indexed_next(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not say")
 async def test_a_search_wakes_no_thread_of_the_engine(tmp_path: Path) -> None:
-    """Also of a shard that was made with more threads."""
     folder = tmp_path / "s"
     _, edge = generations.create(folder, 8)
     edge.close()
-    (generation,) = folder.glob("gen-*")
-    params = engine.EdgeVectorParams(size=8, distance=engine.Distance.Cosine)
-    engine.EdgeShard.load(
-        str(generation), engine.EdgeConfig(vectors=params, max_search_threads=2)
-    ).close()
     _, _, edge = generations.load(folder)
     request = engine.QueryRequest(limit=1, query=engine.Query.Nearest(np.ones(8, np.float32)))
     before = _switches()

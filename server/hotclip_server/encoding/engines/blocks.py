@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,13 +31,10 @@ class Compute:
     """See `Linear`."""
     pause: Pause = never
     """Called after each layer that was made."""
-    made: list[Linear] = field(default_factory=list)
-    """Every layer, in order: most of what a tower weighs."""
 
     def linear(self, weight: Tensor, bias: Tensor | None, activation: str = "") -> Linear:
         """A layer that computes so."""
         made = Linear(weight, bias, self.dtype, activation=activation, packed=self.packed)
-        self.made.append(made)
         self.pause()
         return made
 

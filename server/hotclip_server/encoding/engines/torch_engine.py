@@ -78,7 +78,6 @@ class TorchEngine:
             else:
                 self._texts = build_text_tower(source, compute)
                 self._pad_id = source.text.masked_id
-        self._layers = compute.made
         self.padded = isinstance(self._texts, ConvertedText)
         converted = isinstance(self._images or self._texts, ConvertedImages | ConvertedText)
         self._threads = None if converted or source.device.type != "cpu" else parts
@@ -113,9 +112,6 @@ class TorchEngine:
     def close(self) -> None:
         """Frees the weights; no call may follow."""
         self._images = self._texts = None
-        # One by one: a gigabyte given back in a single call would hold up every thread.
-        while self._layers:
-            self._layers.pop()
 
 
 def compute_in(precision: str, device: torch.device, pause: Pause = never) -> Compute:
