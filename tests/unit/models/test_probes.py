@@ -100,3 +100,14 @@ def test_a_turned_space_does_not_find_what_is_stored() -> None:
     rows = rng.standard_normal((64, 32)).astype(np.float32)
     turned = rows @ np.linalg.qr(rng.standard_normal((32, 32)))[0].astype(np.float32)
     assert probes.parity(rows, turned).recall < 0.5
+
+
+def test_inputs_that_a_tokenizer_takes_for_the_same_stand_for_each_other() -> None:
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((64, 32)).astype(np.float32)
+    rows[5::7] = rows[5]
+    rounded = rows + 1e-6 * rng.standard_normal(rows.shape).astype(np.float32)
+    assert probes.parity(rows, rounded).holds_in("fp32")
+    mixed = rounded.copy()
+    mixed[[1, 2]] = mixed[[2, 1]]
+    assert not probes.parity(rows, mixed).nearest_is_own
