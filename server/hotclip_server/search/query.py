@@ -74,7 +74,7 @@ def indexable(spec: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
 
 def index_operation(key: str, kind: str) -> Any:
     """What makes an index of a payload field. It takes no part in the graph of vectors: where
-    few points match they are compared one by one, where many do the graph is as good without."""
+    few points match they are compared one by one, else the graph is followed across the others."""
     params = (
         engine.FloatIndexParams(enable_hnsw=False)
         if kind == NUMBERS

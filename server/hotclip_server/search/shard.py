@@ -37,6 +37,10 @@ from hotclip_server.search.query import (
 
 _SEARCH_BREADTH = 256
 """Candidates that a search of the index keeps (ef)."""
+_ACROSS = engine.AcornSearchParams(enable=True, max_selectivity=1.0)
+"""Of every search with a filter: where too many points match to compare them one by one, the graph
+is followed across those that don't, which cut it to pieces else (ACORN-1, Patel et al. 2024). How
+many match is a guess as long as a field has no index, so no share of them is a bound here."""
 _MAX_ANSWER_BYTES = 64 << 20
 """Of one search or look-up: bounds the memory of both processes."""
 _MAX_PAGE_BYTES = 8 << 20
@@ -179,7 +183,11 @@ class Shard:
         """
         self._check_open()
         breadth = max(_SEARCH_BREADTH, options["limit"])
-        params = engine.SearchParams(exact=options["exact"], hnsw_ef=breadth)
+        params = engine.SearchParams(
+            exact=options["exact"],
+            hnsw_ef=breadth,
+            acorn=_ACROSS if options["filter"] is not None else None,
+        )
         requests = [
             engine.QueryRequest(
                 limit=options["limit"],
