@@ -1,11 +1,15 @@
 """Models are built from a config alone, and a config from elsewhere is not trusted."""
 
+import gc
 import json
+import mmap
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import psutil
 import pytest
 import torch
 from support.small_models import model_cfg, write_model
@@ -33,6 +37,25 @@ def test_equal_to_open_clips_factory(kind: str, tmp_path: Path) -> None:
         assert torch.equal(value, theirs.get_buffer(name)), name
     again = OpenClipConfig.from_json(config_of(ours, config.model).to_json())
     assert build_model(again, folder).visual.preprocess_cfg["size"] == ours.visual.image_size
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="maps memory in another way")
+@pytest.mark.parametrize("initialise", [False, True])
+def test_large_weights_go_back_to_the_system(initialise: bool, tmp_path: Path) -> None:
+    settings = model_cfg("clip")
+    settings["vision_cfg"].update(width=1024, layers=12)
+    process = psutil.Process()
+    model = build_model(
+        OpenClipConfig(model=settings, preprocess={}), tmp_path, initialise=initialise
+    )
+    large = [weight.fill_(1.0) for weight in model.parameters() if weight.nbytes >= 1 << 20]
+    size = sum(weight.nbytes for weight in large)
+    assert size > 500 << 20
+    assert not any(weight.data_ptr() % mmap.PAGESIZE for weight in large)
+    held = process.memory_info().rss
+    del model, large
+    gc.collect()
+    assert held - process.memory_info().rss > 0.95 * size
 
 
 def test_every_architecture_of_open_clip_is_acceptable() -> None:
