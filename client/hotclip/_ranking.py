@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hotclip._embeddings import Timings
 from hotclip._encoding import PriorityName, TruncateName, priority_of, truncation_of
-from hotclip._inputs import item_of
+from hotclip._inputs import is_single, item_of
 from hotclip._message import made
 from hotclip.errors import InvalidArgument
 from hotclip_proto.v1 import encode_pb2
@@ -47,12 +47,16 @@ def rank_request(
     priority: PriorityName,
 ) -> encode_pb2.RankRequest:
     """Packs a query and its candidates; reads images."""
-    if not candidates:
+    if is_single(candidates) or not isinstance(candidates, Iterable):
+        kind = type(candidates).__name__
+        raise InvalidArgument.field("candidates", f"{kind} is no list of items")
+    listed = list(candidates)
+    if not listed:
         raise InvalidArgument.field("candidates", "empty list")
     return made(
         encode_pb2.RankRequest,
         query=item_of(query, "query"),
-        candidates=[item_of(c, f"candidates[{i}]") for i, c in enumerate(candidates)],
+        candidates=[item_of(c, f"candidates[{i}]") for i, c in enumerate(listed)],
         model=model,
         version=version,
         expected_space_id=expected_space_id,

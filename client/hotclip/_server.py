@@ -44,7 +44,7 @@ class EngineInfo:
     precision: str
     """Of the products: "fp32", "bf16", "fp16", "int8"."""
     best_batch: int
-    """Fewest items with at least 95 % of the best throughput; 0: not measured."""
+    """Fewest items with at least 97 % of the best throughput; 0: not measured."""
     items_per_s: float
     """At that batch; 0: not measured."""
 

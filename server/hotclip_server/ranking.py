@@ -12,7 +12,12 @@ from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.batching.ticket import Priority
 from hotclip_server.contents import content_of
 from hotclip_server.encoding.protocol import Truncate
-from hotclip_server.errors import FieldViolation, InvalidArgument, ResourceExhausted
+from hotclip_server.errors import (
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    ResourceExhausted,
+)
 from hotclip_server.models.residents import Pin
 from hotclip_server.pipeline import Encoded, EncodePipeline
 
@@ -52,6 +57,7 @@ async def rank(
     Raises:
         InvalidArgument: the query or a candidate is bad; names it.
         ResourceExhausted: too many candidates.
+        HotclipError: the server failed on one of them.
     """
     if content_of(query) is None:
         raise InvalidArgument.field("query", "must hold a text, an image or a tensor")
@@ -75,6 +81,9 @@ async def rank(
     except BaseExceptionGroup as failed:  # one of the two; the other was cancelled with it
         raise failed.exceptions[0] from failed
     encoded_query, encoded = first.result(), others.result()
+    for error in (*encoded_query.errors.values(), *encoded.errors.values()):
+        if not isinstance(error, InvalidArgument | FailedPrecondition):
+            raise error  # a fault of the server is none of the caller's items
     bad = [FieldViolation("query", e.message) for e in encoded_query.errors.values()]
     bad += [FieldViolation(f"candidates[{i}]", e.message) for i, e in encoded.errors.items()]
     if bad:

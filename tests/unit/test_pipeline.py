@@ -17,6 +17,7 @@ from hotclip_server.batching.batcher import Batcher, BatchLimits
 from hotclip_server.batching.budget import Budget
 from hotclip_server.batching.cache import FeatureCache
 from hotclip_server.batching.device import DeviceThread
+from hotclip_server.batching.isolate import EncodeFailed
 from hotclip_server.batching.ticket import Priority
 from hotclip_server.contents import demand_of, key_of
 from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
@@ -106,6 +107,18 @@ async def test_nothing_is_more_like_a_thing_than_itself():
                 best = ranked.scores[0]
                 assert (best.index, best.cosine) == (0, pytest.approx(1.0))
                 assert best.cosine <= 1.0
+
+
+async def test_a_fault_of_the_server_is_no_bad_candidate():
+    async with serving() as server:
+        bad = server.encoder.prepare_text("bad").key
+        server.encoder.faults.fails = lambda item: item.key == bad
+        with server.pin() as pin:
+            for query, candidate in (("bad", "x"), ("x", "bad")):
+                with pytest.raises(EncodeFailed):
+                    await rank(server.pipeline, pin, EncodeItem(text=query), texts("y", candidate))
+            with pytest.raises(InvalidArgument, match=r"candidates\[1\]"):
+                await rank(server.pipeline, pin, EncodeItem(text="x"), texts("y", ""))
 
 
 class Slow(FakeEncoder):

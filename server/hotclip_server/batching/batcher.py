@@ -182,7 +182,8 @@ class Batcher:
 
     def settle(self, ticket: Ticket, index: int, row: Row) -> None:
         """Answers an item that needs no device, e.g. an image that can't be read."""
-        self._progress = self._clock()
+        if not self._flights:  # else it is the device that has to move
+            self._progress = self._clock()
         ticket.settle(index, row)
 
     def stalled_for_s(self) -> float:

@@ -64,6 +64,7 @@ class Area:
         """Start and size of what is free, in order, never adjacent."""
         self._taken: dict[int, int] = {}
         self._line: deque[tuple[int, Callable[[int], None]]] = deque()
+        self._serving = False
 
     @property
     def taken(self) -> int:
@@ -92,12 +93,15 @@ class Area:
     def release(self, at: int) -> None:
         """Frees a place, then serves those who wait."""
         self._give_back(at, self._taken.pop(at))
-        while self._line:
-            size, then = self._line[0]
-            if (place := self._take(size)) is None:
-                return
-            self._line.popleft()
-            then(place)
+        if self._serving:
+            return  # Who has gone away releases at once what it gets; thousands may stand in line.
+        self._serving = True
+        try:
+            while self._line and (place := self._take(self._line[0][0])) is not None:
+                _, then = self._line.popleft()
+                then(place)
+        finally:
+            self._serving = False
 
     def _take(self, size: int) -> int | None:
         for index, (start, free) in enumerate(self._free):

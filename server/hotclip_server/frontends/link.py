@@ -10,6 +10,7 @@ import mmap
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,15 @@ class Link:
         asked.task = self._loop.create_task(
             self._answer(opening, asked), name="hotclip-frontend-request"
         )
+        asked.task.add_done_callback(partial(self._ended, opening.number))
+
+    def _ended(self, number: int, task: asyncio.Task[None]) -> None:
+        """Also if it was cancelled in the turn of the loop in which it came: then no line of
+        `_answer` ran."""
+        del self._asked[number]
+        if task.cancelled() and not self.gone:
+            # Nobody waits; its rows are free when it hears of the end.
+            self.frames.send(Kind.FAILED, pack_failure(number, HotclipError("cancelled")))
 
     async def _answer(self, opening: Opening, asked: Asked) -> None:
         number = opening.number
@@ -151,15 +161,10 @@ class Link:
                 priority=opening.priority,
             )
             self._send(opening, answer)
-        except asyncio.CancelledError:
-            # Nobody waits; its rows are free when it hears of the end.
-            failure = HotclipError("cancelled")
         except HotclipError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - told to the caller, who waits for it
             failure = internal_error("a request of a front end", error)
-        finally:
-            del self._asked[number]
         if failure is not None and not self.gone:
             self.frames.send(Kind.FAILED, pack_failure(number, failure))
 

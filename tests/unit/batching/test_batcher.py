@@ -9,9 +9,14 @@ import pytest
 
 from hotclip_server.batching.isolate import EncodeFailed
 from hotclip_server.batching.queue import AGED_EVERY, AGED_S
-from hotclip_server.batching.ticket import Priority
+from hotclip_server.batching.ticket import Demand, Priority
 from hotclip_server.encoding.protocol import Tower
-from hotclip_server.errors import DeadlineExceeded, ResourceExhausted, Unavailable
+from hotclip_server.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 
 from .fakes import item, make_batcher, number_of, settle, version
 
@@ -245,6 +250,27 @@ async def test_a_stall_is_measured_and_ends():
     device.gate.release()
     device.gate.release()
     await more
+    await settle()
+    assert batcher.stalled_for_s() == 0
+
+
+async def test_answers_that_need_no_device_do_not_hide_that_it_hangs():
+    batcher, device, clock = make_batcher()
+    device.gate = asyncio.Semaphore(0)
+    live, bad = version("a"), InvalidArgument("no image")
+    hangs = asyncio.create_task(batcher.encode(live, [item(0)], deadline=None))
+    await settle()
+    clock.now += 50
+
+    async def feed(ticket, part):
+        batcher.settle(ticket, 0, bad)
+
+    demands = [Demand(Tower.VISION, 1, 8)]
+    answer = await batcher.run(live, demands, feed, deadline=None, priority=Priority.INTERACTIVE)
+    assert answer.rows == [bad]
+    assert batcher.stalled_for_s() == 50
+    device.gate.release()
+    await hangs
     await settle()
     assert batcher.stalled_for_s() == 0
 

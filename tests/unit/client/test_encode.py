@@ -196,8 +196,10 @@ def test_closing_a_client_ends_its_calls(fake: FakeEncode) -> None:
 def test_rank(fake: FakeEncode) -> None:
     with Client(fake.address) as client:
         ranking = client.rank("a", ["b", "c"])
+        images = client.rank("a", np.zeros((3, 8, 8, 3), np.uint8))
     assert [s.index for s in ranking.scores] == [0, 1]
     assert ranking.version == "v1"
+    assert [s.index for s in images.scores] == [0, 1, 2]
 
 
 def test_an_interrupt_cancels_the_call(fake: FakeEncode) -> None:

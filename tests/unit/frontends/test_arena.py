@@ -46,3 +46,16 @@ def test_what_never_fits_is_refused() -> None:
         area.reserve(SIZE + 1, lambda at: None)
     assert area.fits(SIZE // 4)
     assert not area.fits(SIZE // 2)
+
+
+def test_thousands_who_went_away_are_passed_over() -> None:
+    area = Area(0, SIZE)
+    first: list[int] = []
+    last: list[int] = []
+    area.reserve(SIZE, first.append)
+    for _ in range(3000):
+        area.reserve(ALIGNMENT, area.release)  # as who went away does with what it gets
+    area.reserve(SIZE, last.append)
+    area.release(first[0])
+    assert last == [0]
+    assert area.taken == 1

@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,8 +34,9 @@ from hotclip_server.models.residents import Pin, Resident, Residents
 from hotclip_server.pipeline import EncodePipeline, ItemLimits
 from hotclip_server.testing import FakeEncoder
 
-SIZES = ArenaSizes(items=2048, rows=96 << 10)
-"""Eight images of 8 x 8 pixels; rows of three requests."""
+SIZES = ArenaSizes(items=2048, rows=136 << 10)
+"""Eight images of 8 x 8 pixels; rows of five requests of a hundred items. A request of which more
+than a quarter would be taken, or less than 16 KiB, has its rows in the answer."""
 
 
 class Pair:
@@ -248,6 +250,27 @@ async def test_cancelled_requests_leave_nothing_behind() -> None:
             assert isinstance(answer, Answer)
             here.check(images(n, 12), answer)
         await until_free(pair)
+        assert here.batcher.ledger.items == 0
+
+
+async def test_requests_that_were_taken_back_before_the_device_process_looked_leave_nothing() -> (
+    None
+):
+    async with world() as here:
+        pair = await here.pair()
+        device: Any = pair.link.frames._transport
+        device.pause_reading()  # as if it were busy
+        tasks = [asyncio.create_task(pair.encode(texts(n, 100))) for n in range(8)]
+        await asyncio.sleep(0.02)
+        assert pair.remote.rows.taken == 5
+        for task in tasks[:7]:
+            task.cancel()
+        await asyncio.wait(tasks[:7])
+        device.resume_reading()
+        async with asyncio.timeout(10):
+            here.check(texts(7, 100), await tasks[7])
+        await until_free(pair)
+        assert pair.link._asked == {}
         assert here.batcher.ledger.items == 0
 
 
