@@ -64,6 +64,7 @@ from hotclip_server.services.jobs import JobService
 from hotclip_server.services.models import ModelService
 from hotclip_server.services.search import SearchService
 from hotclip_server.services.server_info import ServerService, resident_versions
+from hotclip_server.shared_flag import SharedFlag
 from hotclip_server.storage.database import Database
 from hotclip_server.storage.folder_lock import FolderLock
 from hotclip_server.trackers.follower import Followers
@@ -113,7 +114,8 @@ def build(
     cuda = make_cuda_engines(device_name) if store else None
     # On a GPU the next batch is copied while one is computed.
     device = DeviceThread(depth=2, is_lost=cuda.device.is_lost) if cuda else DeviceThread()
-    batcher = Batcher(device, batch_limits(config, device_name))
+    waiting = SharedFlag()
+    batcher = Batcher(device, batch_limits(config, device_name), tell=waiting.set)
     pace.follow(batcher.pressure_s)
     health = Health(SERVICE_NAMES)
     cache = FeatureCache(config.cache_bytes)
@@ -176,6 +178,7 @@ def build(
             cuda.gate.drawing if cuda else nullcontext,
             export,
             sample,
+            waiting,
         )
         handlers += [ExportHandler(exporter), ImportHandler(releases)]
     followers = Followers(database, tracker_maker(config))

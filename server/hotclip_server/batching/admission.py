@@ -30,6 +30,7 @@ class Admission:
         costs: Predicts what batches take.
         queues: Where admitted items will wait.
         busy_s: Seconds until the device is done with what it was given, at a time.
+        tell: See `Ledger`.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Admission:
         costs: CostModel,
         queues: QueueSet,
         busy_s: Callable[[float], float],
+        tell: Callable[[bool], None],
     ) -> None:
         self.backlog = Backlog(len(Priority))
-        self.ledger = Ledger(budget, self.retry_after_s)
+        self.ledger = Ledger(budget, self.retry_after_s, tell)
         self._costs = costs
         self._queues = queues
         self._busy_s = busy_s

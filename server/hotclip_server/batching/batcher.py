@@ -69,10 +69,15 @@ class Batcher:
         device: Runs batches.
         limits: Batch size and budgets.
         clock: Monotonic seconds; deadlines are on it.
+        tell: Told whether anything is not answered, each time when that changes.
     """
 
     def __init__(
-        self, device: Device, limits: BatchLimits, clock: Callable[[], float] = time.monotonic
+        self,
+        device: Device,
+        limits: BatchLimits,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._device = device
         self._clock = clock
@@ -87,7 +92,7 @@ class Batcher:
         self._progress = clock()
         self._last_end = clock()
         self.figures = BatchFigures()
-        self._admission = Admission(limits.budget, self._costs, self._queues, self._busy_s)
+        self._admission = Admission(limits.budget, self._costs, self._queues, self._busy_s, tell)
         self.ledger: Ledger = self._admission.ledger
 
     async def encode(

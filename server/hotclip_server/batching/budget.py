@@ -28,11 +28,15 @@ class Ledger:
     Args:
         budget: The most that may wait.
         retry_after_s: Says how long a refused caller should stay away, in seconds.
+        tell: Told whether anything waits, each time when that changes.
     """
 
-    def __init__(self, budget: Budget, retry_after_s: Callable[[], float]) -> None:
+    def __init__(
+        self, budget: Budget, retry_after_s: Callable[[], float], tell: Callable[[bool], None]
+    ) -> None:
         self._budget = budget
         self._retry_after_s = retry_after_s
+        self._tell = tell
         self._waiting: deque[tuple[asyncio.Future[None], int, int]] = deque()
         self.items = 0
         self.nbytes = 0
@@ -105,8 +109,7 @@ class Ledger:
 
     def give_back(self, items: int, nbytes: int) -> None:
         """Frees items that are answered, cancelled or expired."""
-        self.items -= items
-        self.nbytes -= nbytes
+        self._book(-items, -nbytes)
         if self.items < 0 or self.nbytes < 0:
             raise RuntimeError("more was given back than taken; this is a bug")
         self._grant()
@@ -117,8 +120,11 @@ class Ledger:
         )
 
     def _book(self, items: int, nbytes: int) -> None:
+        before = self.items
         self.items += items
         self.nbytes += nbytes
+        if (self.items > 0) != (before > 0):
+            self._tell(self.items > 0)
 
     def _grant(self) -> None:
         while self._waiting:

@@ -9,12 +9,12 @@ waits for places for items gets them.
 from __future__ import annotations
 
 import mmap
-import os
-import tempfile
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from hotclip_server.shared_flag import unnamed_memory
 
 ALIGNMENT = 64
 """Bytes; of every place."""
@@ -34,15 +34,8 @@ class ArenaSizes:
 
 
 def new_arena(sizes: ArenaSizes) -> int:
-    """A file descriptor of memory that no name leads to: it ends with the last process that
-    has it."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("hotclip-arena", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, sizes.total)
-    return descriptor
+    """A file descriptor of the memory; see `unnamed_memory`."""
+    return unnamed_memory("hotclip-arena", sizes.total)
 
 
 def map_arena(descriptor: int, sizes: ArenaSizes) -> mmap.mmap:

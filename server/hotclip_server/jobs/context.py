@@ -13,6 +13,7 @@ from hotclip_proto.v1 import job_pb2
 from hotclip_server.jobs import store
 from hotclip_server.jobs.records import JobKind
 from hotclip_server.jobs.states import JobState
+from hotclip_server.jobs.yielding import Yielding
 from hotclip_server.storage.database import Database
 
 logger = logging.getLogger(__name__)
@@ -23,9 +24,6 @@ Stage = Literal["STEP", "BEFORE", "EPOCH", "AFTER", "ALPHA"]
 STEP_EVENT_INTERVAL_S = 0.2
 """Least time between two events of single steps: each one is a write that waits for the disk."""
 EVENTS_PAGE = 1024
-YIELD_CHECK_S = 0.002
-PATIENCE = 4.0
-"""Longest pause, over the length of the piece of work before it."""
 
 
 class Cancelled(Exception):
@@ -89,19 +87,17 @@ class JobContext:
     ) -> None:
         self.id = job_id
         self.spec = spec
-        self.yielded_s = 0.0
-        """Seconds spent waiting for serving so far."""
+        self.yielding = Yielding(lambda: pressure_s() > 0, clock)
+        """When it goes on, and when serving does."""
         self.restarts = 0
         """How often the work was begun again within this attempt of the job."""
         self._database = database
         self._cancel = cancel
         self._stop = stop
         self._changed = changed
-        self._pressure_s = pressure_s
         self._clock = clock
         self._held_back: tuple[job_pb2.JobEvent, float | None] | None = None
         self._last_step_event = -float("inf")
-        self._last_yield = clock()
 
     def running(self, message: str = "") -> None:
         """The preparation is over, the work begins.
@@ -128,6 +124,11 @@ class JobContext:
             raise Cancelled
         if self._stop.is_set():
             raise Interrupted
+
+    @property
+    def yielded_s(self) -> float:
+        """Seconds spent waiting for serving so far."""
+        return self.yielding.yielded_s
 
     @property
     def cancelled(self) -> bool:
@@ -200,24 +201,8 @@ class JobContext:
             store.append(connection, self.id, [], progress=share)
 
     def yield_to_serving(self) -> None:
-        """Waits while requests wait for the device, but not for ever.
-
-        A piece is what happened since the last call; the pause is at most PATIENCE times as long.
-        So the job keeps the floor of 1 / (1 + PATIENCE) of the time whatever is asked of the
-        server, and otherwise runs while nobody waits.
-        """
-        began = self._clock()
-        piece = began - self._last_yield
-        if piece < YIELD_CHECK_S:
-            return  # a sleep would be longer than the work: small pieces add up first
-        while self._pressure_s() > 0:
-            left = PATIENCE * piece - (self._clock() - began)
-            if left <= 0:
-                break
-            self.check_cancelled()
-            time.sleep(min(YIELD_CHECK_S, left))
-        self._last_yield = self._clock()
-        self.yielded_s += self._last_yield - began
+        """Waits while requests wait for the device, but not for ever; see `Yielding`."""
+        self.yielding(self.check_cancelled)
 
     def flush(self) -> None:
         """Writes the step event that was held back, if any."""

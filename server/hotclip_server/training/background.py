@@ -15,65 +15,86 @@ from pathlib import Path
 from typing import Self
 
 NICE = 10
-"""Where a thread could not leave the idle class again: a tenth of the weight of others, which is
-the floor (sched-nice-design.rst)."""
+"""So much more is a tenth of the weight of others, which is the floor (sched-nice-design.rst)."""
+MOST_NICE = 19
 _CAP_SYS_NICE = 23
 FLOOR = 0.1
-"""Share of one processor that each of the threads gets at least, on average."""
+"""Share of one processor that all of the threads together get at least, on average."""
 WINDOW_S = 2.0
-"""Over which the share is looked at."""
-
-
+"""How long they may get nothing."""
 TICK_S = 0.25
 
 
+def cpu_seconds(thread: int) -> float:
+    """Time that a thread of any process has run (Documentation/scheduler/sched-stats.rst)."""
+    try:
+        return int(Path(f"/proc/{thread}/schedstat").read_text(encoding="utf-8").split()[0]) / 1e9
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+
+
 class Background:
-    """Keeps threads in the idle class, except while they fall short of their share.
+    """Keeps threads in the idle class, except while they make up for a share they did not get.
 
     Where they could not leave that class again, which takes a right, their weight is low instead.
     Where the system has no idle class nothing is done.
 
     Args:
         threads: Their ids now; those that begin later take the class of whoever begins them.
+        lowly: Whether their weight is low outside of that class too, for good: for threads that
+            nobody else uses.
     """
 
     def __init__(
         self,
         threads: Callable[[], Collection[int]],
         *,
+        lowly: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        used_s: Callable[[int], float] = cpu_seconds,
     ) -> None:
         self._threads = threads
+        self._lowly = lowly
         self._clock = clock
+        self._used_s = used_s
         self.idle = False
         """Whether they are in the idle class now."""
-        self._seen = (clock(), 0.0, 0)
+        self._seen_at = clock()
+        self._seen = self._used()
+        self._owed_s = 0.0
         self._set_class(idle=True)
 
     def tick(self) -> None:
         """Looks whether they had their share; call it a few times a second."""
-        began, used, _ = self._seen
-        passed = self._clock() - began
-        if passed < WINDOW_S / (1 if self.idle else 8):
+        passed = self._clock() - self._seen_at
+        if passed < TICK_S:
             return
-        ids = self._threads()
-        now = sum(_cpu_seconds(thread) for thread in ids)
-        starved = bool(ids) and now - used < FLOOR * passed
-        self._seen = (self._clock(), now, len(ids))
+        before, self._seen = self._seen, self._used()
+        self._seen_at += passed
+        had = sum(max(0.0, used - before.get(id_, 0.0)) for id_, used in self._seen.items())
+        most = FLOOR * WINDOW_S
+        self._owed_s = min(most, max(0.0, self._owed_s + FLOOR * passed - had))
         # The kernel gives the idle class nothing while others want the processor.
+        starved = self._owed_s >= most if self.idle else self._owed_s > 0
         self._set_class(idle=not starved)
 
     def release(self) -> None:
         """Back to the usual class."""
         self._set_class(idle=False)
 
+    def _used(self) -> dict[int, float]:
+        return {thread: self._used_s(thread) for thread in self._threads()}
+
     def _set_class(self, *, idle: bool) -> None:
         if not hasattr(os, "SCHED_IDLE"):
             return
+        may_leave = may_leave_idle()
+        nice = min(MOST_NICE, NICE + os.getpriority(os.PRIO_PROCESS, 0))
         for thread in self._threads():
             try:
-                if not may_leave_idle():
-                    os.setpriority(os.PRIO_PROCESS, thread, NICE)  # of one thread, on Linux
+                if self._lowly or not may_leave:
+                    os.setpriority(os.PRIO_PROCESS, thread, nice)  # of one thread, on Linux
+                if not may_leave:
                     continue
                 wanted = os.SCHED_IDLE if idle else os.SCHED_OTHER
                 if os.sched_getscheduler(thread) != wanted:
@@ -134,14 +155,6 @@ def _name(thread: int) -> str:
         return Path(f"/proc/self/task/{thread}/comm").read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return ""
-
-
-def _cpu_seconds(thread: int) -> float:
-    """Time that a thread of any process has run (Documentation/scheduler/sched-stats.rst)."""
-    try:
-        return int(Path(f"/proc/{thread}/schedstat").read_text(encoding="utf-8").split()[0]) / 1e9
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
 
 
 class Ticker:

@@ -2,7 +2,8 @@
 
 Runs the same `LocalWork` as a thread of the server would, for a job that is at the other end of an
 inherited socket. Ends when the server does. On a CPU the server gives it what is left over: its
-threads take the class of the one that begins them.
+threads take the class of the one that begins them, and it pauses while a bit that it shares with
+the server says that somebody waits.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import argparse
 import fcntl
 import signal
 import socket
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +24,62 @@ from hotclip_server.datasets.stored import StoredDataset
 from hotclip_server.jobs.context import Cancelled, Interrupted
 from hotclip_server.jobs.failures import job_error
 from hotclip_server.jobs.specs import FineTuneSpec
+from hotclip_server.jobs.yielding import Yielding
 from hotclip_server.models.store import VersionStore
+from hotclip_server.shared_flag import SharedFlag
 from hotclip_server.training.finetune_work import Workplace, local_work
 from hotclip_server.training.frames import Connection
 
+ASK_S = 0.1
+"""Least time between two questions whether to go on: each one takes the server's interpreter."""
+
 
 class RemoteJob:
-    """The job as the training code sees it; see `JobContext`. Its methods run in the server."""
+    """The job as the training code sees it; see `JobContext`. Its methods run in the server, all
+    but those that are called most.
 
-    def __init__(self, connection: Connection, job_id: str) -> None:
+    Args:
+        waiting: Whether anybody waits for the device.
+        yielded_s: Seconds that processes before this one waited for serving.
+    """
+
+    def __init__(
+        self, connection: Connection, job_id: str, waiting: SharedFlag, yielded_s: float
+    ) -> None:
         self.id = job_id
-        self.yielded_s = 0.0
+        self.yielding = Yielding(lambda: waiting.up)
+        self.yielding.yielded_s = yielded_s
         self._connection = connection
+        self._asked = time.monotonic()
+
+    @property
+    def yielded_s(self) -> float:
+        """See `JobContext`."""
+        return self.yielding.yielded_s
+
+    def check_cancelled(self) -> None:
+        """See `JobContext`; also raises ConnectionError if the server is gone."""
+        if time.monotonic() - self._asked >= ASK_S:
+            self._call("check_cancelled")
+
+    def yield_to_serving(self) -> None:
+        """See `JobContext`. Raises as `check_cancelled` does, whether it waits or not."""
+        self.check_cancelled()
+        self.yielding(self.check_cancelled)
 
     def __getattr__(self, name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> None:
-            self._connection.send({"call": name, "args": args, "kwargs": kwargs})
-            answer = self._connection.receive()
-            self.yielded_s = answer["yielded_s"]
-            if answer["stop"] == "cancelled":
-                raise Cancelled
-            if answer["stop"] == "interrupted":
-                raise Interrupted
+        return partial(self._call, name)
 
-        return call
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> None:
+        self._connection.send(
+            {"call": name, "args": args, "kwargs": kwargs, "yielded_s": self.yielded_s}
+        )
+        answer = self._connection.receive()
+        self._asked = time.monotonic()
+        if answer["stop"] == "cancelled":
+            raise Cancelled
+        if answer["stop"] == "interrupted":
+            raise Interrupted
 
 
 class DatasetFolders:
@@ -72,7 +107,8 @@ def serve(connection: Connection) -> None:
         every_s=told["every_s"],
         cooperates=False,  # its parent sees to that
     )
-    job = RemoteJob(connection, told["job"])
+    waiting = SharedFlag(told["waiting"])
+    job = RemoteJob(connection, told["job"], waiting, told["yielded_s"])
     folder = folders / job.id
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:

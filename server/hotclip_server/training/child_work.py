@@ -35,7 +35,7 @@ PATIENCE_S = 30.0
 _CALLS = frozenset(
     (
         *("running", "check_cancelled", "log", "metric", "checkpoint", "resumed", "example"),
-        *("progress", "yield_to_serving"),
+        "progress",
     )
 )
 _BY_CODE: dict[int, type[HotclipError]] = {
@@ -150,6 +150,7 @@ class ChildWork:
 
     def _do(self, message: dict[str, Any]) -> dict[str, Any]:
         stop = ""
+        self._job.yielding.yielded_s = message["yielded_s"]
         if message["call"] not in _CALLS:
             raise RuntimeError(f"the training process asks for {message['call']}. This is a bug.")
         try:
@@ -159,14 +160,14 @@ class ChildWork:
         except Interrupted:
             stop = "interrupted"
         self._background.tick()
-        return {"stop": stop, "yielded_s": self._job.yielded_s}
+        return {"stop": stop}
 
     def _connected(self) -> Connection:
         if self._connection is not None:
             return self._connection
-        place, roots = self._place, self._place.roots
-        if roots is None:
-            raise RuntimeError("a process needs files to read. This is a bug.")
+        place, roots, waiting = self._place, self._place.roots, self._place.waiting
+        if roots is None or waiting is None:
+            raise RuntimeError("a process needs files to read and a flag. This is a bug.")
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -174,18 +175,22 @@ class ChildWork:
                     *(sys.executable, "-m", "hotclip_server.training.child"),
                     f"--fd={theirs.fileno()}",
                 ],
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), waiting.descriptor),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "OMP_WAIT_POLICY": "passive"},
                 start_new_session=True,
             )
         self._lives += 1
         pid = self._process.pid
-        self._background = Background(lambda: threads_of(pid) if place.device == "cpu" else [])
+        self._background = Background(
+            lambda: threads_of(pid) if place.device == "cpu" else [], lowly=True
+        )
         self._connection = Connection(ours)
         self._connection.send(
             {
                 "job": self._job.id,
+                "waiting": waiting.descriptor,
+                "yielded_s": self._job.yielded_s,
                 "spec": self._spec.to_json(),
                 "versions": str(roots.versions),
                 "datasets": str(roots.datasets),

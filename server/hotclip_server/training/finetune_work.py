@@ -15,6 +15,7 @@ import torch
 
 from hotclip_server.jobs.context import JobContext
 from hotclip_server.jobs.specs import FineTuneSpec
+from hotclip_server.shared_flag import SharedFlag
 from hotclip_server.storage.atomic import require_free_space
 from hotclip_server.training.candidates import CANDIDATES, Candidates
 from hotclip_server.training.checkpoints import Checkpoints
@@ -92,6 +93,7 @@ class Workplace:
     drawing: See `Trainer`.
     cooperates: Whether its workers give way to others; a process does that as a whole.
     roots: What `versions` and `datasets` keep their files in; None: no process can be used.
+    waiting: Whether anybody waits for the device, for a process to see.
     """
 
     versions: Versions
@@ -104,6 +106,7 @@ class Workplace:
     drawing: Drawing = nullcontext
     cooperates: bool = True
     roots: Roots | None = None
+    waiting: SharedFlag | None = None
 
 
 @contextmanager
@@ -113,6 +116,8 @@ def local_work(place: Workplace, job: JobContext, spec: FineTuneSpec) -> Iterato
         *(spec.train_dataset, spec.eval_dataset, spec.index_dataset),
         spec.replay_dataset,
     )
+    if place.device == "cpu":
+        job.yielding.count_processor_time()
     with (
         training_errors(),
         _own_threads(place.threads),
@@ -177,8 +182,6 @@ class LocalWork:
         checkpoints = Checkpoints(folder, spec.keep_checkpoints)
         clip = load_clip(place.versions, spec.base_version, place.device)
         job.running()
-        # A GPU is asked for whole steps at once: there is nothing to wait between.
-        breathes = place.cooperates and place.device == "cpu"
         run = Run(
             job,
             spec,
@@ -187,7 +190,8 @@ class LocalWork:
             self._extra,
             checkpoints,
             every_s=place.every_s,
-            breathes=breathes,
+            # A GPU is asked for whole steps at once: there is nothing to wait between.
+            breathes=place.device == "cpu",
         )
         run.train(self._training, place.drawing, self._candidates(folder))
         if spec.wise_ft is not None:

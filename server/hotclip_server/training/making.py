@@ -10,6 +10,7 @@ from hotclip_server.jobs.context import JobContext, JobHandler
 from hotclip_server.jobs.deferred import DeferredHandler
 from hotclip_server.jobs.records import JobKind
 from hotclip_server.jobs.releases import Releases
+from hotclip_server.shared_flag import SharedFlag
 
 if TYPE_CHECKING:
     from hotclip_server.datasets.store import DatasetStore
@@ -47,11 +48,12 @@ def make_trainers(
     drawing: Drawing,
     export_onnx: Callable[[JobContext, str, str], str],
     sample_images: Callable[[str, int, int], Iterable[bytes]],
+    waiting: SharedFlag,
 ) -> list[JobHandler]:
     """The jobs that train and measure.
 
     Args:
-        drawing: See `Workplace`.
+        drawing, waiting: See `Workplace`.
         export_onnx, sample_images: See `FineTuneHandler`.
     """
 
@@ -69,6 +71,7 @@ def make_trainers(
             min_free_disk_bytes=config.min_free_disk_bytes,
             drawing=drawing,
             roots=Roots(versions=folder / "versions", datasets=folder / "datasets"),
+            waiting=waiting,
         )
         return FineTuneHandler(
             place, releases, export_onnx=export_onnx, sample_images=sample_images

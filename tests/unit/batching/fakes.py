@@ -84,12 +84,16 @@ class ManualDevice:
 
 
 def make_batcher(
-    *, max_batch: int = 4, items: int = 100, nbytes: int = 1 << 20
+    *,
+    max_batch: int = 4,
+    items: int = 100,
+    nbytes: int = 1 << 20,
+    tell: Callable[[bool], None] = lambda _: None,
 ) -> tuple[Batcher, ManualDevice, Clock]:
     clock = Clock()
     device = ManualDevice(clock)
     limits = BatchLimits(max_batch=max_batch, budget=Budget(items=items, nbytes=nbytes))
-    return Batcher(device, limits, clock), device, clock
+    return Batcher(device, limits, clock, tell), device, clock
 
 
 async def settle(turns: int = 20) -> None:

@@ -313,3 +313,28 @@ async def test_a_fault_of_the_loop_fails_who_waits_and_not_who_comes_later(caplo
     assert batcher.ledger.items == 0
     assert numbers(await batcher.encode(live, [item(1)], deadline=None)) == [1]
     assert [batch.numbers for batch in device.batches] == [[1]]
+
+
+async def test_it_is_told_when_the_first_comes_and_when_the_last_is_answered():
+    told: list[bool] = []
+    batcher, device, _ = make_batcher(max_batch=1, tell=told.append)
+    device.gate = asyncio.Semaphore(0)
+    live = version("a")
+    calls = [asyncio.create_task(batcher.encode(live, [item(n)], deadline=None)) for n in range(3)]
+    await settle()
+    assert told == [True]
+    calls[2].cancel()
+    device.gate.release()
+    await settle()
+    assert told == [True]
+    device.gate.release()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert told == [True, False]
+    assert await batcher.encode(live, [], deadline=None) == []
+    assert told == [True, False]
+    last = asyncio.create_task(batcher.encode(live, [item(3)], deadline=None))
+    await settle()
+    assert told == [True, False, True]
+    last.cancel()
+    await settle()
+    assert told == [True, False, True, False]

@@ -28,10 +28,11 @@ from hotclip_server.errors import (
     Unavailable,
 )
 from hotclip_server.jobs import store
-from hotclip_server.jobs.context import PATIENCE, JobContext, JobResult
+from hotclip_server.jobs.context import JobContext, JobResult
 from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.jobs.states import JobState
+from hotclip_server.jobs.yielding import PATIENCE
 from hotclip_server.storage.database import Database
 
 
@@ -345,7 +346,7 @@ async def test_small_pieces_of_work_keep_their_share_too(database: Database) -> 
     await runner.start()
     await runner.submit(new_job("busy"))
     await ended(runner, "busy")
-    assert shares[0] > 0.12, shares
+    assert shares[0] > 0.8 / (1 + PATIENCE), shares  # what slept too long is made up for
     await runner.stop()
 
 

@@ -14,10 +14,12 @@ import torch
 
 from hotclip_server.training.background import (
     FLOOR,
+    MOST_NICE,
     NICE,
     WINDOW_S,
     Background,
     Ticker,
+    cpu_seconds,
     may_leave_idle,
     threads_of,
     workers_begun,
@@ -27,6 +29,7 @@ from hotclip_server.training.jobs import use_every_worker
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "SCHED_IDLE"), reason="this system has no idle class"
 )
+OWN = os.getpriority(os.PRIO_PROCESS, 0)
 
 
 @pytest.fixture
@@ -41,25 +44,54 @@ def spinning() -> Iterator[subprocess.Popen[bytes]]:
 def test_idle_while_it_has_its_share_and_usual_when_it_starves(
     spinning: subprocess.Popen[bytes],
 ) -> None:
-    now = [0.0]
-    background = Background(lambda: threads_of(spinning.pid), clock=lambda: now[0])
-    assert os.sched_getscheduler(spinning.pid) == os.SCHED_IDLE
-    # It runs, but hours pass: that is less than its share.
-    now[0] += 3600.0
-    background.tick()
-    assert not background.idle
-    assert os.sched_getscheduler(spinning.pid) == os.SCHED_OTHER
-    # Once it had its share again it gives way again.
-    used = time.monotonic()
-    while time.monotonic() - used < 0.5:
-        time.sleep(0.05)
-    now[0] += WINDOW_S
-    background.tick()
-    if background.idle:  # else the machine gave it less than that in half a second
-        assert os.sched_getscheduler(spinning.pid) == os.SCHED_IDLE
+    now, used = 0.0, 5.0
+    background = Background(
+        lambda: threads_of(spinning.pid), clock=lambda: now, used_s=lambda _: used
+    )
+
+    def scheduled() -> int:
+        background.tick()
+        return os.sched_getscheduler(spinning.pid)
+
+    assert scheduled() == os.SCHED_IDLE
+    for _ in range(100):  # just its share
+        now, used = now + 1.0, used + 1.01 * FLOOR
+        assert scheduled() == os.SCHED_IDLE
+    now += 0.9 * WINDOW_S  # a moment without is no matter
+    assert scheduled() == os.SCHED_IDLE
+    now += 3600.0
+    assert scheduled() == os.SCHED_OTHER
+    # Until it had what it was not given, of the window alone: it may have had nothing to do.
+    now, used = now + 1.0, used + 0.9 * FLOOR * (WINDOW_S + 1.0)
+    assert scheduled() == os.SCHED_OTHER
+    now, used = now + 1.0, used + 0.2 * FLOOR * (WINDOW_S + 1.0) + FLOOR
+    assert scheduled() == os.SCHED_IDLE
+    assert os.getpriority(os.PRIO_PROCESS, spinning.pid) == OWN
     background.release()
     assert os.sched_getscheduler(spinning.pid) == os.SCHED_OTHER
-    assert 0 < FLOOR < 0.5
+
+
+@pytest.mark.skipif(not may_leave_idle(), reason="this user may not leave the idle class")
+def test_its_weight_is_low_for_good_where_nobody_else_uses_it(
+    spinning: subprocess.Popen[bytes],
+) -> None:
+    now = 0.0
+    background = Background(
+        lambda: threads_of(spinning.pid), lowly=True, clock=lambda: now, used_s=lambda _: 0.0
+    )
+    assert os.sched_getscheduler(spinning.pid) == os.SCHED_IDLE
+    now += WINDOW_S
+    background.tick()
+    assert os.sched_getscheduler(spinning.pid) == os.SCHED_OTHER
+    assert os.getpriority(os.PRIO_PROCESS, spinning.pid) == min(MOST_NICE, OWN + NICE)
+
+
+def test_what_a_thread_has_used_is_counted(spinning: subprocess.Popen[bytes]) -> None:
+    while cpu_seconds(spinning.pid) < 0.1:
+        time.sleep(0.01)
+    spinning.kill()
+    spinning.wait()
+    assert cpu_seconds(spinning.pid) == 0
 
 
 def test_without_the_right_to_come_back_its_weight_is_low(
@@ -67,7 +99,7 @@ def test_without_the_right_to_come_back_its_weight_is_low(
 ) -> None:
     monkeypatch.setattr("hotclip_server.training.background.may_leave_idle", lambda: False)
     Background(lambda: threads_of(spinning.pid)).release()
-    assert os.getpriority(os.PRIO_PROCESS, spinning.pid) == NICE
+    assert os.getpriority(os.PRIO_PROCESS, spinning.pid) == min(MOST_NICE, OWN + NICE)
     assert os.sched_getscheduler(spinning.pid) != os.SCHED_IDLE
 
 

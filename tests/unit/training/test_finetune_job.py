@@ -270,3 +270,27 @@ async def test_data_in_which_nothing_fits_is_to_blame_for_it(database: Database)
     assert record.error is not None
     assert record.error.reason == "PAIRS_INVALID"
     assert "all scores are 0" in record.error.message
+
+
+@pytest.mark.parametrize("cooperates", [True, False], ids=["thread", "process"])
+async def test_it_looks_who_waits_between_layers(database: Database, cooperates: bool) -> None:
+    """A process gives way as a whole, but the kernel can't tell that it is half done."""
+    looks = 0
+
+    def pressure_s() -> float:
+        nonlocal looks
+        looks += 1
+        return 0.0
+
+    shelf = Shelf({"base": tiny_clip()})
+    where = replace(place(shelf, database), cooperates=cooperates)
+    runner = JobRunner(database, [FineTuneHandler(where, Desk())], pressure_s=pressure_s)
+    await runner.start()
+    asked = spec(ActivationRule.NEVER, held_out=False)
+    job = await runner.submit(NewJob(kind=JobKind.FINE_TUNE, spec=asked.to_json()))
+    record = await ended(runner, job.id)
+    await runner.stop()
+    assert record.state is JobState.SUCCEEDED, record.error
+    layers = sum(isinstance(one, torch.nn.Linear) for one in shelf.clips["base"].model.modules())
+    steps = CONFIG.max_steps or 0
+    assert looks > steps * layers

@@ -1,0 +1,63 @@
+"""When a job works, and when it waits for those whom the server has to answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+PATIENCE = 9.0
+"""Longest wait, over the work before it: a job keeps a tenth of the time."""
+SAVED_S = 2.0
+"""Most waiting that may be saved up, by work while nobody waited."""
+CHECK_S = 0.002
+"""Between two looks at who waits."""
+
+
+class Yielding:
+    """A job runs in the gaps while there are some, and keeps 1 / (1 + PATIENCE) of the time where
+    there are none.
+
+    A second of work is worth PATIENCE seconds of waiting, of which some are saved up: so a job
+    that finds gaps waits out a busy moment, however short the piece of work before it was. What it
+    waited too long it makes up for. On the thread of the job alone.
+
+    Args:
+        waits: Whether anybody waits for the device; called often.
+        clock, sleep: Of seconds.
+    """
+
+    def __init__(
+        self,
+        waits: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.yielded_s = 0.0
+        """Seconds that it waited for others so far."""
+        self._waits, self._clock, self._sleep = waits, clock, sleep
+        self._work_clock = clock
+        self._since = self._worked = clock()
+        self._patience_s = 0.0
+
+    def count_processor_time(self, clock: Callable[[], float] = time.thread_time) -> None:
+        """From now on work is what this thread computes. Where others push it aside, or a thread
+        for which it waits, that is a wait as well."""
+        self._work_clock = clock
+        self._worked = clock()
+
+    def __call__(self, look: Callable[[], object]) -> None:
+        """Ends a piece of work and waits for its turn; meanwhile calls `look`, which may raise."""
+        began = self._clock()
+        passed, worked = began - self._since, self._work_clock()
+        work = min(passed, worked - self._worked)
+        self._since, self._worked = began, worked
+        saved = self._patience_s + PATIENCE * work - (passed - work)
+        self._patience_s = max(-SAVED_S, min(saved, max(SAVED_S, PATIENCE * work)))
+        while self._patience_s > 0 and self._waits():
+            look()
+            self._sleep(min(CHECK_S, self._patience_s))
+            now = self._clock()
+            self._patience_s -= now - self._since
+            self.yielded_s += now - self._since
+            self._since = now
+        self._worked = self._work_clock()

@@ -1,0 +1,104 @@
+"""What the process of a fine-tune asks the server, and what it knows by itself."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from hotclip_server.jobs.context import Cancelled
+from hotclip_server.shared_flag import SharedFlag
+from hotclip_server.training.child import RemoteJob
+from hotclip_server.training.frames import Connection
+
+
+class Server:
+    """Answers what is asked, until it is told to be gone."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.asked: list[dict[str, Any]] = []
+        self.stop = ""
+        self.waiting = SharedFlag()
+        self._end = ours
+        self.connection = Connection(theirs)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def job(self, yielded_s: float = 0.0) -> RemoteJob:
+        return RemoteJob(self.connection, "job", self.waiting, yielded_s)
+
+    def gone(self) -> None:
+        with suppress(OSError):
+            self._end.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._end.close()
+
+    def _run(self) -> None:
+        connection = Connection(self._end)
+        with suppress(ConnectionError):
+            while True:
+                self.asked.append(connection.receive())
+                connection.send({"stop": self.stop})
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.gone()
+    server.connection.close()
+
+
+def work(seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        pass
+
+
+def test_it_asks_now_and_then_and_not_for_every_layer(server: Server) -> None:
+    job = server.job()
+    calls = 0
+    while len(server.asked) < 2:
+        work(0.0001)
+        job.yield_to_serving()
+        calls += 1
+    assert [one["call"] for one in server.asked] == ["check_cancelled"] * 2
+    assert calls > 20
+    assert job.yielded_s == 0
+
+
+def test_a_pause_is_its_own_and_is_told_of(server: Server) -> None:
+    job = server.job(yielded_s=5.0)
+    server.waiting.set(True)
+    work(0.02)
+    job.yield_to_serving()
+    assert job.yielded_s > 5.1
+    job.log("a pause is over")
+    assert server.asked[-1]["yielded_s"] == job.yielded_s
+    assert server.asked[-1]["args"] == ["a pause is over"]
+
+
+@pytest.mark.parametrize(
+    ("happens", "error"),
+    [
+        (lambda server: setattr(server, "stop", "cancelled"), Cancelled),
+        (Server.gone, ConnectionError),
+    ],
+    ids=["cancelled", "gone"],
+)
+def test_a_pause_ends_when_there_is_no_more_to_do(
+    server: Server, happens: Callable[[Server], None], error: type[Exception]
+) -> None:
+    job = server.job()
+    server.waiting.set(True)
+    work(0.1)
+    job.log("it is asked again only after a while")
+    happens(server)
+    with pytest.raises(error):
+        job.yield_to_serving()  # it would wait for 0.9 s, and return
