@@ -88,6 +88,8 @@ def _figures_of_task(task: str, columns: dict[str, list[Row]]) -> Iterator[Figur
         pairs = list(zip(columns[recipe.instead_of], columns[name], strict=True))
         gains = [with_it.mrr - without.mrr for with_it, without in pairs]
         yield _figure(f"{task}.mrr_gain_over.{name}", "mRR", gains)
+        kept = [with_it.retained_hit10 - without.retained_hit10 for with_it, without in pairs]
+        yield _figure(f"{task}.retained_hit10_gain_over.{name}", "share", kept)
 
 
 def _figure(name: str, unit: str, values: Sequence[float]) -> Figure:

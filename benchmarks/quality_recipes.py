@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hotclip_server.training.config import AugmentConfig, LoraConfig, TrainConfig
+from hotclip_server.training.config import CROPS, LoraConfig, TrainConfig
 
 WISE_FT = 0.5
 HALF = "_half"
@@ -19,6 +19,8 @@ class Recipe:
     config: TrainConfig
     replay: bool = False
     """Whether old pairs of the task are replayed, as `replay_data` does it."""
+    last: bool = False
+    """Whether the weights of the last epoch are kept, instead of those of the best one."""
     wise_ft: float = 1.0
     """Share of the trained weights in those that are measured, the rest is the base's."""
     instead_of: str = ""
@@ -27,12 +29,13 @@ class Recipe:
 
 DEFAULT = TrainConfig(method="auto")
 """What a request that says nothing gets."""
-_STILL = AugmentConfig(crop=(1.0, 1.0))
 _LORA = LoraConfig(rank=2, targets=("q", "k", "v", "out", "mlp"))
-_LIT = TrainConfig(
-    method="lit", epochs=16, batch_size=128, learning_rate=1e-3, augment=_STILL
-)  # as a request has it: what stays the same is encoded once
-_FULL = TrainConfig(method="full", epochs=6, learning_rate=1e-3)
+_EMA = 0.1
+"""Horizon of the moving average, where there is one."""
+# With what was on by default when they were measured first: without the average they reach the
+# same (`ema_off`).
+_LIT = TrainConfig(method="lit", epochs=16, batch_size=128, learning_rate=1e-3, ema=_EMA)
+_FULL = TrainConfig(method="full", epochs=6, learning_rate=1e-3, ema=_EMA, augment=CROPS)
 _SMALL = 2e-4
 """Learning rate of a style: nearer than a language."""
 
@@ -61,17 +64,18 @@ METHODS: Mapping[str, Mapping[str, Recipe]] = {
 
 ABLATIONS: Mapping[str, Mapping[str, Recipe]] = {
     "german": {
-        "positives_off": Recipe(config=replace(_LIT, positives="off"), instead_of="lit"),
         "ema_off": Recipe(config=replace(_LIT, ema=0.0), instead_of="lit"),
     },
     "black": {
-        "ema_off": Recipe(config=replace(DEFAULT, ema=0.0), instead_of="default"),
-        "augment_off": Recipe(config=replace(DEFAULT, augment=_STILL), instead_of="default"),
+        "ema_on": Recipe(config=replace(DEFAULT, ema=_EMA), instead_of="default"),
+        "augment_on": Recipe(config=replace(DEFAULT, augment=CROPS), instead_of="default"),
         "layer_decay_0.8": Recipe(config=replace(DEFAULT, layer_decay=0.8), instead_of="default"),
+        "last_epoch": Recipe(config=DEFAULT, last=True, instead_of="default"),
     },
     "few": {
-        "ema_off": Recipe(config=replace(DEFAULT, ema=0.0), instead_of="default"),
-        "augment_off": Recipe(config=replace(DEFAULT, augment=_STILL), instead_of="default"),
+        "ema_on": Recipe(config=replace(DEFAULT, ema=_EMA), instead_of="default"),
+        "augment_on": Recipe(config=replace(DEFAULT, augment=CROPS), instead_of="default"),
+        "last_epoch": Recipe(config=DEFAULT, last=True, instead_of="default"),
         "auto_full": Recipe(config=replace(DEFAULT, method="full"), instead_of="default"),
     },
 }
