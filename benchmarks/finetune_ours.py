@@ -21,7 +21,7 @@ from benchmarks.worker import obey
 from hotclip_server.app import make_store
 from hotclip_server.config import ServerConfig
 from hotclip_server.training.clip import Clip, load_clip
-from hotclip_server.training.config import TrainConfig
+from hotclip_server.training.config import CROPS, TrainConfig
 from hotclip_server.training.dataset import tokenize
 from hotclip_server.training.events import Step, TrainEvent
 from hotclip_server.training.images import ImageStore
@@ -49,6 +49,7 @@ class Ours:
             chunk_size=told["chunk_size"],
             scheduler="constant",
             precision="fp32",
+            augment=CROPS,  # as open_clip's transform for training
         )
         self._run: Iterator[TrainEvent] | None = None
         return {"folder": str(self._folder), "side": size if isinstance(size, int) else size[0]}

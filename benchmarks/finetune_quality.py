@@ -1,10 +1,10 @@
 """How much better builtin:mini gets at what it was tuned for, and what it forgets.
 
-Three tasks, five seeds, each method, and what is on by default left out. Every model is a line in
-`finetune-quality.runs.jsonl` in the output folder; what is there of the same recipe, pairs and
-weights is not made again, so a stopped suite goes on where it was, and `--runs` does a part of it.
-Figures are means over the seeds with 95 % intervals by Student's t; ratios, losses and gains are
-taken seed by seed.
+Four tasks, five seeds, each method, what is on by default left out and what is off put in. Every
+model is a line in `finetune-quality.runs.jsonl` in the output folder; what is there of the same
+recipe, pairs and weights is not made again, so a stopped suite goes on where it was, and `--runs`
+does a part of it. Figures are means over the seeds with 95 % intervals by Student's t; ratios,
+losses and gains are taken seed by seed.
 """
 
 from __future__ import annotations
@@ -82,12 +82,15 @@ def _figures_of_task(task: str, columns: dict[str, list[Row]]) -> Iterator[Figur
         losses = [100 * (was.retained_hit10 - one.retained_hit10) for one, was in pairs]
         lost[name] = _figure(f"retained.hit10_loss.{task}.{name}", "points", losses)
         yield lost[name]
-    least = min(lost[f"full{HALF}"], lost["default"], key=lambda figure: figure.value)
-    yield replace(least, name=f"retained.hit10_loss.{task}.least")
+    if "default" in lost:
+        least = min(lost[f"full{HALF}"], lost["default"], key=lambda figure: figure.value)
+        yield replace(least, name=f"retained.hit10_loss.{task}.least")
     for name, recipe in ABLATIONS[task].items():
         pairs = list(zip(columns[recipe.instead_of], columns[name], strict=True))
         gains = [with_it.mrr - without.mrr for with_it, without in pairs]
         yield _figure(f"{task}.mrr_gain_over.{name}", "mRR", gains)
+        kept = [with_it.retained_hit10 - without.retained_hit10 for with_it, without in pairs]
+        yield _figure(f"{task}.retained_hit10_gain_over.{name}", "share", kept)
 
 
 def _figure(name: str, unit: str, values: Sequence[float]) -> Figure:

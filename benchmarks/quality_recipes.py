@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hotclip_server.training.config import AugmentConfig, LoraConfig, TrainConfig
+from hotclip_server.training.config import CROPS, LoraConfig, Positives, TrainConfig
 
 WISE_FT = 0.5
 HALF = "_half"
@@ -19,6 +19,8 @@ class Recipe:
     config: TrainConfig
     replay: bool = False
     """Whether old pairs of the task are replayed, as `replay_data` does it."""
+    last: bool = False
+    """Whether the weights of the last epoch are kept, instead of those of the best one."""
     wise_ft: float = 1.0
     """Share of the trained weights in those that are measured, the rest is the base's."""
     instead_of: str = ""
@@ -27,12 +29,16 @@ class Recipe:
 
 DEFAULT = TrainConfig(method="auto")
 """What a request that says nothing gets."""
-_STILL = AugmentConfig(crop=(1.0, 1.0))
 _LORA = LoraConfig(rank=2, targets=("q", "k", "v", "out", "mlp"))
-_LIT = TrainConfig(
-    method="lit", epochs=16, batch_size=128, learning_rate=1e-3, augment=_STILL
-)  # as a request has it: what stays the same is encoded once
-_FULL = TrainConfig(method="full", epochs=6, learning_rate=1e-3)
+_OTHER_POSITIVES: Sequence[Positives] = ("share", "mask")
+_EMA = 0.1
+"""Horizon of the moving average, where there is one."""
+# With what was on by default when they were measured first. Without the average they reach the
+# same (`ema_off`), and of equal texts the positives are the same loss.
+_BEFORE = TrainConfig(learning_rate=1e-3, ema=_EMA, positives="share")
+_LIT = replace(_BEFORE, method="lit", epochs=16, batch_size=128)
+_FULL = replace(_BEFORE, method="full", epochs=6, augment=CROPS)
+_REPLAY = Recipe(config=replace(_LIT, epochs=36), replay=True, wise_ft=0.7)
 _SMALL = 2e-4
 """Learning rate of a style: nearer than a language."""
 
@@ -41,7 +47,7 @@ METHODS: Mapping[str, Mapping[str, Recipe]] = {
         "full": Recipe(config=_FULL),
         "lora": Recipe(config=replace(_FULL, method="lora", learning_rate=1e-2, lora=_LORA)),
         "lit": Recipe(config=_LIT),
-        "replay": Recipe(config=replace(_LIT, epochs=36), replay=True, wise_ft=0.7),
+        "replay": _REPLAY,
         "default": Recipe(config=DEFAULT),
     },
     "black": {
@@ -56,27 +62,43 @@ METHODS: Mapping[str, Mapping[str, Recipe]] = {
         "lit": Recipe(config=replace(_LIT, learning_rate=_SMALL)),
         "default": Recipe(config=DEFAULT),
     },
+    "labels": {
+        "lit": Recipe(
+            config=replace(DEFAULT, method="lit", epochs=8, batch_size=128, learning_rate=1e-3)
+        ),
+    },
 }
 """By task; as many epochs as one run of two minutes on two cores has room for."""
 
 ABLATIONS: Mapping[str, Mapping[str, Recipe]] = {
     "german": {
-        "positives_off": Recipe(config=replace(_LIT, positives="off"), instead_of="lit"),
         "ema_off": Recipe(config=replace(_LIT, ema=0.0), instead_of="lit"),
+        "positives_off": replace(
+            _REPLAY, config=replace(_REPLAY.config, positives="off"), instead_of="replay"
+        ),
     },
     "black": {
-        "ema_off": Recipe(config=replace(DEFAULT, ema=0.0), instead_of="default"),
-        "augment_off": Recipe(config=replace(DEFAULT, augment=_STILL), instead_of="default"),
+        "ema_on": Recipe(config=replace(DEFAULT, ema=_EMA), instead_of="default"),
+        "augment_on": Recipe(config=replace(DEFAULT, augment=CROPS), instead_of="default"),
         "layer_decay_0.8": Recipe(config=replace(DEFAULT, layer_decay=0.8), instead_of="default"),
+        "last_epoch": Recipe(config=DEFAULT, last=True, instead_of="default"),
     },
     "few": {
-        "ema_off": Recipe(config=replace(DEFAULT, ema=0.0), instead_of="default"),
-        "augment_off": Recipe(config=replace(DEFAULT, augment=_STILL), instead_of="default"),
+        "ema_on": Recipe(config=replace(DEFAULT, ema=_EMA), instead_of="default"),
+        "augment_on": Recipe(config=replace(DEFAULT, augment=CROPS), instead_of="default"),
+        "last_epoch": Recipe(config=DEFAULT, last=True, instead_of="default"),
         "auto_full": Recipe(config=replace(DEFAULT, method="full"), instead_of="default"),
     },
+    "labels": {
+        f"positives_{kind}": Recipe(
+            config=replace(METHODS["labels"]["lit"].config, positives=kind), instead_of="lit"
+        )
+        for kind in _OTHER_POSITIVES
+    },
 }
-"""By task: one thing that is on by default left out, or one that is off put in. Several positives
-change something where a concept has several pairs alone."""
+"""By task: one thing that is on by default left out, or one that is off put in. What items of one
+label are to each other changes something where their texts differ alone: rows of equal texts that
+ask for an image each, or for all of them each, are together the same loss."""
 
 
 def recipes_of(task: str) -> Mapping[str, Recipe]:

@@ -60,7 +60,10 @@ def fingerprint(task: Task, method: str, epochs: int = 0) -> str:
     digest = hashlib.sha256(_weights_digest())
     if name != BASE:
         recipe = _told(recipes_of(task.name)[name], 0, epochs)
-        digest.update(json.dumps(asdict(recipe), sort_keys=True).encode())
+        said = asdict(recipe)
+        if not recipe.last:
+            del said["last"]  # rows from before there was a choice are still of their recipe
+        digest.update(json.dumps(said, sort_keys=True).encode())
         digest.update(_digest(_training(task, recipe)))
     for part in (task.chosen_by, task.queries, task.index, task.old, task.old_index):
         digest.update(_digest(part))
@@ -166,11 +169,12 @@ def load_mini() -> Clip:
 
 
 def _train(clip: Clip, task: Task, recipe: Recipe) -> None:
-    """As a job does it: the weights of the epoch that is best at `chosen_by` are kept."""
+    """As a job does it: the weights of the epoch that is best at `chosen_by` are kept, unless the
+    recipe wants the last one's."""
     config = recipe.config
     best, weights = -1.0, _copy(clip)
     for score in _epochs(clip, _training(task, recipe), task.chosen_by, config):
-        if score > best:
+        if recipe.last or score > best:
             best, weights = score, _copy(clip)
     with torch.no_grad():
         for name, value in clip.model.state_dict().items():

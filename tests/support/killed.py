@@ -28,7 +28,7 @@ from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.jobs.specs import ActivationRule, FineTuneSpec
 from hotclip_server.jobs.states import JobState
 from hotclip_server.training.clip import Clip
-from hotclip_server.training.config import TrainConfig
+from hotclip_server.training.config import CROPS, TrainConfig
 from hotclip_server.training.finetune_job import FineTuneHandler
 from hotclip_server.training.finetune_work import Workplace
 
@@ -41,7 +41,15 @@ from tests.unit.training.test_finetune_job import Desk, Sets, Shelf  # noqa: E40
 from tests.unit.training.tiny import tiny_clip  # noqa: E402
 
 NAME = "victim"
-CONFIG = TrainConfig(epochs=60, batch_size=6, chunk_size=4, learning_rate=1e-3, method="full")
+CONFIG = TrainConfig(
+    epochs=60,
+    batch_size=6,
+    chunk_size=4,
+    learning_rate=1e-3,
+    method="full",
+    ema=0.1,
+    augment=CROPS,
+)
 SPEC = FineTuneSpec(
     model="default",
     base_version="base",

@@ -146,10 +146,10 @@ async def finetune(
         layer_decay: Learning rate of a block as a share of that of the next, in (0, 1].
         clip_norm: Largest gradient norm, > 0.
         ema: Horizon of the moving average of the weights, which is kept, as a share of all
-            steps, in [0, 1]; 0 is off.
+            steps, in [0, 1]; None: 0, off.
         precision: Of the towers: "fp32", "bf16" or "auto": bf16 on CUDA.
-        augment: Random crops of the images; None: unless clip-vision is locked, which then sees
-            each image once.
+        augment: Random crops of the images, off unless asked for; with them a locked clip-vision
+            sees each image in every epoch, else once.
         seed: Same seed, same data, same result.
         early_stopping: True, or {"monitor": "monitor", "patience": 2, "min_delta": 0.0,
             "mode": "max"}: ends when an epoch no longer makes it better.

@@ -613,12 +613,12 @@ class FineTuneRequest(message.Message):
     dataset id or name; empty: only the held-out images. Needs held-out data.
     """
     augment: builtins.bool
-    """Random-resized crops of (0.9, 1) of the image; default true, but false where clip-vision is
-    locked, which then sees each image once.
+    """Random-resized crops of (0.9, 1) of the image; default false. With them a locked clip-vision
+    sees each image in every epoch, else once.
     """
     ema: builtins.float
     """Horizon of the moving average of the weights, which is what is measured and kept, as a
-    share of all steps, in [0, 1]; 0 is off; default 0.1.
+    share of all steps, in [0, 1]; default 0, off.
     """
     method: Method.ValueType
     """Default auto."""

@@ -16,6 +16,7 @@ from hotclip_server.services.datasets import name_violations, request_id_violati
 from hotclip_server.services.finetune_choices import CHOICES, choice_of
 from hotclip_server.services.monitors import higher_is_better, is_monitor
 from hotclip_server.training.config import (
+    CROPS,
     AugmentConfig,
     LoraConfig,
     Matrix,
@@ -164,16 +165,13 @@ def _config(request: pb.FineTuneRequest, problems: list[FieldViolation]) -> Trai
     for name in _CHOSEN:
         if getattr(request, name) in CHOICES[name]:
             values[name] = choice_of(name, getattr(request, name))
-    # Where clip-vision is locked, an image that stays the same is encoded once.
-    locked = request.lock_image or request.method == pb.METHOD_LIT
-    augment = request.augment if request.HasField("augment") else not locked
     try:
         return TrainConfig(
             **values,
             lora=_lora(request.lora),
             metric_loss=_metric_loss(request),
             mining=_mining(request),
-            augment=AugmentConfig() if augment else AugmentConfig(crop=(1.0, 1.0)),
+            augment=CROPS if request.augment else AugmentConfig(),
         )
     except InvalidTrainConfig as error:
         problems += [FieldViolation(v.field, v.reason) for v in error.violations]

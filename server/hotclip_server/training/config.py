@@ -31,9 +31,9 @@ LAYER_DECAY = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random changes of a training image; each 0 is off. Images never flip: "left" stays left."""
+    """Random changes of a training image; off by default. Images never flip: "left" stays left."""
 
-    crop: tuple[float, float] = (0.9, 1.0)
+    crop: tuple[float, float] = (1.0, 1.0)
     """Range of the share of the side that is kept; above 1 the image shrinks, its border grows."""
     shift: float = 0.0
     """Largest move in each direction, as a share of the side."""
@@ -55,7 +55,11 @@ class AugmentConfig:
     @property
     def changes(self) -> bool:
         """Whether any image may come out other than it went in."""
-        return self != AugmentConfig(crop=(1.0, 1.0))
+        return self != AugmentConfig()
+
+
+CROPS = AugmentConfig(crop=(0.9, 1.0))
+"""What a request asks for that says "augment" and no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +174,7 @@ class TrainConfig:
     """Rate of a block as a share of that of the block after it; None: by the method."""
     clip_norm: float = 1.0
     """Largest norm of the gradient over all parameters."""
-    ema: float = 0.1
+    ema: float = 0.0
     """Horizon of the moving average of the weights as a share of all steps; 0 is off."""
     train_batch_norm: bool = False
     """Learn BatchNorm statistics (training from scratch); else they stay as they are."""

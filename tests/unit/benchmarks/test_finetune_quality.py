@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,10 +16,11 @@ from benchmarks import quality_runs
 from benchmarks.figures import judged
 from benchmarks.finetune_quality import QUICK_RUNS, figures_of, finetune_quality, mean_of, plan_of
 from benchmarks.quality_plan import Run, rows_of
-from benchmarks.quality_recipes import ABLATIONS, HALF, METHODS, recipes_of
-from benchmarks.quality_runs import BASE, Row, append_rows, fingerprint, read_rows
+from benchmarks.quality_recipes import ABLATIONS, DEFAULT, HALF, METHODS, Recipe, recipes_of
+from benchmarks.quality_runs import BASE, Row, append_rows, fingerprint, load_mini, read_rows
 from benchmarks.quality_tasks import FEW, TASKS, line_art, make_task
 from benchmarks.settings import Settings
+from hotclip_server.training.clip import Clip
 
 CONCEPTS = 60
 """Of the quick suite."""
@@ -45,7 +48,8 @@ def test_what_is_asked_for_was_not_seen(name: str) -> None:
     assert set(task.queries.pairs) <= set(task.index.pairs)
     assert set(task.retained.pairs) <= set(task.old_index.pairs)
     assert not set(task.retained.pairs) & set(task.old.pairs)
-    assert len(task.index.pairs) == len(task.old_index.pairs) == 40
+    searched = 12 if name == "labels" else 40  # those that were seen have the labels too
+    assert (len(task.index.pairs), len(task.old_index.pairs)) == (searched, 40)
     assert (len(task.queries.pairs), len(task.retained.pairs), len(task.old.pairs)) == (12, 12, 28)
     # The epoch is chosen by drawings of the new style that are trained on in no other way.
     assert len(task.chosen_by.pairs) == 3
@@ -64,6 +68,20 @@ def test_german_names_are_trained_on_with_another_style() -> None:
         assert names >= {pair.text for pair in part.pairs}
     few = make_task("few", 0)
     assert len(few.train.pairs) + len(few.chosen_by.pairs) == FEW
+
+
+def test_a_drawing_has_a_name_and_a_label_that_others_have() -> None:
+    task = make_task("labels", 0)
+    texts = Counter(pair.text for pair in task.train.pairs)
+    labels = Counter(pair.label for pair in task.train.pairs)
+    assert min(labels.values()) >= 2
+    assert all(pair.text == pair.label for pair in task.queries.pairs)
+    captions: dict[str, set[str]] = {}
+    for pair in task.train.pairs:
+        captions.setdefault(pair.image_key, set()).add(pair.text)
+    assert all(len(both) <= 2 for both in captions.values())
+    assert sum(len(both) == 2 for both in captions.values()) > 0.95 * len(captions)
+    assert 80 < len(labels) < 100 < texts["country flag"]
 
 
 def test_line_art_has_no_colour() -> None:
@@ -128,13 +146,32 @@ def test_figures_are_of_every_seed() -> None:
     assert figures["german.mrr.base"].value == pytest.approx(0.12)
     least = figures["retained.hit10_loss.few.least"]
     assert (least.value, least.target, least.passed) == (0.0, 2.0, True)
-    assert figures["black.mrr_gain_over.ema_off"].value == 0
+    assert figures["black.mrr_gain_over.ema_on"].value == 0
     assert figures["german.mrr_gain_over.positives_off"].value == 0
+    forgets = [replace(r, retained_hit10=0.8) if r.method == "auto_full" else r for r in rows]
+    gains = {figure.name: figure.value for figure in figures_of(forgets)}
+    assert gains["few.retained_hit10_gain_over.auto_full"] == pytest.approx(0.1)
+    assert gains["few.mrr_gain_over.auto_full"] == 0
     # A seed that is not complete does not count.
     part = [known for known in rows if known.key != ("german", "lit", 4)]
     fewer = {figure.name: figure for figure in figures_of(part)}
     assert fewer["german.mrr_ratio.replay"].value > german.value
     assert judged(fewer["black.mrr_ratio.full"], "cpu") == figures["black.mrr_ratio.full"]
+
+
+@pytest.mark.parametrize(("last", "kept"), [(False, 2.0), (True, 3.0)])
+def test_the_best_epoch_is_kept_or_the_last(
+    last: bool, kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def epochs(clip: Clip, *_: object) -> Iterator[float]:
+        for epoch, score in enumerate((0.2, 0.5, 0.3), 1):
+            clip.model.logit_scale.data.fill_(epoch)
+            yield score
+
+    monkeypatch.setattr(quality_runs, "_epochs", epochs)
+    clip = load_mini()
+    quality_runs._train(clip, make_task("few", 0, CONCEPTS), Recipe(config=DEFAULT, last=last))
+    assert float(clip.model.logit_scale.detach()) == kept
 
 
 def test_a_stopped_suite_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

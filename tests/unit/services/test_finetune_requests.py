@@ -48,6 +48,9 @@ def test_an_empty_request_has_the_stated_defaults() -> None:
         "k": 20,
         "compat": "standard",
     }
+    config = spec["config"]
+    assert (config.ema, config.decay, config.positives) == (0, 1, "share")
+    assert not config.augment.changes
 
 
 def test_everything_that_is_asked_for_arrives() -> None:
@@ -91,7 +94,7 @@ def test_everything_that_is_asked_for_arrives() -> None:
     assert config.metric_loss is not None
     assert dict(config.metric_loss.options) == {"margin": 0.2, "swap": True}
     assert config.lora == LoraConfig(rank=4, alpha=8.0, dora=True, targets=("q", "mlp"))
-    assert config.augment == AugmentConfig(crop=(1.0, 1.0))
+    assert config.augment == AugmentConfig()
     assert (config.optimizer, config.momentum) == ("sgd", 0.5)
     assert (config.scheduler, config.scheduler_power) == ("polynomial", 3)
     assert (config.chunk_size, config.freeze_layers, config.negatives) == (8, 1, 0)
@@ -127,17 +130,15 @@ def test_settings_that_exclude_each_other_arrive_as_well() -> None:
 @pytest.mark.parametrize(
     ("changes", "crops"),
     [
-        ({}, True),
-        ({"method": pb.METHOD_LIT}, False),
-        ({"lock_image": True}, False),
-        ({"lock_image": True, "augment": True}, True),
+        ({}, False),
         ({"augment": False}, False),
+        ({"augment": True}, True),
+        ({"lock_image": True, "augment": True}, True),
     ],
 )
-def test_images_of_a_locked_tower_are_cropped_only_if_asked_for(
-    changes: Mapping[str, Any], crops: bool
-) -> None:
-    assert check_fine_tune(request(**changes)).spec["config"].augment.changes == crops
+def test_images_are_cropped_only_if_asked_for(changes: Mapping[str, Any], crops: bool) -> None:
+    found = check_fine_tune(request(**changes)).spec["config"].augment
+    assert found == (AugmentConfig(crop=(0.9, 1.0)) if crops else AugmentConfig())
 
 
 def test_what_is_mined_has_the_stated_defaults() -> None:

@@ -142,6 +142,26 @@ def test_without_duplicates_it_is_cross_entropy():
     torch.testing.assert_close(info_nce(image, text, scale, targets), expected)
 
 
+def test_sharing_matters_where_texts_differ():
+    """Rows of one text ask for an image each or for all of them each: together that is the same.
+    Rows of one label with different texts are kept apart unless they share."""
+    generator = torch.Generator().manual_seed(0)
+    image, words = torch.randn(2, 6, 8, dtype=torch.float64, generator=generator)
+    label = torch.tensor([0, 0, 0, 1, 1, 2])
+    keys = torch.stack([torch.arange(6), label])
+    losses = {}
+    for texts in (label, torch.arange(6)):
+        features = (image.clone().requires_grad_(True), words.clone().requires_grad_(True))
+        text = normalize(features[1][texts], dim=-1)
+        for mode in ("share", "off"):
+            targets = targets_of(keys, keys, torch.ones(6, dtype=torch.float64), mode)
+            loss = info_nce(normalize(features[0], dim=-1), text, torch.tensor(1.0), targets)
+            gradients = torch.autograd.grad(loss, features, retain_graph=True)
+            losses[texts is label, mode] = torch.cat([loss[None], *map(torch.ravel, gradients)])
+    torch.testing.assert_close(losses[True, "share"], losses[True, "off"])
+    assert not torch.allclose(losses[False, "share"], losses[False, "off"], rtol=1e-3)
+
+
 def test_a_wrong_text_pulls_from_images_alone():
     """A text past the pairs is a candidate of each image, and asks for none itself."""
     image = normalize(torch.eye(2, 3, dtype=torch.float64), dim=-1)

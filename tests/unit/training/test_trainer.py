@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hotclip_server.training.clip import Clip
-from hotclip_server.training.config import AugmentConfig, TrainConfig
+from hotclip_server.training.config import CROPS, AugmentConfig, TrainConfig
 from hotclip_server.training.errors import InvalidPairs, TrainingDiverged
 from hotclip_server.training.evaluate import Evaluator
 from hotclip_server.training.events import (
@@ -77,7 +77,8 @@ def test_nothing_happens_between_steps():
 
 @pytest.mark.parametrize("resnet", [False, True])
 def test_same_seed_gives_the_same_weights(resnet: bool):
-    config = replace(FAST, epochs=2, ema=0.5, augment=AugmentConfig(hue=0.5, outline=0.5))
+    changing = AugmentConfig(crop=(0.9, 1.0), hue=0.5, outline=0.5)
+    config = replace(FAST, epochs=2, ema=0.5, augment=changing)
     ends = []
     for noise in (1, 2):
         clip = tiny_clip(resnet=resnet)
@@ -226,7 +227,7 @@ def test_it_goes_back_once_and_fails_if_that_was_no_help():
 
 def test_full_memory_halves_the_chunk_and_gives_the_same_weights():
     data, ends, losses = colours(12), [], []
-    config = TrainConfig(batch_size=12, epochs=4, learning_rate=1e-5)
+    config = TrainConfig(batch_size=12, epochs=4, learning_rate=1e-5, ema=0.1, augment=CROPS)
     for most in (12, 3):
         clip = tiny_clip()
         clip.model.ln_final = torch.nn.Sequential(clip.model.ln_final, torch.nn.Dropout(0.2))
