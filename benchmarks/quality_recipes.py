@@ -30,7 +30,7 @@ class Recipe:
 DEFAULT = TrainConfig(method="auto")
 """What a request that says nothing gets."""
 _LORA = LoraConfig(rank=2, targets=("q", "k", "v", "out", "mlp"))
-_OTHER_POSITIVES: Sequence[Positives] = ("share", "mask")
+_OTHER_POSITIVES: Sequence[Positives] = ("off", "mask")
 _EMA = 0.1
 """Horizon of the moving average, where there is one."""
 # With what was on by default when they were measured first. Without the average they reach the
