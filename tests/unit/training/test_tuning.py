@@ -202,13 +202,18 @@ def test_what_stays_as_it_is_is_in_no_state(
 
 
 @pytest.mark.parametrize("resnet", [False, True])
-def test_lit_leaves_image_vectors_bit_for_bit(resnet: bool):
+def test_lit_leaves_the_image_tower_bit_for_bit(resnet: bool):
     clip = tiny_clip(resnet=resnet)
     side = 32 if resnet else 16
     pixels = torch.randint(0, 256, (5, 3, side, side), dtype=torch.uint8)
     before = embed_pixels(clip, pixels)
+    kept = {name: value.clone() for name, value in clip.model.visual.state_dict().items()}
     list(train(clip, colours(), replace(FAST, method="lit")))
-    assert (embed_pixels(clip, pixels) == before).all()
+    after = clip.model.visual.state_dict()
+    assert after.keys() == kept.keys()
+    assert all(torch.equal(after[name], value) for name, value in kept.items())
+    # How a product is summed depends on the threads that the process gives it at the moment.
+    assert abs(embed_pixels(clip, pixels) - before).max() < 1e-6
 
 
 def test_preserving_keeps_nearer_to_the_base():
