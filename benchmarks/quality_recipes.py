@@ -30,7 +30,7 @@ class Recipe:
 DEFAULT = TrainConfig(method="auto")
 """What a request that says nothing gets."""
 _LORA = LoraConfig(rank=2, targets=("q", "k", "v", "out", "mlp"))
-_OTHER_POSITIVES: Sequence[Positives] = ("off", "mask")
+_OTHER_POSITIVES: Sequence[Positives] = ("share", "mask")
 _EMA = 0.1
 """Horizon of the moving average, where there is one."""
 # With what was on by default when they were measured first. Without the average they reach the
@@ -38,7 +38,6 @@ _EMA = 0.1
 _BEFORE = TrainConfig(learning_rate=1e-3, ema=_EMA, positives="share")
 _LIT = replace(_BEFORE, method="lit", epochs=16, batch_size=128)
 _FULL = replace(_BEFORE, method="full", epochs=6, augment=CROPS)
-_REPLAY = Recipe(config=replace(_LIT, epochs=36), replay=True, wise_ft=0.7)
 _SMALL = 2e-4
 """Learning rate of a style: nearer than a language."""
 
@@ -47,7 +46,7 @@ METHODS: Mapping[str, Mapping[str, Recipe]] = {
         "full": Recipe(config=_FULL),
         "lora": Recipe(config=replace(_FULL, method="lora", learning_rate=1e-2, lora=_LORA)),
         "lit": Recipe(config=_LIT),
-        "replay": _REPLAY,
+        "replay": Recipe(config=replace(_LIT, epochs=36), replay=True, wise_ft=0.7),
         "default": Recipe(config=DEFAULT),
     },
     "black": {
@@ -73,9 +72,6 @@ METHODS: Mapping[str, Mapping[str, Recipe]] = {
 ABLATIONS: Mapping[str, Mapping[str, Recipe]] = {
     "german": {
         "ema_off": Recipe(config=replace(_LIT, ema=0.0), instead_of="lit"),
-        "positives_off": replace(
-            _REPLAY, config=replace(_REPLAY.config, positives="off"), instead_of="replay"
-        ),
     },
     "black": {
         "ema_on": Recipe(config=replace(DEFAULT, ema=_EMA), instead_of="default"),

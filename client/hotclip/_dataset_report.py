@@ -26,7 +26,7 @@ class DatasetReport:
     images_with_several_texts: int
     """Fine: one of the texts is drawn each epoch."""
     texts_with_several_images: int
-    """Fine: they are positives of each other."""
+    """Fine: they belong together."""
     most_frequent_text: str
     """Cut to 256 characters; empty if every text is there once."""
     most_frequent_text_pairs: int

@@ -28,7 +28,8 @@ class Pair:
     text: str
     image: Path | bytes | NDArray[np.uint8] | Image | Any
     group: str = ""
-    """Pairs of one group, such as a product, are positives of each other; empty: none."""
+    """Pairs of one group, such as a product, belong together: each is right for the other's query,
+    and none is held out while others are trained on; empty: none."""
     label: str = ""
     """Name of the class that the image belongs to; empty: none."""
     score: float = 1.0

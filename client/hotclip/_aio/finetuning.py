@@ -54,7 +54,7 @@ async def finetune(
     miner: str = "",
     miner_options: Options | None = None,
     items_per_class: int | None = None,
-    positives: PositivesName = "share",
+    positives: PositivesName = "off",
     negatives: int | None = None,
     mining: bool | str | Options | None = None,
     prompts: Sequence[str] = (),

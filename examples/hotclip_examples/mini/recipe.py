@@ -39,6 +39,7 @@ TRAIN = TrainConfig(
     warmup=0.05,
     weight_decay=0.05,
     ema=0.02,
+    positives="share",
     train_batch_norm=True,
     precision="bf16",
     seed=0,

@@ -98,7 +98,7 @@ class DatasetPair(message.Message):
     text: builtins.str
     """UTF-8, at most 8 KiB; may be empty if there is a label."""
     group: builtins.str
-    """Pairs of one group are positives of each other; empty: none but itself."""
+    """Pairs of one group, such as a product, belong together; empty: none but itself."""
     label: builtins.str
     """Name of the class that the image belongs to, at most 1 KiB; empty: none."""
     score: builtins.float
@@ -423,7 +423,7 @@ class DatasetReport(message.Message):
     images_with_several_texts: builtins.int
     """Fine: one of the texts is drawn each epoch."""
     texts_with_several_images: builtins.int
-    """Fine: they are positives of each other."""
+    """Fine: they belong together."""
     most_frequent_text: builtins.str
     """Text of the most pairs, cut to 256 characters; empty if each is there once."""
     most_frequent_text_pairs: builtins.int

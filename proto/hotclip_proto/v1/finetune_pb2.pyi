@@ -29,7 +29,7 @@ class _LossEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Loss.ValueType], 
     LOSS_UNSPECIFIED: _Loss.ValueType  # 0
     """SIGLIP if the model has a logit bias, else INFO_NCE."""
     LOSS_INFO_NCE: _Loss.ValueType  # 1
-    """Symmetric InfoNCE with a learnable scale and several positives (CLIP)."""
+    """Symmetric InfoNCE with a learnable scale (CLIP)."""
     LOSS_SIGLIP: _Loss.ValueType  # 2
     """Sigmoid of each pair; for models with a logit bias alone (SigLIP)."""
     LOSS_METRIC: _Loss.ValueType  # 3
@@ -41,7 +41,7 @@ class Loss(_Loss, metaclass=_LossEnumTypeWrapper):
 LOSS_UNSPECIFIED: Loss.ValueType  # 0
 """SIGLIP if the model has a logit bias, else INFO_NCE."""
 LOSS_INFO_NCE: Loss.ValueType  # 1
-"""Symmetric InfoNCE with a learnable scale and several positives (CLIP)."""
+"""Symmetric InfoNCE with a learnable scale (CLIP)."""
 LOSS_SIGLIP: Loss.ValueType  # 2
 """Sigmoid of each pair; for models with a logit bias alone (SigLIP)."""
 LOSS_METRIC: Loss.ValueType  # 3
@@ -54,7 +54,7 @@ class _Positives:
 class _PositivesEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Positives.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
     POSITIVES_UNSPECIFIED: _Positives.ValueType  # 0
-    """SHARE."""
+    """OFF."""
     POSITIVES_SHARE: _Positives.ValueType  # 1
     """Positives too: the target is spread evenly over all of them."""
     POSITIVES_MASK: _Positives.ValueType  # 2
@@ -68,7 +68,7 @@ class Positives(_Positives, metaclass=_PositivesEnumTypeWrapper):
     """
 
 POSITIVES_UNSPECIFIED: Positives.ValueType  # 0
-"""SHARE."""
+"""OFF."""
 POSITIVES_SHARE: Positives.ValueType  # 1
 """Positives too: the target is spread evenly over all of them."""
 POSITIVES_MASK: Positives.ValueType  # 2
@@ -631,7 +631,7 @@ class FineTuneRequest(message.Message):
     off; default 1. With method FULL or LIT.
     """
     positives: Positives.ValueType
-    """Default share."""
+    """Default OFF."""
     negatives: builtins.int
     """How many of a row's own negative texts and of its negative images come into the batch with
     it, 0 to 16; default 1.

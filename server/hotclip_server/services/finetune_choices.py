@@ -14,7 +14,7 @@ CHOICES: Mapping[str, Mapping[int, str]] = {
         pb.LOSS_METRIC: "metric",
     },
     "positives": {
-        pb.POSITIVES_UNSPECIFIED: "share",
+        pb.POSITIVES_UNSPECIFIED: "off",
         pb.POSITIVES_SHARE: "share",
         pb.POSITIVES_MASK: "mask",
         pb.POSITIVES_OFF: "off",

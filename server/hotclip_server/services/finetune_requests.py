@@ -244,7 +244,7 @@ def _useless_problems(request: pb.FineTuneRequest) -> Iterator[FieldViolation]:
         yield FieldViolation("max_steps", "is instead of epochs: give one of them")
     if request.loss == pb.LOSS_METRIC:
         reason = "is of no use with the loss metric, which knows classes alone"
-        if request.positives in (pb.POSITIVES_MASK, pb.POSITIVES_OFF):
+        if request.positives in (pb.POSITIVES_SHARE, pb.POSITIVES_MASK):
             yield FieldViolation("positives", reason)
         if request.negatives:
             yield FieldViolation("negatives", reason)

@@ -139,7 +139,7 @@ class TrainConfig:
 
     loss: Loss = "auto"
     """"auto": SigLIP's for models with a logit bias, else InfoNCE."""
-    positives: Positives = "share"
+    positives: Positives = "off"
     """What items are that share text, image, group or label without being one pair."""
     negatives: int = 1
     """How many of a row's negative texts and images come into its batch, each."""

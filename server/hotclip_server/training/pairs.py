@@ -11,9 +11,9 @@ from typing import Protocol
 class Pair:
     """A text that belongs to an image, or a labelled image, whose text is then empty.
 
-    `image_key` names the image within its set. Items of one `group` (a product, a concept) are
-    positives of each other even where text and image differ; so are items of one `label`, which
-    is the name of a class. `score` in 0..1 says how well text and image fit, 1 where nobody said.
+    `image_key` names the image within its set. Items of one `group` (a product, a concept)
+    belong together even where text and image differ; so do items of one `label`, which is the
+    name of a class. `score` in 0..1 says how well text and image fit, 1 where nobody said.
     Negatives look right and are wrong for this row: texts, and keys of images of the same set.
     """
 

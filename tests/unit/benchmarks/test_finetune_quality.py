@@ -147,7 +147,7 @@ def test_figures_are_of_every_seed() -> None:
     least = figures["retained.hit10_loss.few.least"]
     assert (least.value, least.target, least.passed) == (0.0, 2.0, True)
     assert figures["black.mrr_gain_over.ema_on"].value == 0
-    assert figures["german.mrr_gain_over.positives_off"].value == 0
+    assert figures["labels.mrr_gain_over.positives_share"].value == 0
     forgets = [replace(r, retained_hit10=0.8) if r.method == "auto_full" else r for r in rows]
     gains = {figure.name: figure.value for figure in figures_of(forgets)}
     assert gains["few.retained_hit10_gain_over.auto_full"] == pytest.approx(0.1)

@@ -49,7 +49,7 @@ def test_an_empty_request_has_the_stated_defaults() -> None:
         "compat": "standard",
     }
     config = spec["config"]
-    assert (config.ema, config.decay, config.positives) == (0, 1, "share")
+    assert (config.ema, config.decay, config.positives) == (0, 1, "off")
     assert not config.augment.changes
 
 
@@ -182,7 +182,7 @@ def metric(**values: Any) -> pb.MetricLoss:
         ({"epochs": 3, "max_steps": 9}, ["max_steps"]),
         ({"index_dataset": "more", "val_split": 0.0}, ["index_dataset"]),
         (
-            {**METRIC, "metric_loss": metric(**TRIPLET), "positives": pb.POSITIVES_OFF},
+            {**METRIC, "metric_loss": metric(**TRIPLET), "positives": pb.POSITIVES_SHARE},
             ["positives"],
         ),
         ({**METRIC, "metric_loss": metric(**TRIPLET), "negatives": 1}, ["negatives"]),
