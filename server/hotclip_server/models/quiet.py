@@ -1,4 +1,4 @@
-"""Probes of a new version run when no request waits for the device, as far as there is time."""
+"""Moments in which no request waits for the device: for probes of a new version and for flips."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ FIRST_S = 0.2
 CHECK_S = 0.002
 
 
+async def quiet_moment(pressure_s: Callable[[], float], most_s: float) -> None:
+    """Waits until nothing waits for the device, at most so many seconds. Event loop only."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + most_s
+    while pressure_s() > 0 and loop.time() < until:  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(CHECK_S)
+
+
 class QuietMoments:
     """Runs batches of one version that is checked; implements `RunOnDevice`. Event loop only.
 
@@ -40,10 +48,8 @@ class QuietMoments:
         self, encoder: Encoder, tower: Tower, batch: Sequence[Prepared]
     ) -> NDArray[np.float32]:
         """Shape (len(batch), dim)."""
+        await quiet_moment(self._pressure_s, self._patience_s)
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._patience_s
-        while self._pressure_s() > 0 and loop.time() < until:  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(CHECK_S)
         began = loop.time()
         rows = await self._run(encoder, tower, batch)
         self._patience_s = min(MOST_S, PATIENCE * (loop.time() - began))

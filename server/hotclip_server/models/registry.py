@@ -57,11 +57,14 @@ class ModelRegistry:
         engines: EngineSelector | None = None,
         golden: GoldenProbes | None = None,
     ) -> None:
-        self._stager = Stager(loader, run_on_device, limits or StagingLimits(), engines, golden)
+        limits = limits or StagingLimits()
+        self._stager = Stager(loader, run_on_device, limits, engines, golden)
         self._closer = Closer(run_on_device, self._stager.blocking)
         self._catalog = Catalog(database)
         self._changes = Changes()
-        self._slots = Slots(self._catalog, self._stager, self._changes, self._close)
+        self._slots = Slots(
+            self._catalog, self._stager, self._changes, self._close, limits.pressure_s
+        )
         self._importing = asyncio.Lock()
         self._background = Background()
         self._flips = Flips(self._catalog, self._slots, self._background, self.stage)

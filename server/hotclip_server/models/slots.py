@@ -16,10 +16,16 @@ from hotclip_server.models.audience import Alone, Audience
 from hotclip_server.models.catalog import Catalog, RequestNote
 from hotclip_server.models.directory import Selection
 from hotclip_server.models.flip import FlipParticipant
+from hotclip_server.models.quiet import quiet_moment
 from hotclip_server.models.residents import Pin, Resident, Residents
 from hotclip_server.models.staging import Stager
 from hotclip_server.models.state import ModelRow, ModelState, VersionRecord, VersionState
 from hotclip_server.models.watch import Changes
+
+LULL_S = 0.25
+"""Longest that a flip waits for a moment in which the device has nothing to do. What waits while
+versions change is of two of them and runs in two batches: one flip costs others up to a batch a
+tower, and none in such a moment."""
 
 
 class Slots:
@@ -27,6 +33,8 @@ class Slots:
 
     Args:
         close: Called once with each version that nobody needs any more.
+        pressure_s: Predicted seconds of what waits for the device; above 0 while anything is not
+            answered.
     """
 
     def __init__(
@@ -35,8 +43,10 @@ class Slots:
         stager: Stager,
         changes: Changes,
         close: Callable[[Resident], None],
+        pressure_s: Callable[[], float],
     ) -> None:
         self.residents = Residents(close)
+        self._pressure_s = pressure_s
         self._close = close
         self.live: dict[str, Resident] = {}
         self.selection = Selection(catalog, self.residents, self.live)
@@ -163,6 +173,8 @@ class Slots:
                 new = row.changed(live=version_id, previous=row.live)
             # A staging meanwhile may push it out of its slot; the pin keeps it from closing.
             with Pin(self.residents, resident):
+                if resident is not self.live.get(model) and not trial:
+                    await quiet_moment(self._pressure_s, LULL_S)
                 actions = await self._catalog.write_flip(
                     row, new, (*gates, *self.participants), collections, trial=trial, note=note
                 )

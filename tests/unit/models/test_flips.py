@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
-from support.registry import load, pinned, running
+from support.registry import PLENTY, load, pinned, running
 from support.versions import FakeLoader
 
 from hotclip_server.errors import (
@@ -18,6 +19,7 @@ from hotclip_server.errors import (
     NotFound,
     Unavailable,
 )
+from hotclip_server.models import quiet, slots
 from hotclip_server.models.registry import ModelRegistry
 
 
@@ -206,3 +208,26 @@ async def test_a_watcher_goes_on_where_it_was(tmp_path: Path, loader: FakeLoader
         # Of another server's past nothing is made up.
         ahead = registry.watch("default", {"default": 99, "other": 1})
         assert (await anext(ahead)).revision == 7
+
+
+async def test_a_flip_waits_for_a_moment_without_requests_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pressure = 0.0
+    limits = replace(PLENTY, pressure_s=lambda: pressure)
+    async with running(tmp_path, FakeLoader(), limits) as registry:
+        first, second = pinned(registry), await load(registry, "b")
+        pressure = 1.0
+        monkeypatch.setattr(slots, "LULL_S", 60.0)
+        await registry.activate("", second, validate_only=True)  # flips nothing, waits for nobody
+        flip = asyncio.create_task(registry.activate("", second))
+        await asyncio.sleep(10 * quiet.CHECK_S)
+        assert pinned(registry) == first
+        assert not flip.done()
+        pressure = 0.0
+        await flip
+        assert pinned(registry) == second
+        pressure = 1.0
+        monkeypatch.setattr(slots, "LULL_S", 5 * quiet.CHECK_S)
+        await registry.rollback("")
+        assert pinned(registry) == first
