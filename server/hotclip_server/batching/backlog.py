@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+RUNNING_S = 0.001
+"""What is told of waiting while nothing waits and something runs."""
+
 DUE_STEP_S = 0.05
 """Work due within this span counts as one place."""
 

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hotclip_server.batching.admission import Admission
+from hotclip_server.batching.backlog import RUNNING_S
 from hotclip_server.batching.budget import Budget, Ledger
 from hotclip_server.batching.cost import CostModel
 from hotclip_server.batching.figures import BatchFigures
@@ -180,10 +181,11 @@ class Batcher:
         return self._admission.retry_after_s()
 
     def pressure_s(self) -> float:
-        """Predicted seconds of what waits; above 0 while anything is not answered. Any thread."""
+        """Predicted seconds of what waits, at least RUNNING_S while anything is not answered. Any
+        thread."""
         if not self.ledger.items:
             return 0.0
-        return max(0.001, self._admission.backlog.total_s(Priority.BULK))
+        return max(RUNNING_S, self._admission.backlog.total_s(Priority.BULK))
 
     def settle(self, ticket: Ticket, index: int, row: Row) -> None:
         """Answers an item that needs no device, e.g. an image that can't be read."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hotclip_server.batching.backlog import RUNNING_S
 from hotclip_server.encoding.protocol import Encoder, Prepared, Tower
 from hotclip_server.models.probes import RunOnDevice
 
@@ -21,11 +22,18 @@ FIRST_S = 0.2
 CHECK_S = 0.002
 
 
-async def quiet_moment(pressure_s: Callable[[], float], most_s: float) -> None:
-    """Waits until nothing waits for the device, at most so many seconds. Event loop only."""
+async def quiet_moment(
+    pressure_s: Callable[[], float], most_s: float, *, running: bool = False
+) -> None:
+    """Waits until nothing waits for the device, at most so many seconds. Event loop only.
+
+    Args:
+        running: Whether something may run.
+    """
     loop = asyncio.get_running_loop()
     until = loop.time() + most_s
-    while pressure_s() > 0 and loop.time() < until:  # noqa: ASYNC110 - nothing tells
+    enough_s = RUNNING_S if running else 0.0
+    while pressure_s() > enough_s and loop.time() < until:  # noqa: ASYNC110 - nothing tells
         await asyncio.sleep(CHECK_S)
 
 

@@ -23,9 +23,9 @@ from hotclip_server.models.state import ModelRow, ModelState, VersionRecord, Ver
 from hotclip_server.models.watch import Changes
 
 LULL_S = 0.25
-"""Longest that a flip waits for a moment in which the device has nothing to do. What waits while
-versions change is of two of them and runs in two batches: one flip costs others up to a batch a
-tower, and none in such a moment."""
+"""Longest that a flip waits for a moment in which no item waits for the device. Those that wait
+while versions change are of another version than those that come next, and run in batches of
+their own: a flip then costs others up to a batch a tower."""
 
 
 class Slots:
@@ -174,7 +174,7 @@ class Slots:
             # A staging meanwhile may push it out of its slot; the pin keeps it from closing.
             with Pin(self.residents, resident):
                 if resident is not self.live.get(model) and not trial:
-                    await quiet_moment(self._pressure_s, LULL_S)
+                    await quiet_moment(self._pressure_s, LULL_S, running=True)
                 actions = await self._catalog.write_flip(
                     row, new, (*gates, *self.participants), collections, trial=trial, note=note
                 )

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from support.registry import PLENTY, load, pinned, running
 from support.versions import FakeLoader
 
+from hotclip_server.batching.backlog import RUNNING_S
 from hotclip_server.errors import (
     FailedPrecondition,
     HotclipError,
@@ -210,7 +211,7 @@ async def test_a_watcher_goes_on_where_it_was(tmp_path: Path, loader: FakeLoader
         assert (await anext(ahead)).revision == 7
 
 
-async def test_a_flip_waits_for_a_moment_without_requests_and_not_for_ever(
+async def test_a_flip_waits_until_no_item_waits_and_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pressure = 0.0
@@ -224,7 +225,7 @@ async def test_a_flip_waits_for_a_moment_without_requests_and_not_for_ever(
         await asyncio.sleep(10 * quiet.CHECK_S)
         assert pinned(registry) == first
         assert not flip.done()
-        pressure = 0.0
+        pressure = RUNNING_S
         await flip
         assert pinned(registry) == second
         pressure = 1.0
