@@ -74,8 +74,6 @@ ABLATIONS: Mapping[str, Mapping[str, Recipe]] = {
         "ema_off": Recipe(config=replace(_LIT, ema=0.0), instead_of="lit"),
     },
     "black": {
-        "ema_on": Recipe(config=replace(DEFAULT, ema=_EMA), instead_of="default"),
-        "augment_on": Recipe(config=replace(DEFAULT, augment=CROPS), instead_of="default"),
         "layer_decay_0.8": Recipe(config=replace(DEFAULT, layer_decay=0.8), instead_of="default"),
         "last_epoch": Recipe(config=DEFAULT, last=True, instead_of="default"),
     },

@@ -146,7 +146,7 @@ def test_figures_are_of_every_seed() -> None:
     assert figures["german.mrr.base"].value == pytest.approx(0.12)
     least = figures["retained.hit10_loss.few.least"]
     assert (least.value, least.target, least.passed) == (0.0, 2.0, True)
-    assert figures["black.mrr_gain_over.ema_on"].value == 0
+    assert figures["few.mrr_gain_over.ema_on"].value == 0
     assert figures["labels.mrr_gain_over.positives_share"].value == 0
     forgets = [replace(r, retained_hit10=0.8) if r.method == "auto_full" else r for r in rows]
     gains = {figure.name: figure.value for figure in figures_of(forgets)}
