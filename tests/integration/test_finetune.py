@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -19,6 +20,7 @@ from hotclip_proto.v1 import dataset_pb2, finetune_pb2, job_pb2, model_pb2
 
 Request = finetune_pb2.FineTuneRequest
 MONITOR = "monitor"
+TRAINER = "hotclip_server.training.child"
 
 
 @pytest.fixture(scope="module")
@@ -303,19 +305,25 @@ def test_validate_only_and_request_id(stubs: Stubs) -> None:
     stubs.wait(first.id)
 
 
+@pytest.mark.parametrize("isolation", ["IN_PROCESS", "PROCESS"])
 def test_a_killed_server_resumes_its_job(
-    tmp_path: Path, make_server: Callable[..., ServerProcess]
+    tmp_path: Path, make_server: Callable[..., ServerProcess], isolation: str
 ) -> None:
     first = make_server(data_dir=tmp_path / "killed")
     with grpc.insecure_channel(first.address) as channel:
         stubs = Stubs(channel)
         stubs.upload("shapes", drawn_pairs())
-        stubs.tuning.FineTune(tune(name="survivor", max_steps=60))
+        kind = finetune_pb2.Isolation.Value(f"ISOLATION_{isolation}")
+        stubs.tuning.FineTune(tune(name="survivor", max_steps=60, isolation=kind))
         stubs.tuning.FineTune(tune(name="queued", max_steps=1))
         for event in stubs.jobs.WatchJob(job_pb2.WatchJobRequest(job="survivor"), timeout=60):
             if event.metric.stage == job_pb2.MetricEvent.STAGE_STEP:
                 break
+    children = psutil.Process(first.process.pid).children(recursive=True)
+    assert len([one for one in children if TRAINER in one.cmdline()]) == (isolation == "PROCESS")
     first.kill()
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert not left, "what the server had begun outlives it"
     second = make_server(data_dir=tmp_path / "killed")
     with grpc.insecure_channel(second.address) as channel:
         stubs = Stubs(channel)
