@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from hotclip_server.training.events import Chunk, ChunkHalved, TrainEvent
 from hotclip_server.training.gradients import IMAGE, TEXT, Drawing, GradientCache, Gradients
 from hotclip_server.training.objective import Objective
 from hotclip_server.training.progress import Progress
+from hotclip_server.training.row_parts import RowParts, exact_in_parts
 from hotclip_server.training.sampler import sample_draws, step_seed
 from hotclip_server.training.towers import Towers
 
@@ -43,12 +45,18 @@ class BatchGradients:
         self._config = config
         self._set = data
         self._free_bytes = free_bytes
+        self._parts = RowParts(clip.model)
         self._cache = GradientCache(
             towers=towers,
             objective=Objective(clip.model, config),
             drawing=drawing,
             draws=draws_in_training(clip.model),
+            parts=self._parts,
         )
+
+    def in_parts(self) -> AbstractContextManager[None]:
+        """Inside, each core takes a part of the rows, where that is exact; see `RowParts`."""
+        return self._parts.running(wanted=exact_in_parts(self._clip, self._config))
 
     def fitting_chunk(self) -> int:
         """Rows that run together, by what two rows keep, in the modes of training."""

@@ -227,7 +227,8 @@ class Trainer:
             chunk_size=progress.chunk_size,
         )
         try:
-            with breathing(self._clip.model, self._pause), folded(self._clip.model):
+            model, pause = self._clip.model, self._pause
+            with breathing(model, pause), folded(model), self._gradients.in_parts():
                 yield from self._encode_locked()
                 while self._epoch_is_over() or self._progress.step < self.steps:
                     if self._epoch_is_over():
