@@ -44,7 +44,7 @@ class Yielding:
         """From now on work is what the threads compute that call this. Where others push them
         aside, or a thread for which they wait, that is a wait as well."""
         self._work_clock = clock or ProcessorTime()
-        self._worked = clock()
+        self._worked = self._work_clock()
 
     def __call__(self, look: Callable[[], object]) -> None:
         """Ends a piece of work and waits for its turn; meanwhile calls `look`, which may raise."""
