@@ -19,12 +19,15 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hotclip_server.encoding.engines.parts import PartThreads, T
-from hotclip_server.training.clip import Clip
+from hotclip_server.training.clip import Clip, count_weights
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.dropout import draws_in_training
 
 LEAST_ROWS = 4
 """Of a part; fewer rows run as one."""
+MOST_WEIGHTS = 50_000_000
+"""Of a model: each part has gradients of its own, which take as much memory, and larger products
+keep several threads busy."""
 
 
 class RowParts:
@@ -84,14 +87,16 @@ class RowParts:
     @torch.no_grad()
     def add(self, parts: Sequence[tuple[Tensor | None, ...]]) -> None:
         """Adds what `gradients` gave for each part to the parameters, in the order of the parts."""
-        for gradients in parts:
-            for parameter, gradient in zip(self.parameters(), gradients, strict=True):
-                if gradient is None:
-                    continue
-                if parameter.grad is None:
-                    parameter.grad = gradient
-                else:
-                    parameter.grad += gradient
+        for parameter, *found in zip(self.parameters(), *parts, strict=True):
+            terms = [term for term in (parameter.grad, *found) if term is not None]
+            if not terms:
+                continue
+            # Of its own, since autograd may give two parameters one tensor; and it lies in memory
+            # as the parameter does, which fused optimizers rely on.
+            total = torch.empty_like(parameter).copy_(terms[0])
+            for term in terms[1:]:
+                total += term
+            parameter.grad = total
 
 
 def exact_in_parts(clip: Clip, config: TrainConfig) -> bool:
@@ -99,15 +104,15 @@ def exact_in_parts(clip: Clip, config: TrainConfig) -> bool:
 
     Not where a tower draws numbers, learns statistics of a batch or is watched by hooks; of
     open_clip's own towers alone, whose code keeps nothing between two calls; in fp32, because
-    autocast shares its copies of weights among threads. The BatchNorms must be standing still.
+    autocast shares its copies of weights among threads; of small models. BatchNorms must stand
+    still.
     """
-    own = type(clip.model) is CLIP and type(clip.model.visual) in (
-        VisionTransformer,
-        ModifiedResNet,
-    )
+    vision = type(clip.model.visual)
+    own = type(clip.model) is CLIP and vision in (VisionTransformer, ModifiedResNet)
     return (
         clip.device.type == "cpu"
         and own
+        and count_weights(clip.model) <= MOST_WEIGHTS
         and config.precision == "fp32"
         and config.preserve == 0
         and not config.train_batch_norm

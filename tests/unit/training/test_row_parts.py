@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hotclip_server.encoding.engines.parts import PartThreads
+from hotclip_server.training import row_parts
 from hotclip_server.training.breathing import breathing
-from hotclip_server.training.clip import Clip
+from hotclip_server.training.clip import Clip, count_weights
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.dropout import draws_in_training
 from hotclip_server.training.errors import TrainingDiverged
@@ -70,8 +71,10 @@ def gradients(
             except StopIteration as end:
                 done: Gradients = end.value
                 break
-    named = clip.model.named_parameters()
-    return {name: p.grad.clone() for name, p in named if p.grad is not None}, done
+    moved = {n: (p, p.grad) for n, p in clip.model.named_parameters() if p.grad is not None}
+    assert all(gradient.stride() == p.stride() for p, gradient in moved.values())
+    assert len({gradient.data_ptr() for _, gradient in moved.values()}) == len(moved)
+    return {name: gradient.clone() for name, (_, gradient) in moved.items()}, done
 
 
 @pytest.mark.parametrize("chunk_size", [64, 2 * LEAST_ROWS])
@@ -259,7 +262,9 @@ def test_parts_wait_for_one_that_pauses() -> None:
     assert sorted(calls) == ["first", "first", "second", "second"]
 
 
-def test_only_towers_that_keep_nothing_between_rows_are_divided() -> None:
+def test_only_small_towers_that_keep_nothing_between_rows_are_divided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     plain = tiny_clip()
     config = RUN.resolved(pairs=20, weights=1, logit_bias=False, device="cpu")
     assert config.precision == "fp32"
@@ -269,5 +274,8 @@ def test_only_towers_that_keep_nothing_between_rows_are_divided() -> None:
     assert not exact_in_parts(plain, replace(config, train_batch_norm=True))
     assert not exact_in_parts(plain, replace(config, precision="bf16"))
     assert not exact_in_parts(prepared(resnet=False, dropout=True), config)
+    monkeypatch.setattr(row_parts, "MOST_WEIGHTS", count_weights(plain.model) - 1)
+    assert not exact_in_parts(plain, config)
+    monkeypatch.undo()
     plain.model.visual = nn.Sequential(plain.model.visual)
     assert not exact_in_parts(plain, config)
