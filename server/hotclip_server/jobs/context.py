@@ -62,7 +62,8 @@ class JobHandler(Protocol):
 
 
 class JobContext:
-    """Handed to the handler; all methods are for the job thread alone.
+    """Handed to the handler; all methods are for the job thread alone, `yield_to_serving` also for
+    threads that compute for it while it waits for them, one at a time.
 
     Args:
         job_id: Of the job.

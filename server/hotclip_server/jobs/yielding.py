@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ class Yielding:
 
     A second of work is worth PATIENCE seconds of waiting, of which some are saved up: so a job
     that finds gaps waits out a busy moment, however short the piece of work before it was. What it
-    waited too long it makes up for. On the thread of the job alone.
+    waited too long it makes up for. For the threads of the job, one at a time.
 
     Args:
         waits: Whether anybody waits for the device; called often.
@@ -39,11 +40,11 @@ class Yielding:
         self._since = self._worked = clock()
         self._patience_s = 0.0
 
-    def count_processor_time(self, clock: Callable[[], float] = time.thread_time) -> None:
-        """From now on work is what this thread computes. Where others push it aside, or a thread
-        for which it waits, that is a wait as well."""
-        self._work_clock = clock
-        self._worked = clock()
+    def count_processor_time(self, clock: Callable[[], float] | None = None) -> None:
+        """From now on work is what the threads compute that call this. Where others push them
+        aside, or a thread for which they wait, that is a wait as well."""
+        self._work_clock = clock or ProcessorTime()
+        self._worked = self._work_clock()
 
     def __call__(self, look: Callable[[], object]) -> None:
         """Ends a piece of work and waits for its turn; meanwhile calls `look`, which may raise."""
@@ -61,3 +62,18 @@ class Yielding:
             self.yielded_s += now - self._since
             self._since = now
         self._worked = self._work_clock()
+
+
+class ProcessorTime:
+    """A clock of the seconds that the threads which ask have computed, each since it asked first;
+    of one thread at a time."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._own = threading.local()
+
+    def __call__(self) -> float:
+        now = time.thread_time()
+        self._seconds += now - getattr(self._own, "seen", now)
+        self._own.seen = now
+        return self._seconds

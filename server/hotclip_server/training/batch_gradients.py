@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from hotclip_server.training.augment import DRAWS, augment
+from hotclip_server.training.breathing import breathing
 from hotclip_server.training.chunking import PROBED, chunk_rows, kept_bytes, out_of_memory
 from hotclip_server.training.clip import Clip
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.dataset import Batch, TrainingSet
 from hotclip_server.training.dropout import draws_in_training
 from hotclip_server.training.events import Chunk, ChunkHalved, TrainEvent
+from hotclip_server.training.folding import folded
 from hotclip_server.training.gradients import IMAGE, TEXT, Drawing, GradientCache, Gradients
 from hotclip_server.training.objective import Objective
+from hotclip_server.training.one_query import one_query
 from hotclip_server.training.progress import Progress
+from hotclip_server.training.row_parts import RowParts, exact_in_parts
 from hotclip_server.training.sampler import sample_draws, step_seed
 from hotclip_server.training.towers import Towers
 
@@ -43,12 +48,27 @@ class BatchGradients:
         self._config = config
         self._set = data
         self._free_bytes = free_bytes
+        self._parts = RowParts(clip.model)
         self._cache = GradientCache(
             towers=towers,
             objective=Objective(clip.model, config),
             drawing=drawing,
             draws=draws_in_training(clip.model),
+            parts=self._parts,
         )
+
+    @contextmanager
+    def passes(self, pause: Callable[[], object] | None) -> Iterator[None]:
+        """Inside, passes let others go first between layers, compute only what reaches their
+        result, and each core takes a part of the rows, where that is exact.
+
+        Args:
+            pause: See `breathing`.
+        """
+        model = self._clip.model
+        in_parts = self._parts.running(wanted=exact_in_parts(self._clip, self._config))
+        with breathing(model, pause), folded(model), one_query(model), in_parts:
+            yield
 
     def fitting_chunk(self) -> int:
         """Rows that run together, by what two rows keep, in the modes of training."""

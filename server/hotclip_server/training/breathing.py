@@ -6,6 +6,7 @@ shares the cores with it. Between two layers the pass can wait as well as betwee
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,16 +20,22 @@ _LAYERS = (nn.Linear, nn.MultiheadAttention, nn.Conv2d)
 @contextmanager
 def breathing(model: nn.Module, pause: Callable[[], object] | None) -> Iterator[None]:
     """Inside, `pause` is called after each large layer of a forward pass, and before its turn in
-    the backward pass. It may wait, or raise to break the pass off. None: nothing is called."""
+    the backward pass. It may wait, or raise to break the pass off. None: nothing is called.
+
+    Where a pass runs on several threads, one of them calls it at a time, and the others wait for
+    that when they come to it."""
     if pause is None:
         yield
         return
+    lock = threading.Lock()
 
     def backward(_: Tensor) -> None:
-        pause()
+        with lock:
+            pause()
 
     def forward(module: nn.Module, inputs: Any, output: Any) -> None:
-        pause()
+        with lock:
+            pause()
         first = output[0] if isinstance(output, tuple) else output
         if first.requires_grad:
             first.register_hook(backward)

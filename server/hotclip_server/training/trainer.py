@@ -22,7 +22,6 @@ from torch import Tensor
 from hotclip_server.models.memory import free_bytes_of
 from hotclip_server.training.average import WeightAverage
 from hotclip_server.training.batch_gradients import BatchGradients
-from hotclip_server.training.breathing import breathing
 from hotclip_server.training.clip import Clip, count_weights
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.dataset import Batch, Drawn, TrainingSet
@@ -38,7 +37,6 @@ from hotclip_server.training.events import (
     TrainEvent,
 )
 from hotclip_server.training.every_item import EveryItem
-from hotclip_server.training.folding import folded
 from hotclip_server.training.gradients import Drawing, Gradients
 from hotclip_server.training.locked import LockedFeatures
 from hotclip_server.training.losses import clamp_log_scale
@@ -227,7 +225,7 @@ class Trainer:
             chunk_size=progress.chunk_size,
         )
         try:
-            with breathing(self._clip.model, self._pause), folded(self._clip.model):
+            with self._gradients.passes(self._pause):
                 yield from self._encode_locked()
                 while self._epoch_is_over() or self._progress.step < self.steps:
                     if self._epoch_is_over():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
-from hotclip_server.jobs.yielding import CHECK_S, PATIENCE, SAVED_S, Yielding
+from hotclip_server.jobs.yielding import CHECK_S, PATIENCE, SAVED_S, ProcessorTime, Yielding
 
 
 class World:
@@ -97,3 +99,23 @@ def test_what_is_asked_meanwhile_may_end_it() -> None:
     with pytest.raises(KeyError):
         world.yielding(refuse)
     assert world.now == 1.0
+
+
+def test_the_time_of_all_threads_that_ask_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = threading.local()
+    monkeypatch.setattr(time, "thread_time", lambda: own.computed)
+    clock = ProcessorTime()
+
+    def compute(before: float) -> None:
+        for computed in (before, before + 2.0, before + 2.5):
+            own.computed = computed
+            clock()
+
+    for before in (0.0, 100.0):
+        thread = threading.Thread(target=compute, args=(before,))
+        thread.start()
+        thread.join()
+    own.computed = 7.0
+    assert clock() == 5.0
+    own.computed = 8.0
+    assert clock() == 6.0

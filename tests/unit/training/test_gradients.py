@@ -19,6 +19,7 @@ from hotclip_server.training.gradients import GradientCache, Gradients, cut
 from hotclip_server.training.losses import equal_targets, info_nce, positive_mask
 from hotclip_server.training.modes import set_modes
 from hotclip_server.training.objective import Objective
+from hotclip_server.training.row_parts import RowParts
 from hotclip_server.training.towers import Towers
 from hotclip_server.training.tuning import tuning_of
 from tests.unit.training.tiny import colours, tiny_clip
@@ -66,6 +67,7 @@ def gradients(
         objective=Objective(clip.model, config),
         drawing=nullcontext,
         draws=draws_in_training(clip.model),
+        parts=RowParts(clip.model),
     )
     set_modes(clip.model, tuning_of(clip.model, config).moved, config)
     clip.model.zero_grad(set_to_none=True)

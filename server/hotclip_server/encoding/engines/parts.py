@@ -34,13 +34,15 @@ class PartThreads:
 
     Args:
         count: Of threads, if not as many.
+        name: That theirs begin with.
 
     Attributes:
         count: 1 while they don't run: then there are no parts.
     """
 
-    def __init__(self, count: int = 0) -> None:
+    def __init__(self, count: int = 0, name: str = "hotclip-device-part") -> None:
         self.count = 1
+        self._name = name
         self._wanted = count
         self._calls: SimpleQueue[Call[object] | None] = SimpleQueue()
 
@@ -53,7 +55,7 @@ class PartThreads:
         ready = threading.Barrier(count + 1)
         for number in range(count):
             threading.Thread(
-                target=self._work, args=(ready,), name=f"hotclip-device-part-{number}", daemon=True
+                target=self._work, args=(ready,), name=f"{self._name}-{number}", daemon=True
             ).start()
         ready.wait()
         # What `set_num_threads` is told last is what threads begin with that are yet to come.
