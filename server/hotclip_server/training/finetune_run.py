@@ -118,6 +118,7 @@ class Run:
             drawing=drawing,
             last_good=lambda: _snapshot(self._checkpoints.load()),
             pause=self.job.yield_to_serving if self._breathes else None,
+            waits=self.job.yielding.waits if self._breathes else None,
             candidates=candidates,
         )
         if not self._goes_on(trainer) and self._evaluator is not None:
