@@ -82,6 +82,7 @@ class Run:
                 compat=spec.compat,
                 loss_batch=spec.config.batch_size,
                 image_locked=spec.config.locks_image,
+                waits=job.yielding.waits,
             )
         self._new_best = False
         """Since the last state."""

@@ -69,8 +69,7 @@ def train(
     drawing: Drawing = nullcontext,
 ) -> Generator[TrainEvent, None, None]:
     """`Trainer.run` of a new run."""
-    budget = image_budget_bytes
-    return Trainer(clip, data, config, image_budget_bytes=budget, drawing=drawing).run()
+    return Trainer(clip, data, config, image_budget_bytes=image_budget_bytes, drawing=drawing).run()
 
 
 class Trainer:
