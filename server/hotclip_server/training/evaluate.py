@@ -108,8 +108,8 @@ class Evaluator:
     ) -> Evaluation:
         """Metrics of the model as it is now, and so many example queries.
 
-        `pause` is called between batches and images; it may wait, or raise to end the evaluation. Raises
-        ValueError if an embedding is not finite.
+        `pause` is called between batches and images; it may wait, or raise to end the evaluation.
+        Raises ValueError if an embedding is not finite.
         """
         texts = np.concatenate(
             [
