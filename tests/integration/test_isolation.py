@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -89,6 +90,20 @@ def test_it_ends_with_the_same_version_and_is_released(
     assert {"monitor", "loss", "chunk_size", "yielded_share"} <= metrics
     assert trainers(server) == []
     assert kept(server, 0) == []
+
+
+def test_its_process_shares_the_servers_session_and_not_its_group(
+    stubs: Stubs, base: str, server: ServerProcess
+) -> None:
+    """Linux may divide processors among sessions, in which the idle class says nothing."""
+    job = stubs.tuning.FineTune(tune(PROCESS, base_version=base, max_steps=1_000_000)).id
+    step_seen(stubs, job, 1)
+    (trainer,) = trainers(server)
+    assert os.getsid(trainer.pid) == os.getsid(server.process.pid)
+    assert os.getpgid(trainer.pid) == trainer.pid
+    stubs.jobs.CancelJob(job_pb2.CancelJobRequest(job=job))
+    assert stubs.wait(job).state == job_pb2.JOB_STATE_CANCELLED
+    stubs.jobs.DeleteJob(job_pb2.DeleteJobRequest(job=job))
 
 
 def kept(server: ServerProcess, count: int) -> list[str]:

@@ -23,7 +23,7 @@ class Yielding:
     waited too long it makes up for. For the threads of the job, one at a time.
 
     Args:
-        waits: Whether anybody waits for the device; called often.
+        waits: Whether anybody waits for the device; called often, on any thread.
         clock, sleep: Of seconds.
     """
 
@@ -35,7 +35,9 @@ class Yielding:
     ) -> None:
         self.yielded_s = 0.0
         """Seconds that it waited for others so far."""
-        self._waits, self._clock, self._sleep = waits, clock, sleep
+        self.waits = waits
+        """Whether anybody waits for the device; any thread."""
+        self._clock, self._sleep = clock, sleep
         self._work_clock = clock
         self._since = self._worked = clock()
         self._patience_s = 0.0
@@ -54,7 +56,7 @@ class Yielding:
         self._since, self._worked = began, worked
         saved = self._patience_s + PATIENCE * work - (passed - work)
         self._patience_s = max(-SAVED_S, min(saved, max(SAVED_S, PATIENCE * work)))
-        while self._patience_s > 0 and self._waits():
+        while self._patience_s > 0 and self.waits():
             look()
             self._sleep(min(CHECK_S, self._patience_s))
             now = self._clock()

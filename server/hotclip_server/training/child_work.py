@@ -178,7 +178,9 @@ class ChildWork:
                 pass_fds=(theirs.fileno(), waiting.descriptor),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "OMP_WAIT_POLICY": "passive"},
-                start_new_session=True,
+                # A group, not a session: Linux may divide processors among sessions first, and then
+                # the low weight of its threads would count within its own alone (sched(7)).
+                process_group=0,
             )
         self._lives += 1
         pid = self._process.pid

@@ -13,7 +13,7 @@ from torch import Tensor
 from hotclip_server.training.clip import Clip
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.errors import InvalidPairs
-from hotclip_server.training.images import ImageStore
+from hotclip_server.training.images import ImageStore, nobody_waits
 from hotclip_server.training.mining import Mined
 from hotclip_server.training.pairs import ImageSet, Pair, PairSet
 from hotclip_server.training.relations import Relations
@@ -73,6 +73,8 @@ class TrainingSet:
             the batch with it.
         budget_bytes: Of decoded images that are kept.
         candidates: Images that may be negatives besides those of the pairs.
+        pause: Called after each image that was not decoded ahead; may wait, or raise.
+        waits: See `ImageStore`.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class TrainingSet:
         negatives: int = 0,
         budget_bytes: int = 2 << 30,
         candidates: ImageSet | None = None,
+        pause: Callable[[], object] | None = None,
+        waits: Callable[[], bool] | None = None,
     ) -> None:
         pairs = data.pairs
         require_texts(pairs)
@@ -115,7 +119,8 @@ class TrainingSet:
             return data.image_bytes(key)
 
         self._keys = images.values
-        self._store = ImageStore(clip, self._keys, read, budget_bytes)
+        self._store = ImageStore(clip, self._keys, read, budget_bytes, waits or nobody_waits)
+        self._pause = pause or nobody_waits
         self.tokens = tokenize(clip, texts.values)
         """[texts, context] int64 of the distinct texts by number."""
         self.relations = Relations(
@@ -157,7 +162,7 @@ class TrainingSet:
 
     def pixels(self, images: Sequence[int]) -> Tensor:
         """[n, 3, h, w] uint8 of images by number. Raises InvalidPairs naming a bad one."""
-        return self._store.batch(images)
+        return self._store.batch(images, self._pause)
 
     def rows_with(self, images: int, mined: int) -> int:
         """Most images, and most texts, of a batch with so many images of pairs, if so many mined
@@ -218,7 +223,7 @@ class TrainingSet:
         every_image = torch.from_numpy(np.concatenate([images, more_images]))
         every_text = torch.from_numpy(np.concatenate([texts, more_texts]))
         pixels = (
-            self._store.batch(every_image.tolist())
+            self._store.batch(every_image.tolist(), self._pause)
             if image_features is None
             else torch.empty(len(every_image), 0, dtype=torch.uint8)
         )

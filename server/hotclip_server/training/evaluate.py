@@ -15,7 +15,7 @@ from hotclip_server.training.clip import Clip
 from hotclip_server.training.dataset import require_texts, tokenize
 from hotclip_server.training.errors import InvalidPairs
 from hotclip_server.training.held_out_loss import held_out_loss
-from hotclip_server.training.images import ImageStore
+from hotclip_server.training.images import ImageStore, nobody_waits
 from hotclip_server.training.metrics import Compat, retrieval_metrics
 from hotclip_server.training.pairs import Pair, PairSet
 
@@ -58,7 +58,8 @@ class Evaluator:
     texts of `index`. Relevant is what `Relevance` says of the pairs of both. Without `index`
     the queries are searched among themselves. `loss_batch` is the size of the batches of the
     loss. With `image_locked` every evaluation is of the same vision tower, which then sees each
-    image once. Raises InvalidPairs if `queries` is empty or an image can't be decoded.
+    image once. While others wait, of which `waits` tells on any thread, no image is decoded ahead.
+    Raises InvalidPairs if `queries` is empty or an image can't be decoded.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Evaluator:
         batch_size: int = 256,
         loss_batch: int = 64,
         image_locked: bool = False,
+        waits: Callable[[], bool] | None = None,
     ) -> None:
         if not queries.pairs:
             raise InvalidPairs("no pairs to evaluate")
@@ -90,7 +92,7 @@ class Evaluator:
             return (index if key in in_index else queries).image_bytes(key)
 
         self._tokens = tokenize(clip, self._texts)
-        self._store = ImageStore(clip, self._images, read)
+        self._store = ImageStore(clip, self._images, read, waits=waits or nobody_waits)
         text_number = {text: number for number, text in enumerate(self._texts)}
         image_number = {key: number for number, key in enumerate(self._images)}
         self._index_texts = _numbers(text_number, [pair.text for pair in index.pairs])
@@ -106,8 +108,8 @@ class Evaluator:
     ) -> Evaluation:
         """Metrics of the model as it is now, and so many example queries.
 
-        `pause` is called between batches; it may wait, or raise to end the evaluation. Raises
-        ValueError if an embedding is not finite.
+        `pause` is called between batches and images; it may wait, or raise to end the evaluation.
+        Raises ValueError if an embedding is not finite.
         """
         texts = np.concatenate(
             [
@@ -163,7 +165,7 @@ class Evaluator:
         count, size = len(self._images), self._batch_size
         parts = []
         for start in paused(range(0, count, size), pause):
-            pixels = self._store.batch(range(start, min(start + size, count)))
+            pixels = self._store.batch(range(start, min(start + size, count)), pause)
             # Decoded while this part is encoded.
             self._store.prefetch(range(start + size, min(start + 2 * size, count)))
             parts.append(embed_pixels(clip, pixels))

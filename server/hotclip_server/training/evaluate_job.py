@@ -51,7 +51,9 @@ class EvaluateHandler:
             clip = load_clip(self._versions, spec.version, self._device)
             job.running()
             queries, index = with_texts(data, spec.prompts), with_texts(extra, spec.prompts)
-            evaluator = evaluator_of(clip, queries, index, k=spec.k, compat=spec.compat)
+            evaluator = evaluator_of(
+                clip, queries, index, k=spec.k, compat=spec.compat, waits=job.yielding.waits
+            )
             found = measure(job, evaluator, clip)
             self._sweep(job, spec, evaluator, clip, found)
             job.metric("AFTER", metrics_of(found), step=len(data.pairs), progress=1.0)

@@ -82,6 +82,7 @@ class Run:
                 compat=spec.compat,
                 loss_batch=spec.config.batch_size,
                 image_locked=spec.config.locks_image,
+                waits=job.yielding.waits,
             )
         self._new_best = False
         """Since the last state."""
@@ -118,6 +119,7 @@ class Run:
             drawing=drawing,
             last_good=lambda: _snapshot(self._checkpoints.load()),
             pause=self.job.yield_to_serving if self._breathes else None,
+            waits=self.job.yielding.waits if self._breathes else None,
             candidates=candidates,
         )
         if not self._goes_on(trainer) and self._evaluator is not None:

@@ -218,7 +218,14 @@ class LocalWork:
             raise RuntimeError("nothing to compare on. This is a bug.")
         clip = load_clip(self._place.versions, version, self._place.device)
         # Its own evaluator: tokenizer and image size may differ.
-        evaluator = evaluator_of(clip, self._held_out, self._extra, k=spec.k, compat=spec.compat)
+        evaluator = evaluator_of(
+            clip,
+            self._held_out,
+            self._extra,
+            k=spec.k,
+            compat=spec.compat,
+            waits=self._job.yielding.waits,
+        )
         return measure(self._job, evaluator, clip).score
 
     def _candidates(self, folder: Path) -> Candidates | None:

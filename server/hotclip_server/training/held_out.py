@@ -48,4 +48,5 @@ class HeldOut:
                 raise RuntimeError("a measurement without data. This is a bug.")
             clip = load_clip(self._versions, version, self._device)
             pairs = with_texts(data, (DEFAULT_PROMPT,))
-            return metrics_of(measure(job, evaluator_of(clip, pairs, None, k=k), clip))
+            evaluator = evaluator_of(clip, pairs, None, k=k, waits=job.yielding.waits)
+            return metrics_of(measure(job, evaluator, clip))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from hotclip_server.training.ahead import Ahead
 from hotclip_server.training.clip import Clip
 from hotclip_server.training.errors import InvalidPairs
 
-DECODING_THREADS = 2
+
+def nobody_waits() -> bool:
+    """There is nobody who should go first."""
+    return False
 
 
 class ImageStore:
@@ -26,6 +29,7 @@ class ImageStore:
         keys: Names of the images; numbers are places in this list.
         read: Gives an image's encoded bytes; called on several threads.
         budget_bytes: Of decoded images that are kept.
+        waits: Whether others should go first: then nothing is decoded ahead; any thread.
     """
 
     def __init__(
@@ -34,48 +38,44 @@ class ImageStore:
         keys: Sequence[str],
         read: Callable[[str], bytes],
         budget_bytes: int = 2 << 30,
+        waits: Callable[[], bool] = nobody_waits,
     ) -> None:
         self._clip = clip
         self._keys = keys
         self._read = read
         self._left = budget_bytes
         self._kept: dict[int, Tensor] = {}
-        self._coming: dict[int, Future[Tensor]] = {}
+        self._ahead = Ahead(self._decode, waits)
 
     def prefetch(self, numbers: Iterable[int]) -> None:
         """Begins to decode what the next `batch` will ask for; forgets what was prefetched before.
 
         The threads end with this work: there is nothing to close.
         """
-        wanted = {int(number) for number in numbers} - self._kept.keys()
-        for number in self._coming.keys() - wanted:
-            self._coming.pop(number).cancel()
-        fresh = sorted(wanted - self._coming.keys())
-        if not fresh:
-            return
-        threads = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="hotclip-decode")
-        for number in fresh:
-            self._coming[number] = threads.submit(self._decode, number)
-        threads.shutdown(wait=False)
+        wanted = dict.fromkeys(int(number) for number in numbers)
+        self._ahead.want(number for number in wanted if number not in self._kept)
 
     def forget(self) -> None:
         """Drops what was kept; it is decoded again when it is asked for."""
         self._left += sum(pixels.nbytes for pixels in self._kept.values())
         self._kept.clear()
 
-    def batch(self, numbers: Sequence[int]) -> Tensor:
+    def batch(self, numbers: Sequence[int], pause: Callable[[], object] = nobody_waits) -> Tensor:
         """[n, 3, h, w] uint8 of the images with these numbers in the list of keys.
 
+        `pause` is called after each image that was not decoded ahead; it may wait, or raise.
         Raises InvalidPairs naming the image that can't be read or decoded.
         """
-        return torch.stack([self._one(int(number)) for number in numbers])
+        return torch.stack([self._one(int(number), pause) for number in numbers])
 
-    def _one(self, number: int) -> Tensor:
+    def _one(self, number: int, pause: Callable[[], object]) -> Tensor:
         kept = self._kept.get(number)
         if kept is not None:
             return kept
-        coming = self._coming.pop(number, None)
-        pixels = self._decode(number) if coming is None else coming.result()
+        pixels = self._ahead.take(number)
+        if pixels is None:
+            pixels = self._decode(number)
+            pause()
         if pixels.nbytes <= self._left:
             self._left -= pixels.nbytes
             self._kept[number] = pixels

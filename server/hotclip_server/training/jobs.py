@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
@@ -79,8 +79,10 @@ def evaluator_of(
     compat: Compat = "standard",
     loss_batch: int = 64,
     image_locked: bool = False,
+    waits: Callable[[], bool],
 ) -> Evaluator:
-    """Searches `queries` among their own images and texts and those of `extra`."""
+    """Searches `queries` among their own images and texts and those of `extra`. On a CPU nothing
+    is decoded ahead while somebody `waits`."""
     index = queries if extra is None else JoinedPairs(queries, extra)
     # Serving waits for a batch at most: on a CPU a small one is as fast an image as a large one.
     batch_size = 32 if clip.device.type == "cpu" else 256
@@ -93,6 +95,7 @@ def evaluator_of(
         batch_size=batch_size,
         loss_batch=loss_batch,
         image_locked=image_locked,
+        waits=waits if clip.device.type == "cpu" else None,
     )
 
 

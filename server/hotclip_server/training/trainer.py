@@ -67,8 +67,7 @@ def train(
     drawing: Drawing = nullcontext,
 ) -> Generator[TrainEvent, None, None]:
     """`Trainer.run` of a new run."""
-    budget = image_budget_bytes
-    return Trainer(clip, data, config, image_budget_bytes=budget, drawing=drawing).run()
+    return Trainer(clip, data, config, image_budget_bytes=image_budget_bytes, drawing=drawing).run()
 
 
 class Trainer:
@@ -80,6 +79,7 @@ class Trainer:
         drawing: Entered around operations that may draw random numbers on the device.
         last_good: The state to go back to when three steps in a row were not finite, if any.
         pause: Called between the layers of a pass; see `breathing`.
+        waits: Whether others should go first; then no image is decoded ahead. Any thread.
         free_bytes: Free memory of the device, None if unknown; default: asks the device.
         candidates: Images that are mined for negatives besides those of the pairs.
 
@@ -96,6 +96,7 @@ class Trainer:
         drawing: Drawing = nullcontext,
         last_good: Callable[[], Snapshot | None] = lambda: None,
         pause: Callable[[], object] | None = None,
+        waits: Callable[[], bool] | None = None,
         free_bytes: Callable[[], int | None] | None = None,
         candidates: ImageSet | None = None,
     ) -> None:
@@ -114,6 +115,8 @@ class Trainer:
             negatives=config.negatives,
             budget_bytes=image_budget_bytes,
             candidates=candidates,
+            pause=pause,
+            waits=waits,
         )
         self._config = config
         self._an_epoch = batches_per_epoch(self._set.images, config.batch_size)

@@ -45,13 +45,13 @@ def test_images_past_the_budget_are_read_again():
     assert reads == ["a", "b", "b"]
 
 
-def test_what_is_prefetched_is_decoded_once_on_threads_and_the_same():
+def test_what_is_prefetched_is_decoded_once_and_the_same():
     clip = tiny_clip()
     files = [picture((i, 2 * i, 3 * i)) for i in range(12)]
-    reads: list[tuple[str, str]] = []
+    reads: list[str] = []
 
     def read(key: str) -> bytes:
-        reads.append((key, threading.current_thread().name.rpartition("_")[0]))
+        reads.append(key)
         return files[int(key)]
 
     keys = [str(i) for i in range(12)]
@@ -63,10 +63,30 @@ def test_what_is_prefetched_is_decoded_once_on_threads_and_the_same():
         pixels = store.batch(numbers)
         store.prefetch(range(start + 4, min(start + 8, 12)))
         assert torch.equal(pixels, plain.batch(numbers))
-    assert sorted(reads) == sorted((key, "hotclip-decode") for key in keys)
+    assert sorted(reads) == sorted(keys)
     store.prefetch([0, 1])
     store.prefetch([5])  # what is not asked for is forgotten
     assert torch.equal(store.batch([0]), plain.batch([0]))
+
+
+def test_decodes_ahead_only_while_nobody_waits_and_pauses_after_what_it_decodes_itself():
+    clip = tiny_clip()
+    keys = [str(i) for i in range(4)]
+    files = [picture((i, 2 * i, 3 * i)) for i in range(4)]
+    readers: list[str] = []
+    pauses: list[int] = []
+
+    def read(key: str) -> bytes:
+        readers.append(threading.current_thread().name)
+        return files[int(key)]
+
+    plain = ImageStore(clip, keys, lambda key: files[int(key)])
+    store = ImageStore(clip, keys, read, budget_bytes=0, waits=lambda: True)
+    store.prefetch(range(4))
+    pixels = store.batch(range(4), lambda: pauses.append(len(readers)))
+    assert torch.equal(pixels, plain.batch(range(4)))
+    assert readers == ["MainThread"] * 4
+    assert pauses == [1, 2, 3, 4]
 
 
 def test_what_is_kept_is_not_prefetched():
