@@ -25,7 +25,7 @@ from hotclip_server.training.tuning import tuning_of
 from tests.unit.training.tiny import colours, tiny_clip
 
 PAIRS = 11
-CONFIG = TrainConfig(batch_size=PAIRS)
+CONFIG = TrainConfig(batch_size=PAIRS, positives="share")
 
 
 def prepared(*, resnet: bool, dropout: bool) -> Clip:
