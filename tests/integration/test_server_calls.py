@@ -12,7 +12,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-import sqlalchemy as sa
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -170,27 +169,6 @@ async def test_a_fault_is_internal_with_a_request_id(running, stub, monkeypatch,
 
     _, event = [event async for event in stub.EncodeStream(one())]
     assert (event.answer.id, event.answer.error.code) == (5, 13)
-
-
-async def test_a_full_disk_of_the_database_says_so(running, channel):
-    stub = search_pb2_grpc.SearchServiceStub(channel)
-    await stub.CreateCollection(search_pb2.CreateCollectionRequest(name="c"))
-
-    database = running.app.parts.database
-    pages = await database.run(lambda c: c.exec_driver_sql("PRAGMA page_count").scalar_one())
-
-    def bound(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
-
-    sa.event.listen(database._engine, "begin", bound)
-    point = search_pb2.Point(id="p", item=Item(text="x"))
-    point.payload.update({"long": "x" * 20_000})
-    for _ in range(2):
-        with pytest.raises(grpc.aio.AioRpcError) as full:
-            await stub.Upsert(search_pb2.UpsertRequest(collection="c", points=[point]))
-        assert full.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        (info,) = details(full.value, error_details_pb2.ErrorInfo)
-        assert info.reason == "DISK_FULL"
 
 
 @pytest.mark.parametrize("message", [b"\xff\xff\xff", b"\x0a\x04\x0a\x02\xff\xfe"])
