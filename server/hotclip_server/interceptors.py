@@ -28,6 +28,7 @@ from hotclip_server.errors import (
     Unavailable,
     Unimplemented,
 )
+from hotclip_server.storage.atomic import is_disk_full
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +192,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             # The generated base classes set the code and raise for RPCs that a servicer leaves
             # out. Without the code it is a fault, e.g. an operator that a device lacks.
             await abort(context, Unimplemented(f"{method} is not implemented by this server"))
+        if is_disk_full(error):
+            log.error("%s failed: the disk is full (%s)", method, error)
+            await abort(context, ResourceExhausted("the disk is full", reason="DISK_FULL"))
         await abort(context, internal_error(method, error))
 
 

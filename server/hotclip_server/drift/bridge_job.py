@@ -183,7 +183,7 @@ def _stored(
         query_recall_of_bound=quality.query_recall_of_bound,
     )
     facts.create_time.GetCurrentTime()
-    return StoredBridge(facts=facts, shard=record.shard, map=bridge.map)
+    return StoredBridge(facts=facts, shard=record.shard, map=bridge.map, bound=record.binding)
 
 
 def _figures(facts: drift_pb2.Bridge) -> dict[str, float]:

@@ -67,12 +67,17 @@ class BridgedSearcher:
                 raise _outdated(record, bridge)
             _check_space(bridge, options.expected_space_id)
             try:
-                return await self._search(record, bridge, queries, options)
+                found = await self._search(record, bridge, queries, options)
             except NotFound as error:
                 # A flip put another shard in place of the one that this search had begun on.
                 moved = self._catalogue.get(name).shard != record.shard
                 if error.reason != "SHARD_NOT_FOUND" or not moved:
                     raise
+            else:
+                # Points of another version may have come into the shard meanwhile.
+                now = self._catalogue.get(name)
+                if now.shard != record.shard or bridge.serves(now):
+                    return found
 
     async def _search(
         self,

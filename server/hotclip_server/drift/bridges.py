@@ -14,7 +14,7 @@ from hotclip_server.drift.bridge import LinearMap
 from hotclip_server.errors import FailedPrecondition, NotFound
 from hotclip_server.search import records as search_records
 from hotclip_server.search.catalogue import Catalogue
-from hotclip_server.search.records import CollectionRecord
+from hotclip_server.search.records import Binding, CollectionRecord
 from hotclip_server.storage.database import Database
 from hotclip_server.storage.schema import bridges
 
@@ -30,10 +30,14 @@ class StoredBridge:
     shard: str
     """Whose vectors it maps."""
     map: LinearMap
+    bound: Binding | None
+    """Of what version those vectors are; None if it was deleted."""
 
     def serves(self, record: CollectionRecord) -> bool:
-        """Whether a collection still holds the vectors that it maps."""
-        return self.shard == record.shard
+        """Whether a collection still holds the vectors that it maps, and no others: one that
+        followed another version as it was takes points of that one into the same shard."""
+        bound = self.bound
+        return self.shard == record.shard and bound is not None and record.unchanged_by(bound)
 
 
 def put(connection: Connection, bridge: StoredBridge) -> None:
@@ -71,10 +75,14 @@ def find(connection: Connection, collection: str) -> StoredBridge | None:
     if row is None:
         return None
     facts = drift_pb2.Bridge.FromString(row.bridge)
+    record = search_records.read(connection, collection)
+    try:
+        bound = search_records.read_binding(connection, record.model, facts.bound_version)
+    except NotFound:
+        bound = None
     matrix = np.frombuffer(row.matrix, "<f4").reshape(row.dim, -1).astype(np.float32)
-    return StoredBridge(
-        facts=facts, shard=row.shard, map=LinearMap(matrix, facts.method, facts.penalty)
-    )
+    fitted = LinearMap(matrix, facts.method, facts.penalty)
+    return StoredBridge(facts=facts, shard=row.shard, map=fitted, bound=bound)
 
 
 def remove(connection: Connection, collection: str) -> int:

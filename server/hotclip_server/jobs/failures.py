@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-
 import grpc
-from sqlalchemy.exc import OperationalError
 
 from hotclip_server.errors import HotclipError
 from hotclip_server.jobs.records import JobError
+from hotclip_server.storage.atomic import is_disk_full
 
 
 def job_error(error: Exception) -> JobError:
     """The error to store; of an unexpected one it tells nothing of the server's inside."""
     if isinstance(error, HotclipError):
         return JobError(code=error.code.value[0], reason=error.reason, message=error.message)
-    if _disk_full(error):
+    if is_disk_full(error):
         code = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
         return JobError(code=code, reason="DISK_FULL", message="the server's disk is full")
     return JobError(
@@ -23,10 +21,3 @@ def job_error(error: Exception) -> JobError:
         reason="INTERNAL",
         message="an unexpected error; the server's log tells more",
     )
-
-
-def _disk_full(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOSPC
-    # SQLITE_FULL
-    return isinstance(error, OperationalError) and "disk is full" in str(error.orig)

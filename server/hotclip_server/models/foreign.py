@@ -26,12 +26,16 @@ def check_sizes(folder: Path) -> None:
         FailedPrecondition: reason VERSION_UNFIT.
     """
     for name in (CONFIG_FILE, HF_CONFIG_FILE):
-        path = folder / name
-        if path.is_file():
-            try:
-                _check(json.loads(path.read_bytes()), name, "")
-            except (ValueError, RecursionError) as error:
-                raise _unfit(f"{name} is not JSON: {error}") from error
+        if (folder / name).is_file():
+            check_sizes_of(folder / name)
+
+
+def check_sizes_of(config: Path) -> None:
+    """As `check_sizes`, of one file."""
+    try:
+        _check(json.loads(config.read_bytes()), config.name, "")
+    except (ValueError, RecursionError) as error:
+        raise _unfit(f"{config.name} is not JSON: {error}") from error
 
 
 def told_architecture(folder: Path) -> str:

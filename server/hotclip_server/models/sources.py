@@ -32,7 +32,7 @@ from hotclip_server.encoding.architecture import (
 from hotclip_server.encoding.tokenizer import copy_tokenizer, tokenizer_files
 from hotclip_server.encoding.weights import check_weights, fp32_bytes
 from hotclip_server.errors import FailedPrecondition, InvalidArgument, NotFound
-from hotclip_server.models.foreign import check_sizes, told_architecture
+from hotclip_server.models.foreign import check_sizes, check_sizes_of, told_architecture
 from hotclip_server.models.hub import hub_errors, write_hf_config
 
 WEIGHT_FILES = (
@@ -184,6 +184,7 @@ def _folder(folder: Path, source: str) -> Origin:
     weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if weights is None:
         raise _unfit(f"{source} has no {WEIGHT_FILES[0]}; pickled checkpoints are not read")
+    check_sizes(folder)
     return Origin(
         architecture=source.partition(":")[2],
         name=f"local-dir:{folder}",
@@ -194,8 +195,7 @@ def _folder(folder: Path, source: str) -> Origin:
 
 
 def _artifact(folder: Path) -> Origin:
-    """What came from somewhere else: nothing is fetched for it, and its sizes are checked."""
-    check_sizes(folder)
+    """What came from somewhere else: nothing is fetched for it."""
     origin = _folder(folder, "the artifact")
     if origin.config.hf_text_model and origin.hf_config is None:
         raise _unfit(f"the artifact has no {HF_CONFIG_FILE} of its text tower")
@@ -206,6 +206,7 @@ def _hub(repo: str) -> Origin:
     if not _REPO.fullmatch(repo):
         raise _invalid(f"hf-hub:{repo}", "must be hf-hub:<org>/<repo>")
     config = Path(hf_hub_download(repo, CONFIG_FILE))
+    check_sizes_of(config)
     return Origin(
         architecture=repo,
         name=f"hf-hub:{repo}",

@@ -30,12 +30,16 @@ from hotclip_server.search import generations, wire
 from hotclip_server.search.generations import INDEXING_THRESHOLD_KB
 from hotclip_server.search.link import Link
 from hotclip_server.search.shard import AnswerTooLarge, Shard, ShardDamaged, ShardNotFound
+from hotclip_server.storage.atomic import require_free_space
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IDLE_S = 1.0
 """An index is built when a shard has had no write for this long..."""
 _OVERDUE = 8
 """...or at once when this many times the threshold is not indexed."""
+_FREE_BYTES = 64 << 20
+"""Stay free on the disk, as much as a frame may write in all its places: the engine writes to maps
+of sparse files, and where the disk has no page for one the system kills the process."""
 
 
 class VectorProcess:
@@ -104,6 +108,8 @@ class VectorProcess:
             raise ShardNotFound(f"not a shard name: {name!r}")
         if op == "create":
             if name not in self._shards:
+                if not generations.exists(self._root / name):
+                    self._require_room()
                 create = partial(Shard.create, self._root / name, header["dim"])
                 self._opened(name, create)
             return None, b""
@@ -124,6 +130,7 @@ class VectorProcess:
                     header["ids"], header["with_vectors"], header["with_payloads"]
                 )
             case "upsert":
+                self._require_room(len(body))
                 await shard.upsert(header["points"], wire.vectors_from_bytes(body, shard.dim))
                 self._written(shard)
                 return None, b""
@@ -149,6 +156,10 @@ class VectorProcess:
                 shard.flush()
                 return None, b""
         raise ValueError(f"unknown operation {header['op']!r}; this is a bug")
+
+    def _require_room(self, size: int = 0) -> None:
+        """Raises ResourceExhausted with reason DISK_FULL before the engine meets a full disk."""
+        require_free_space(self._root, size, floor=_FREE_BYTES)
 
     def _shard(self, name: str) -> Shard:
         if name not in self._shards:

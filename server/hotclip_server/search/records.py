@@ -52,6 +52,11 @@ class CollectionRecord:
         """Whether it ever held points of texts, of images and of given vectors."""
         return (self.has_texts, self.has_images, self.has_vectors)
 
+    @property
+    def binding(self) -> Binding:
+        """What it has of its version."""
+        return Binding(**{field.name: getattr(self, field.name) for field in fields(Binding)})
+
     def targets(self) -> dict[str, str]:
         """Shards that every write goes to, by the version that encodes for them."""
         pairs = (

@@ -216,7 +216,7 @@ class Reindexer:
             async with self._catalogue.lock(name):
                 await self._make_shadow(await self.check(name, version), binding)
         except HotclipError:
-            if self._catalogue.get(name).shadow_version != version:
+            if not self._is_shadowed(name, version):
                 self._versions.release(version, holder)
             raise
         return Step()
@@ -384,6 +384,11 @@ class Reindexer:
                 record = self._catalogue.get(name)
                 if record.shadow_version == version and not record.shadow_complete:
                     await self._catalogue.change(name, lambda _, record: record.without_shadow())
+
+    def _is_shadowed(self, name: str, version: str) -> bool:
+        with suppress(NotFound):  # The collection itself was deleted.
+            return self._catalogue.get(name).shadow_version == version
+        return False
 
     def _shadowed(self, name: str, version: str) -> CollectionRecord:
         record = self._catalogue.get(name)

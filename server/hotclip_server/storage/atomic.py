@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import sqlite3
 from pathlib import Path
 
 from hotclip_server.errors import ResourceExhausted
@@ -161,10 +162,22 @@ def require_free_space(folder: Path, size: int, *, floor: int = 0) -> None:
         )
 
 
-def raise_if_disk_full(error: OSError) -> None:
+def raise_if_disk_full(error: BaseException) -> None:
     """Raises ResourceExhausted with reason DISK_FULL if that is what `error` means."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         raise ResourceExhausted("the disk is full", reason="DISK_FULL") from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether that is what `error` means, of the system or of the database."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # SQLAlchemy wraps the driver's.
+    cause = getattr(error, "orig", error)
+    return (
+        isinstance(cause, sqlite3.OperationalError)
+        and getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    )
 
 
 def _temporary_name(folder: Path) -> Path:

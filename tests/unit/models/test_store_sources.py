@@ -98,6 +98,22 @@ def test_a_folder_that_lacks_a_file(store: VersionStore, tmp_path: Path, name: s
     unfit(store, "local:mini")
 
 
+def deepen(folder: Path) -> None:
+    """Has the config of a model ask for more layers than any model has: of a million of them
+    building alone would not end."""
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["text_cfg"]["layers"] = 300
+    path.write_text(json.dumps(config))
+
+
+def test_a_config_of_absurd_size_is_refused_before_anything_is_built(
+    store: VersionStore, tmp_path: Path
+) -> None:
+    deepen(tmp_path / "models" / "small")
+    assert "layers is 300, at most 256" in unfit(store).message
+
+
 def test_weights_of_another_model(store: VersionStore, tmp_path: Path) -> None:
     other = write_model(tmp_path / "models" / "other", "resnet")
     (other / "open_clip_model.safetensors").replace(
@@ -156,9 +172,10 @@ def test_a_hub(store: VersionStore, tmp_path: Path) -> None:
     pickled = write_model(root / "org" / "pickled", seed=1)
     (pickled / "open_clip_model.safetensors").rename(pickled / "open_clip_pytorch_model.bin")
     (root / "org" / "empty").mkdir()
+    deepen(write_model(root / "org" / "deep"))
     with LoopbackHub(root) as hub:
         environment = hub.environment(tmp_path / "cache")
-        good, unread, empty, missing, lacking = imported(
+        good, unread, empty, missing, lacking, deep = imported(
             tmp_path / "imported",
             environment,
             "hf-hub:org/good",
@@ -166,10 +183,12 @@ def test_a_hub(store: VersionStore, tmp_path: Path) -> None:
             "hf-hub:org/empty",
             "hf-hub:org/missing",
             "ViT-B-32::openai",
+            "hf-hub:org/deep",
         )
         fetched = [path for path in hub.requests if path.endswith((".bin", ".pt", ".pth"))]
     assert unread[0] == "FailedPrecondition"
     assert not fetched
+    assert "layers is 300, at most 256" in deep[1]
     assert [empty[0], missing[0], lacking[0]] == ["NotFound"] * 3
     version = VersionStore(tmp_path / "imported").read_manifest(good[1])
     assert version.source == "hf-hub:org/good"

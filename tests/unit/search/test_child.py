@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import qdrant_edge as engine
 
+from hotclip_server.errors import ResourceExhausted
 from hotclip_server.search import generations, wire
 from hotclip_server.search.child import VectorProcess
 
@@ -44,6 +48,34 @@ async def test_more_than_was_indexed_came_meanwhile_and_is_indexed_next(
     async with asyncio.timeout(120):
         while process._shards["s"].info()["indexed"] < 4000:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
+    await process._shards["s"].close()
+
+
+async def test_a_nearly_full_disk_refuses_writes_before_the_engine_sees_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine would be killed by a write to a page that the disk has no room for."""
+    process = VectorProcess(tmp_path)
+    await process._do({"op": "create", "shard": "s", "dim": 8}, b"")
+    body = wire.vectors_to_bytes(clustered(1, 8))
+
+    def store(name: str) -> Coroutine[Any, Any, object]:
+        points = [{"i": name, "r": 1, "p": {}}]
+        return process._do({"op": "upsert", "shard": "s", "points": points}, body)
+
+    await store("before")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=32 << 20))
+    for refused in (store("full"), process._do({"op": "create", "shard": "t", "dim": 8}, b"")):
+        with pytest.raises(ResourceExhausted) as full:
+            await refused
+        assert full.value.reason == "DISK_FULL"
+    # What is there is opened, read and removed all the same.
+    await process._do({"op": "create", "shard": "s", "dim": 8}, b"")
+    points, _ = await process._do({"op": "count", "shard": "s", "filter": None}, b"")
+    assert points == 1
+    deleted, _ = await process._do({"op": "delete", "shard": "s", "ids": ["before"]}, b"")
+    assert deleted == 1
     await process._shards["s"].close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,31 @@ async def test_a_job_that_nobody_goes_on_with_leaves_no_shadow(tmp_path: Path, e
         else:
             await world.jobs.delete(job)
         assert world.collections.catalogue.get("c").shadow_version is None
+
+
+async def test_a_collection_that_goes_before_its_shadow_begins_holds_no_version(
+    tmp_path: Path,
+) -> None:
+    class SlowLoader(FakeLoader):
+        def load(self, version_id: str, *, device: str) -> FakeEncoder:
+            begun.set()
+            go_on.wait()
+            return super().load(version_id, device=device)
+
+    begun, go_on = threading.Event(), threading.Event()
+    go_on.set()
+    async with search_world(tmp_path, SlowLoader()) as world:
+        await filled(world, 10)
+        version = await world.load("two")
+        await world.registry.unload(version)
+        begun.clear()
+        go_on.clear()
+        job = await world.reindex("c", version)
+        assert await asyncio.to_thread(begun.wait, 30)
+        await world.collections.catalogue.delete("c")
+        go_on.set()
+        assert await ended(world, job) is JobState.FAILED
+        await world.registry.delete(version)
 
 
 async def test_a_lost_shadow_does_not_fail_writes(tmp_path: Path) -> None:
