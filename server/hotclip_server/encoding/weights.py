@@ -72,7 +72,8 @@ def fp32_bytes(path: Path) -> int:
 
 
 def check_weights(model: nn.Module, path: Path) -> None:
-    """Compares names and shapes in a file's header with the model; reads no tensor.
+    """Compares names, shapes and kinds of numbers in a file's header with the model; reads no
+    tensor.
 
     Raises:
         FailedPrecondition: they are another model's; reason VERSION_UNFIT.
@@ -103,8 +104,6 @@ def read_weights(model: nn.Module, path: Path, pause: Pause = never) -> None:
             _check_header(file, wanted)
             for name, target in wanted.items():
                 for piece, place in _pieces(file, name, target):
-                    if piece.is_floating_point() != target.is_floating_point():
-                        raise _unfit(f"{name} is {piece.dtype}, the model's {target.dtype}")
                     if piece.is_floating_point() and not _is_finite(piece):
                         raise _unfit(f"{name} has values that are not finite")
                     _copy(piece, place)
@@ -132,9 +131,12 @@ def _check_header(
         missing, extra = sorted(set(wanted) - names), sorted(names - set(wanted))
         raise _unfit(f"tensors missing: {missing[:5]}, unknown: {extra[:5]}")
     for name, target in wanted.items():
-        shape = list(file.get_slice(name).get_shape())
-        if shape != list(target.shape):
-            raise _unfit(f"{name} has shape {shape}, the model {list(target.shape)}")
+        told = file.get_slice(name)
+        if told.get_shape() != list(target.shape):
+            raise _unfit(f"{name} has shape {told.get_shape()}, the model {list(target.shape)}")
+        floats = told.get_dtype().startswith(("F", "BF"))
+        if floats != target.is_floating_point():
+            raise _unfit(f"{name} is {told.get_dtype()}, the model's {target.dtype}")
 
 
 def _not_safetensors(path: Path, error: SafetensorError) -> DataLoss:

@@ -12,7 +12,12 @@ from support.small_models import model_cfg, random_model
 from torch import Tensor, nn
 
 from hotclip_server.encoding.architecture import OpenClipConfig, build_model
-from hotclip_server.encoding.weights import master_weights, read_weights, write_tensors
+from hotclip_server.encoding.weights import (
+    check_weights,
+    master_weights,
+    read_weights,
+    write_tensors,
+)
 from hotclip_server.errors import DataLoss, FailedPrecondition
 
 State = dict[str, Tensor]
@@ -83,6 +88,18 @@ def test_weights_that_do_not_fit(
     save_file(state, tmp_path / "weights")
     with pytest.raises(FailedPrecondition) as caught:
         read_weights(build_model(CONFIG, tmp_path), tmp_path / "weights")
+    assert caught.value.reason == "VERSION_UNFIT"
+
+
+@pytest.mark.parametrize("damage", [without, renamed, reshaped, integers])
+def test_what_a_header_tells_is_enough(
+    model: nn.Module, tmp_path: Path, damage: Callable[[State], None]
+) -> None:
+    state = {name: value.clone() for name, value in master_weights(model).items()}
+    damage(state)
+    save_file(state, tmp_path / "weights")
+    with pytest.raises(FailedPrecondition) as caught:
+        check_weights(build_model(CONFIG, tmp_path), tmp_path / "weights")
     assert caught.value.reason == "VERSION_UNFIT"
 
 
