@@ -4,11 +4,13 @@ that both share is up."""
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -19,6 +21,7 @@ from support.learning import Stubs
 from support.server import spawn_server, start_server
 
 from hotclip_proto.v1 import finetune_pb2, job_pb2
+from hotclip_server.encoding.engines.parts import PartThreads
 from hotclip_server.jobs.context import JobContext, JobResult
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.jobs.specs import ActivationRule, FineTuneSpec
@@ -109,6 +112,7 @@ async def test_it_pauses_while_somebody_waits_and_keeps_its_floor(
     stored: Stored, database: Database, tmp_path: Path
 ) -> None:
     flag = SharedFlag()
+    flag.set(True)
     place = stored.place(tmp_path / "states", flag)
 
     def here(job: JobContext) -> JobResult:
@@ -117,12 +121,9 @@ async def test_it_pauses_while_somebody_waits_and_keeps_its_floor(
 
     versions, shares = [], []
     for work in (here, in_a_process(place, stored.spec(), [])):
-        flag.set(False)
         runner = JobRunner(database, [Handler(work)])
         await runner.start()
         job = await runner.submit(new_job())
-        await step_of(runner, job.id)
-        flag.set(True)
         async with asyncio.timeout(60):
             await all_events(runner, job.id)
         record = await runner.get(job.id)
@@ -154,6 +155,67 @@ async def test_cancelled_in_a_pause(stored: Stored, database: Database, tmp_path
     assert not any("died" in event.log.message for event in events)
     assert any(event.HasField("checkpoint") for event in events)
     await runner.stop()
+
+
+async def test_what_a_service_manager_tells_all_processes_is_for_the_server(
+    stored: Stored, database: Database, tmp_path: Path
+) -> None:
+    place = stored.place(tmp_path / "states", SharedFlag())
+    works: list[ChildWork] = []
+    runner = JobRunner(database, [Handler(in_a_process(place, stored.spec(10_000), works))])
+    await runner.start()
+    job = await runner.submit(new_job())
+    await step_of(runner, job.id)
+    (work,) = works
+    process = psutil.Process(work.pid)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process.send_signal(number)
+    told = (await runner.get(job.id)).last_seq
+    async for event in runner.watch(job.id, told):
+        if event.metric.stage == job_pb2.MetricEvent.STAGE_STEP:
+            break
+    assert process.is_running()
+    await runner.cancel(job.id)
+    async with asyncio.timeout(100):  # it has a tenth of the time where others compute
+        events = await all_events(runner, job.id)
+    assert (await runner.get(job.id)).state is JobState.CANCELLED
+    assert not any("died" in event.log.message for event in events)
+    assert events[-2].HasField("checkpoint")
+    await runner.stop()
+
+
+async def test_in_parts_it_makes_the_same_on_a_thread_as_in_a_process(
+    stored: Stored, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = replace(stored.place(tmp_path / "states", SharedFlag()), threads=2)
+    plan = stored.spec()
+    spec = replace(plan, config=replace(plan.config, batch_size=16))
+    parts: list[int] = []
+    run = PartThreads.run
+
+    def counted(threads: PartThreads, works: Sequence[Callable[[], Any]]) -> list[Any]:
+        parts.append(len(works))
+        return run(threads, works)
+
+    monkeypatch.setattr(PartThreads, "run", counted)
+
+    def here(job: JobContext) -> JobResult:
+        with local_work(place, job, spec) as own:
+            return JobResult(result_version=own.make().version)
+
+    versions = []
+    for work in (here, in_a_process(place, spec, [])):
+        runner = JobRunner(database, [Handler(work)])
+        await runner.start()
+        job = await runner.submit(new_job())
+        async with asyncio.timeout(60):
+            await all_events(runner, job.id)
+        record = await runner.get(job.id)
+        assert record.state is JobState.SUCCEEDED, record.error
+        versions.append(record.result_version)
+        await runner.stop()
+    assert parts == [2] * 2 * STEPS
+    assert versions[0] == versions[1]
 
 
 def test_it_ends_with_a_server_that_was_killed_while_requests_waited(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m support.killed <folder> <seed> <kills>`: one fine-tune, killed again and again.
+"""`python -m support.killed <folder> <seed> <kills> <plan>`: one fine-tune, killed again and again.
 
 Imports everything once and forks a process for each life of the server, which kills itself at a
 moment that the seed chooses. Prints a JSON object for the test.
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import types
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -63,10 +64,31 @@ SPEC = FineTuneSpec(
 )
 
 
-def base() -> Clip:
-    clip = tiny_clip()
-    clip.model.ln_final = nn.Sequential(clip.model.ln_final, nn.Dropout(0.1))
-    return clip
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How it trains."""
+
+    threads: int
+    dropout: float
+    spec: FineTuneSpec
+
+    def base(self) -> Clip:
+        clip = tiny_clip()
+        if self.dropout:
+            dropout = nn.Dropout(self.dropout)
+            clip.model.ln_final = nn.Sequential(clip.model.ln_final, dropout)
+        return clip
+
+
+PLANS = {
+    "chunks": Plan(threads=1, dropout=0.1, spec=SPEC),
+    "parts": Plan(
+        threads=2,
+        dropout=0.0,
+        spec=replace(SPEC, config=replace(CONFIG, epochs=200, batch_size=12, chunk_size=12)),
+    ),
+}
+"""In chunks with dropout, and in parts of all rows, a core each."""
 
 
 class Mortal(Shelf):
@@ -74,20 +96,24 @@ class Mortal(Shelf):
 
     passes = 0
     delay_s = 0.0
+    in_parts = False
+    """Whether threads of parts ran some of them."""
+    _lock = threading.Lock()
 
     def load(self, version_id: str, *, device: str) -> object:
         loaded = super().load(version_id, device=device)
-        if self.passes:
-            loaded.model.visual.register_forward_hook(self._count)
+        loaded.model.visual.register_forward_hook(self._count)
         return loaded
 
     def _count(self, *_: object) -> None:
-        self.passes -= 1
-        if self.passes == 0:
-            threading.Timer(self.delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        with self._lock:
+            self.in_parts |= threading.current_thread().name.startswith("hotclip-train-part")
+            self.passes -= 1
+            if self.passes == 0:
+                threading.Timer(self.delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
-async def live(folder: Path, shelf: Shelf) -> dict[str, object]:
+async def live(folder: Path, shelf: Mortal, spec: FineTuneSpec) -> dict[str, object]:
     """One life of the server; how the job ended, if it did."""
     database = open_database(folder)
     place = Workplace(versions=shelf, datasets=Sets(), folders=folder / "states", every_s=0.0)
@@ -100,7 +126,7 @@ async def live(folder: Path, shelf: Shelf) -> dict[str, object]:
     await runner.start()
     known = await runner.list(limit=1)
     if not known:
-        await runner.submit(NewJob(kind=JobKind.FINE_TUNE, name=NAME, spec=SPEC.to_json()))
+        await runner.submit(NewJob(kind=JobKind.FINE_TUNE, name=NAME, spec=spec.to_json()))
     elif known[0].state is JobState.INTERRUPTED:  # too often to go on by itself
         await runner.resume(NAME)
     events = await all_events(runner, NAME)
@@ -117,18 +143,19 @@ async def live(folder: Path, shelf: Shelf) -> dict[str, object]:
         "seqs": [event.seq for event in events] == list(range(1, len(events) + 1)),
         "from_steps": [event.from_step for event in resumed],
         "attempts": [event.attempt for event in resumed],
+        "in_parts": shelf.in_parts,
         "left": [path.name for path in (folder / "states").iterdir()],
     }
 
 
-def one_life(folder: Path, passes: int, delay_s: float) -> bool:
+def one_life(plan: Plan, folder: Path, passes: int, delay_s: float) -> bool:
     """In a process of its own; whether it was killed."""
     child = os.fork()
     if child == 0:
-        torch.set_num_threads(1)
-        shelf = Mortal({"base": base()})
+        torch.set_num_threads(plan.threads)
+        shelf = Mortal({"base": plan.base()})
         shelf.passes, shelf.delay_s = passes, delay_s
-        (folder / "end.json").write_text(json.dumps(asyncio.run(live(folder, shelf))))
+        (folder / "end.json").write_text(json.dumps(asyncio.run(live(folder, shelf, plan.spec))))
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
@@ -140,17 +167,19 @@ def one_life(folder: Path, passes: int, delay_s: float) -> bool:
 
 def main() -> None:
     folder, seed, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    plan = PLANS[sys.argv[4]]
     began = time.monotonic()
     chance = random.Random(seed)
     found: dict[str, object] = {}
     for name in ("plain", "killed"):
         (folder / name).mkdir()
-    one_life(folder / "plain", 0, 0.0)
+    one_life(plan, folder / "plain", 0, 0.0)
     done = 0
     while done < kills and not (folder / "killed" / "end.json").exists():
-        done += one_life(folder / "killed", chance.randint(1, 30), chance.uniform(0, 0.03))
+        passes, delay_s = chance.randint(1, 30), chance.uniform(0, 0.03)
+        done += one_life(plan, folder / "killed", passes, delay_s)
     if not (folder / "killed" / "end.json").exists():
-        one_life(folder / "killed", 0, 0.0)
+        one_life(plan, folder / "killed", 0, 0.0)
     for name in ("plain", "killed"):
         found[name] = json.loads((folder / name / "end.json").read_text())
     found["kills"], found["seconds"] = done, time.monotonic() - began

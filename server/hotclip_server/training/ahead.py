@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
@@ -15,6 +16,10 @@ class Ahead:
     """Its threads end when nothing is left to do, or when somebody waits, and begin again when it
     is asked: there is nothing to close. Its methods are for one thread.
 
+    They are no daemons, which the end of the interpreter would break off in the middle of a
+    decoder, and the process with them ("terminate called"). A process that ends waits for the
+    images that are under way and for no more.
+
     Args:
         decode: Gives an image by number; called on several threads.
         waits: Whether others should go first; called on several threads. No image is begun then.
@@ -24,6 +29,8 @@ class Ahead:
         self._decode, self._waits = decode, waits
         self._lock = threading.Lock()
         self._coming: dict[int, Future[Tensor]] = {}
+        self._due: deque[int] = deque()
+        """Numbers that nobody has begun, in order, and some that were taken since."""
         self._threads = 0
 
     def want(self, numbers: Iterable[int]) -> None:
@@ -31,6 +38,7 @@ class Ahead:
         with self._lock:
             known = self._coming
             self._coming = {number: known.get(number) or Future() for number in numbers}
+            self._due = deque(n for n, future in self._coming.items() if _is_due(future))
         self._begin()
 
     def take(self, number: int) -> Tensor | None:
@@ -45,11 +53,11 @@ class Ahead:
     def _begin(self) -> None:
         """As many threads as there is work for, if nobody waits."""
         with self._lock:
-            due = 0 if self._waits() else sum(map(_is_due, self._coming.values()))
+            due = 0 if self._waits() else len(self._due)
             new = max(0, min(THREADS, due) - self._threads)
             self._threads += new
         for _ in range(new):
-            threading.Thread(target=self._work, name="hotclip-decode", daemon=True).start()
+            threading.Thread(target=self._work, name="hotclip-decode", daemon=False).start()
 
     def _work(self) -> None:
         while (due := self._next()) is not None:
@@ -62,12 +70,14 @@ class Ahead:
     def _next(self) -> tuple[int, Future[Tensor]] | None:
         """What to decode now; None: the thread ends."""
         with self._lock:
-            due = next((item for item in self._coming.items() if _is_due(item[1])), None)
-            if due is None or self._waits():
-                self._threads -= 1
-                return None
-            due[1].set_running_or_notify_cancel()
-            return due
+            while self._due and threading.main_thread().is_alive() and not self._waits():
+                number = self._due.popleft()
+                future = self._coming.get(number)
+                if future is not None:
+                    future.set_running_or_notify_cancel()
+                    return number, future
+            self._threads -= 1
+            return None
 
 
 def _is_due(future: Future[Tensor]) -> bool:

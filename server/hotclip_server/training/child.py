@@ -143,8 +143,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     arguments = parser.parse_args()
-    # An interrupt from the terminal is for the server, which ends this process in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The server ends this process in order; signals of a terminal or of a service manager reach
+    # both.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     with suppress(ConnectionError):  # the server has no more work for it, or has gone
         serve(Connection(socket.socket(fileno=arguments.fd)))
 

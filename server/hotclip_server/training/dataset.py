@@ -71,7 +71,7 @@ class TrainingSet:
     Args:
         negatives: How many of a pair's own negative texts, and of its negative images, come into
             the batch with it.
-        budget_bytes: Of decoded images that are kept.
+        budget_bytes: See `ImageStore`.
         candidates: Images that may be negatives besides those of the pairs.
         pause: Called after each image that was not decoded ahead; may wait, or raise.
         waits: See `ImageStore`.
@@ -83,7 +83,7 @@ class TrainingSet:
         data: PairSet,
         *,
         negatives: int = 0,
-        budget_bytes: int = 2 << 30,
+        budget_bytes: int | None = None,
         candidates: ImageSet | None = None,
         pause: Callable[[], object] | None = None,
         waits: Callable[[], bool] | None = None,

@@ -9,9 +9,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hotclip_server.models.memory import host_free_bytes
 from hotclip_server.training.ahead import Ahead
 from hotclip_server.training.clip import Clip
 from hotclip_server.training.errors import InvalidPairs
+
+MOST_KEPT_BYTES = 2 << 30
+"""Of decoded images that are kept, where there is memory for them."""
+KEPT_SHARE = 0.25
+"""Of the free memory that they may take: images of training and of what is measured are kept."""
+
+
+def budget_bytes_of(free: int | None) -> int:
+    """How many bytes of decoded images may be kept where so many are free; None: not known."""
+    return MOST_KEPT_BYTES if free is None else min(MOST_KEPT_BYTES, int(KEPT_SHARE * free))
 
 
 def nobody_waits() -> bool:
@@ -28,7 +39,7 @@ class ImageStore:
     Args:
         keys: Names of the images; numbers are places in this list.
         read: Gives an image's encoded bytes; called on several threads.
-        budget_bytes: Of decoded images that are kept.
+        budget_bytes: Of decoded images that are kept; None: by the memory that is free now.
         waits: Whether others should go first: then nothing is decoded ahead; any thread.
     """
 
@@ -37,12 +48,14 @@ class ImageStore:
         clip: Clip,
         keys: Sequence[str],
         read: Callable[[str], bytes],
-        budget_bytes: int = 2 << 30,
+        budget_bytes: int | None = None,
         waits: Callable[[], bool] = nobody_waits,
     ) -> None:
         self._clip = clip
         self._keys = keys
         self._read = read
+        if budget_bytes is None:
+            budget_bytes = budget_bytes_of(host_free_bytes())
         self._left = budget_bytes
         self._kept: dict[int, Tensor] = {}
         self._ahead = Ahead(self._decode, waits)

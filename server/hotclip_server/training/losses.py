@@ -2,10 +2,9 @@
 
 A batch has p images and q texts; the first n of both are pairs, row by row, and what follows are
 images and texts that are wrong for some of them. Symmetric InfoNCE is that of Radford et al. 2021
-(CLIP), figure 3, with the soft targets of supervised contrastive learning (Khosla et al. 2020):
-every item of the same text, image, group or label is a positive, each with weight 1/|P|; one-hot
-targets would push duplicates apart. The sigmoid loss is that of Zhai et al. 2023 (SigLIP),
-algorithm 1.
+(CLIP), figure 3; with the positives "share" it has the soft targets of supervised contrastive
+learning (Khosla et al. 2020): every item of the same text, image, group or label is a positive,
+each with weight 1/|P|. The sigmoid loss is that of Zhai et al. 2023 (SigLIP), algorithm 1.
 """
 
 from __future__ import annotations

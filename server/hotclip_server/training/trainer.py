@@ -63,7 +63,7 @@ def train(
     data: PairSet,
     config: TrainConfig,
     *,
-    image_budget_bytes: int = 2 << 30,
+    image_budget_bytes: int | None = None,
     drawing: Drawing = nullcontext,
 ) -> Generator[TrainEvent, None, None]:
     """`Trainer.run` of a new run."""
@@ -75,7 +75,7 @@ class Trainer:
 
     Args:
         clip: Its model is trained in place.
-        image_budget_bytes: Of decoded images that are kept.
+        image_budget_bytes: Of decoded images that are kept; None: by the memory that is free.
         drawing: Entered around operations that may draw random numbers on the device.
         last_good: The state to go back to when three steps in a row were not finite, if any.
         pause: Called between the layers of a pass; see `breathing`.
@@ -92,7 +92,7 @@ class Trainer:
         data: PairSet,
         config: TrainConfig,
         *,
-        image_budget_bytes: int = 2 << 30,
+        image_budget_bytes: int | None = None,
         drawing: Drawing = nullcontext,
         last_good: Callable[[], Snapshot | None] = lambda: None,
         pause: Callable[[], object] | None = None,

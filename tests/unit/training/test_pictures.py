@@ -9,6 +9,7 @@ import torch
 from open_clip.transform import image_transform_v2
 from PIL import Image
 
+from hotclip_server.training import images
 from hotclip_server.training.augment import DRAWS, augment
 from hotclip_server.training.config import AugmentConfig
 from hotclip_server.training.dataset import TrainingSet
@@ -43,6 +44,21 @@ def test_images_past_the_budget_are_read_again():
     for _ in range(2):
         assert store.batch([0, 1]).shape == (2, 3, 16, 16)
     assert reads == ["a", "b", "b"]
+
+
+def test_how_much_is_kept_follows_from_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch):
+    reads: list[str] = []
+
+    def read(key: str) -> bytes:
+        reads.append(key)
+        return picture((1, 2, 3))
+
+    monkeypatch.setattr(images, "host_free_bytes", lambda: round(3 * 16 * 16 / images.KEPT_SHARE))
+    store = ImageStore(tiny_clip(), ["a", "b"], read)
+    for _ in range(2):
+        store.batch([0, 1])
+    assert reads == ["a", "b", "b"]
+    assert images.budget_bytes_of(1 << 50) == images.budget_bytes_of(None) == 2 << 30
 
 
 def test_what_is_prefetched_is_decoded_once_and_the_same():

@@ -60,9 +60,10 @@ async def submitted(runner: JobRunner, asked: FineTuneSpec) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plan", ["chunks", "parts"])
+def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path, plan: str) -> None:
     output = subprocess.run(
-        [sys.executable, "-m", "support.killed", str(tmp_path), "7", str(KILLS)],
+        [sys.executable, "-m", "support.killed", str(tmp_path), "7", str(KILLS), plan],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT), *sys.path]),
@@ -78,6 +79,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path) -> None
     assert found["kills"] >= KILLS, "the run ended before it was killed often enough"
     assert plain["state"] == killed["state"] == "SUCCEEDED"
     assert killed["digest"] == plain["digest"]
+    assert plain["in_parts"] == (plan == "parts")
     assert plain["seqs"]
     assert killed["seqs"], "an event is lost or doubled"
     assert killed["from_steps"] == sorted(killed["from_steps"])
