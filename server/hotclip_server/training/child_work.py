@@ -140,7 +140,7 @@ class ChildWork:
         """Until there is a message, keeping the process at its share of the processor."""
         silent_since: float | None = None
         while not connection.ready(LOOK_S):
-            self._background.tick()
+            self._keep_share()
             if not (self._job.cancelled or self._job.stopping):
                 continue
             silent_since = silent_since or time.monotonic()
@@ -159,8 +159,15 @@ class ChildWork:
             stop = "cancelled"
         except Interrupted:
             stop = "interrupted"
-        self._background.tick()
+        self._keep_share()
         return {"stop": stop}
+
+    def _keep_share(self) -> None:
+        """Of the processor; who wishes to end does so at once."""
+        if self._job.cancelled or self._job.stopping:
+            self._background.release()
+        else:
+            self._background.tick()
 
     def _connected(self) -> Connection:
         if self._connection is not None:
