@@ -266,8 +266,10 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--root", type=Path, required=True)
     arguments = parser.parse_args()
-    # An interrupt from the terminal is for the server, which ends this process in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The server ends this process in order, after those who still search; signals of a terminal or
+    # of a service manager reach both.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     arguments.root.mkdir(parents=True, exist_ok=True)
     with (arguments.root / ".lock").open("w") as lock:
         # The process of a server that was killed may still be closing the shards.

@@ -70,6 +70,18 @@ async def test_acknowledged_writes_survive_kill_9(store: EdgeStore) -> None:
     np.testing.assert_allclose(stored.vectors["id 12"], vectors[12], atol=1e-6)
 
 
+async def test_what_a_service_manager_tells_all_processes_is_for_the_server(
+    store: EdgeStore,
+) -> None:
+    await store.create("s", 8)
+    first = store.pid
+    assert first is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(first, number)
+    assert await store.count("s") == 0
+    assert store.pid == first
+
+
 async def test_calls_under_way_are_sent_again_when_the_process_dies(store: EdgeStore) -> None:
     vectors = clustered(2000, 64)
     await store.create("s", 64)
