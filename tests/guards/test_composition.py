@@ -39,6 +39,18 @@ def parts_of_owners(module: ast.Module, names: set[str]) -> set[ast.Call]:
     }
 
 
+def parts_of_blocks(module: ast.Module) -> set[ast.Call]:
+    """Calls in context managers: what begins with a block and ends with it does not live long."""
+    return {
+        node
+        for function in ast.walk(module)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        if any(dotted(d).endswith("contextmanager") for d in function.decorator_list)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call)
+    }
+
+
 def test_only_app_constructs_long_lived_objects() -> None:
     names = long_lived_classes()
     assert {"Database", "JobRunner"} <= names
@@ -47,7 +59,7 @@ def test_only_app_constructs_long_lived_objects() -> None:
         if path.parent in ROOTS and path.name in COMPOSERS:
             continue
         module = tree(path)
-        parts = parts_of_owners(module, names)
+        parts = parts_of_owners(module, names) | parts_of_blocks(module)
         found += [
             f"{place(path, node)} {dotted(node.func)}"
             for node in ast.walk(module)

@@ -41,8 +41,8 @@ class Background:
 
     Args:
         threads: Their ids now; those that begin later take the class of whoever begins them.
-        lowly: Whether their weight is low outside of that class too, for good: for threads that
-            nobody else uses.
+        lowly: Whether their weight is low outside of that class too, until they are released: for
+            threads that nobody else uses.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class Background:
         self._set_class(idle=not starved)
 
     def release(self) -> None:
-        """Back to the usual class."""
+        """Back to the usual class, and to this process' weight, where there is a right to it."""
+        self._lowly = False
         self._set_class(idle=False)
 
     def _used(self) -> dict[int, float]:
@@ -89,11 +90,14 @@ class Background:
         if not hasattr(os, "SCHED_IDLE"):
             return
         may_leave = may_leave_idle()
-        nice = min(MOST_NICE, NICE + os.getpriority(os.PRIO_PROCESS, 0))
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        low = min(MOST_NICE, NICE + own)
         for thread in self._threads():
             try:
-                if self._lowly or not may_leave:
-                    os.setpriority(os.PRIO_PROCESS, thread, nice)  # of one thread, on Linux
+                # Of one thread, on Linux.
+                os.setpriority(
+                    os.PRIO_PROCESS, thread, low if self._lowly or not may_leave else own
+                )
                 if not may_leave:
                     continue
                 wanted = os.SCHED_IDLE if idle else os.SCHED_OTHER

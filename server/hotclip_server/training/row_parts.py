@@ -39,21 +39,25 @@ class RowParts:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._threads = PartThreads(name="hotclip-train-part")
+        self._threads: PartThreads | None = None
 
     @contextmanager
     def running(self, *, wanted: bool) -> Iterator[None]:
         """Inside, there are as many parts as torch uses threads, if that is not one or too many."""
-        if wanted:
-            self._threads.start()
+        if not wanted:
+            yield
+            return
+        self._threads = threads = PartThreads(name="hotclip-train-part")
+        threads.start()
         try:
             yield
         finally:
-            self._threads.stop()
+            self._threads = None
+            threads.stop()
 
     def cut(self, rows: slice) -> list[slice]:
         """Parts of nearly equal size, in order; all of it as one if they would be too small."""
-        count = self._threads.count
+        count = self._threads.count if self._threads is not None else 1
         size = rows.stop - rows.start
         if count == 1 or size < LEAST_ROWS * count:
             return [rows]
@@ -63,6 +67,8 @@ class RowParts:
     def run(self, works: Sequence[Callable[[], T]]) -> list[T]:
         """What they return, in their order; raises what the first of them raises when all have
         ended. Gradients are on in them, whatever they are here."""
+        if self._threads is None:
+            raise RuntimeError("parts run outside of `running`; this is a bug")
         return self._threads.run(works)
 
     def parameters(self) -> list[nn.Parameter]:

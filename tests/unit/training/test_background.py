@@ -72,7 +72,7 @@ def test_idle_while_it_has_its_share_and_usual_when_it_starves(
 
 
 @pytest.mark.skipif(not may_leave_idle(), reason="this user may not leave the idle class")
-def test_its_weight_is_low_for_good_where_nobody_else_uses_it(
+def test_its_weight_is_low_until_it_is_released_where_nobody_else_uses_it(
     spinning: subprocess.Popen[bytes],
 ) -> None:
     now = 0.0
@@ -84,6 +84,9 @@ def test_its_weight_is_low_for_good_where_nobody_else_uses_it(
     background.tick()
     assert os.sched_getscheduler(spinning.pid) == os.SCHED_OTHER
     assert os.getpriority(os.PRIO_PROCESS, spinning.pid) == min(MOST_NICE, OWN + NICE)
+    background.release()
+    assert os.getpriority(os.PRIO_PROCESS, spinning.pid) == OWN
+    assert os.sched_getscheduler(spinning.pid) == os.SCHED_OTHER
 
 
 def test_what_a_thread_has_used_is_counted(spinning: subprocess.Popen[bytes]) -> None:
