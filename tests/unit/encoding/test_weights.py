@@ -79,13 +79,17 @@ def infinite(state: State) -> None:
     state["visual.conv1.weight"][0, 0, 0, 0] = -torch.inf
 
 
+def save_damaged(model: nn.Module, path: Path, damage: Callable[[State], None]) -> None:
+    state = {name: value.clone() for name, value in master_weights(model).items()}
+    damage(state)
+    save_file(state, path)
+
+
 @pytest.mark.parametrize("damage", [without, renamed, reshaped, integers, not_a_number, infinite])
 def test_weights_that_do_not_fit(
     model: nn.Module, tmp_path: Path, damage: Callable[[State], None]
 ) -> None:
-    state = {name: value.clone() for name, value in master_weights(model).items()}
-    damage(state)
-    save_file(state, tmp_path / "weights")
+    save_damaged(model, tmp_path / "weights", damage)
     with pytest.raises(FailedPrecondition) as caught:
         read_weights(build_model(CONFIG, tmp_path), tmp_path / "weights")
     assert caught.value.reason == "VERSION_UNFIT"
@@ -95,9 +99,7 @@ def test_weights_that_do_not_fit(
 def test_what_a_header_tells_is_enough(
     model: nn.Module, tmp_path: Path, damage: Callable[[State], None]
 ) -> None:
-    state = {name: value.clone() for name, value in master_weights(model).items()}
-    damage(state)
-    save_file(state, tmp_path / "weights")
+    save_damaged(model, tmp_path / "weights", damage)
     with pytest.raises(FailedPrecondition) as caught:
         check_weights(build_model(CONFIG, tmp_path), tmp_path / "weights")
     assert caught.value.reason == "VERSION_UNFIT"
