@@ -34,10 +34,12 @@ def test_a_watch_goes_on_after_a_restart(
         stubs.tuning.FineTune(TUNE)
 
         def follow() -> None:
+            told = False
             for event in stubs.jobs.WatchJob(job_pb2.WatchJobRequest(job="long")):
                 seen.append(event)
-                if event.metric.stage == job_pb2.MetricEvent.STAGE_STEP:
-                    first.process.terminate()
+                if event.metric.stage == job_pb2.MetricEvent.STAGE_STEP and not told:
+                    first.process.terminate()  # once: a second time would end it at once
+                    told = True
 
         with pytest.raises(grpc.RpcError) as ended:
             follow()

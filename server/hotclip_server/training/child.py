@@ -60,6 +60,7 @@ class RemoteJob:
     def check_cancelled(self) -> None:
         """See `JobContext`; also raises ConnectionError if the server is gone."""
         if time.monotonic() - self._asked >= ASK_S:
+            self._asked = time.monotonic()  # no other call tells
             self._call("check_cancelled")
 
     def yield_to_serving(self) -> None:
@@ -75,7 +76,6 @@ class RemoteJob:
             {"call": name, "args": args, "kwargs": kwargs, "yielded_s": self.yielded_s}
         )
         answer = self._connection.receive()
-        self._asked = time.monotonic()
         if answer["stop"] == "cancelled":
             raise Cancelled
         if answer["stop"] == "interrupted":
