@@ -137,7 +137,7 @@ def test_what_is_taken_costs_the_same_however_much_is_wanted(monkeypatch: pytest
     assert len(decoder.begun) == THREADS
 
 
-ENDING = """
+ENDING = r"""
 import os, threading, time
 from hotclip_server.training.ahead import Ahead
 
