@@ -8,6 +8,7 @@ end: a step gives the same bits every time.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -93,16 +94,24 @@ class RowParts:
     @torch.no_grad()
     def add(self, parts: Sequence[tuple[Tensor | None, ...]]) -> None:
         """Adds what `gradients` gave for each part to the parameters, in the order of the parts."""
+        uses = Counter(_place(term) for part in parts for term in part if term is not None)
         for parameter, *found in zip(self.parameters(), *parts, strict=True):
             terms = [term for term in (parameter.grad, *found) if term is not None]
             if not terms:
                 continue
-            # Of its own, since autograd may give two parameters one tensor; and it lies in memory
-            # as the parameter does, which fused optimizers rely on.
-            total = torch.empty_like(parameter).copy_(terms[0])
-            for term in terms[1:]:
+            total, *others = terms
+            # Autograd may give two parameters one tensor, or one that repeats fewer numbers; and
+            # it must lie in memory as the parameter does, which fused optimizers rely on.
+            alone = uses[_place(total)] <= 1 and total.untyped_storage().nbytes() == total.nbytes
+            if not alone or total.stride() != parameter.stride():
+                total = torch.empty_like(parameter).copy_(total)
+            for term in others:
                 total += term
             parameter.grad = total
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def exact_in_parts(clip: Clip, config: TrainConfig) -> bool:

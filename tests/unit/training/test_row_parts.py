@@ -102,6 +102,42 @@ def test_parts_are_of_all_rows_in_order_and_not_too_small() -> None:
     assert parts.cut(slice(0, 64)) == [slice(0, 64)]
 
 
+class Shared(nn.Module):
+    """Parameters of which autograd gives some one tensor, and one of repeated numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.same = (nn.Parameter(torch.ones(2, 3)) for _ in range(2))
+        self.repeated = nn.Parameter(torch.ones(2, 3))
+        self.alone = nn.Parameter(torch.ones(2, 3))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        both = rows @ (self.one + self.same)
+        return both + rows @ self.alone + self.repeated.sum()
+
+
+def test_gradients_of_parts_are_added_once_where_autograd_shares_them() -> None:
+    model = Shared()
+    parts = RowParts(model)
+    rows = torch.arange(12.0).view(6, 2)
+    given = torch.arange(18.0).view(6, 3)
+    found = [parts.gradients([model(rows[part])], [given[part]]) for part in (slice(2), slice(2, 6))]
+    # What makes the test one: two tensors lie in one place, one in less than its size.
+    assert len({g.data_ptr() for g in found[0] if g is not None}) == 3
+    expected = [g.clone() for g in torch.autograd.grad(model(rows), [*model.parameters()], given)]
+    kept = found[0][3]
+    assert kept is not None
+    for times in (1, 2):  # what is there is added to
+        again = [tuple(g.clone() if g is not None else None for g in one) for one in found]
+        parts.add(found if times == 1 else again)
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            assert parameter.grad is not None
+            assert torch.allclose(parameter.grad, times * gradient)
+        found = [parts.gradients([model(rows[s])], [given[s]]) for s in (slice(2), slice(2, 6))]
+    assert model.alone.grad is not None
+    assert model.alone.grad.data_ptr() == kept.data_ptr()  # no copy where there need not be any
+
+
 def trained(*, resnet: bool) -> dict[str, Tensor]:
     clip = tiny_clip(resnet=resnet)
     for _ in Trainer(clip, colours(20), RUN).run():
