@@ -121,21 +121,20 @@ def test_gradients_of_parts_are_added_once_where_autograd_shares_them() -> None:
     parts = RowParts(model)
     rows = torch.arange(12.0).view(6, 2)
     given = torch.arange(18.0).view(6, 3)
-    found = [parts.gradients([model(rows[part])], [given[part]]) for part in (slice(2), slice(2, 6))]
-    # What makes the test one: two tensors lie in one place, one in less than its size.
-    assert len({g.data_ptr() for g in found[0] if g is not None}) == 3
     expected = [g.clone() for g in torch.autograd.grad(model(rows), [*model.parameters()], given)]
-    kept = found[0][3]
-    assert kept is not None
+    places: set[int] = set()
     for times in (1, 2):  # what is there is added to
-        again = [tuple(g.clone() if g is not None else None for g in one) for one in found]
-        parts.add(found if times == 1 else again)
+        halves = (slice(2), slice(2, 6))
+        found = [parts.gradients([model(rows[half])], [given[half]]) for half in halves]
+        # What makes the test one: of four tensors two lie in one place.
+        assert len({g.data_ptr() for g in found[0] if g is not None}) == 3
+        places = places or {g.data_ptr() for g in found[0] if g is not None}
+        parts.add(found)
         for parameter, gradient in zip(model.parameters(), expected, strict=True):
             assert parameter.grad is not None
             assert torch.allclose(parameter.grad, times * gradient)
-        found = [parts.gradients([model(rows[s])], [given[s]]) for s in (slice(2), slice(2, 6))]
     assert model.alone.grad is not None
-    assert model.alone.grad.data_ptr() == kept.data_ptr()  # no copy where there need not be any
+    assert model.alone.grad.data_ptr() in places  # no copy where there need not be any
 
 
 def trained(*, resnet: bool) -> dict[str, Tensor]:
