@@ -27,7 +27,7 @@ from typing import Any
 from hotclip_server.errors import HotclipError
 from hotclip_server.loop import loop_factory
 from hotclip_server.search import generations, wire
-from hotclip_server.search.generations import INDEXING_THRESHOLD_KB
+from hotclip_server.search.generations import FREE_BYTES, INDEXING_THRESHOLD_KB
 from hotclip_server.search.link import Link
 from hotclip_server.search.shard import AnswerTooLarge, Shard, ShardDamaged, ShardNotFound
 from hotclip_server.storage.atomic import require_free_space
@@ -37,9 +37,6 @@ _IDLE_S = 1.0
 """An index is built when a shard has had no write for this long..."""
 _OVERDUE = 8
 """...or at once when this many times the threshold is not indexed."""
-_FREE_BYTES = 64 << 20
-"""Stay free on the disk, as much as a frame may write in all its places: the engine writes to maps
-of sparse files, and where the disk has no page for one the system kills the process."""
 
 
 class VectorProcess:
@@ -159,7 +156,7 @@ class VectorProcess:
 
     def _require_room(self, size: int = 0) -> None:
         """Raises ResourceExhausted with reason DISK_FULL before the engine meets a full disk."""
-        require_free_space(self._root, size, floor=_FREE_BYTES)
+        require_free_space(self._root, size, floor=FREE_BYTES)
 
     def _shard(self, name: str) -> Shard:
         if name not in self._shards:

@@ -17,13 +17,17 @@ from typing import Any
 
 import qdrant_edge as engine
 
-from hotclip_server.storage.atomic import Files, write_atomically
+from hotclip_server.storage.atomic import Files, require_free_space, write_atomically
+from hotclip_server.storage.sparse import copy_folder, used_bytes
 
 INDEXING_THRESHOLD_KB = 10_000
 """Vectors below this size in total are compared one by one: that is as fast as an index."""
 _SEARCH_THREADS = 1
 """With one the engine searches on the caller's thread. With more it wakes a thread of its own for
 every search, to go through the segments side by side; but one of them holds nearly every point."""
+FREE_BYTES = 64 << 20
+"""Stay free on the disk, as much as a frame may write in all its places: the engine writes to maps
+of sparse files, and where the disk has no page for one the system kills the process."""
 _CURRENT = "CURRENT"
 _LOOKS = 10
 """At a folder in which the engine changes names, before that counts as a fault."""
@@ -87,6 +91,24 @@ def set_current(folder: Path, name: str, dim: int) -> None:
 def give_up(folder: Path) -> None:
     """The folder is no shard any more, whatever lies in it."""
     (folder / _CURRENT).unlink(missing_ok=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a flushed engine folder, to be built.
+
+    Raises:
+        ResourceExhausted: the copy and what is built of it may not fit; reason DISK_FULL.
+    """
+    require_free_space(source, 2 * used_bytes(source), floor=FREE_BYTES)
+    for _ in range(_LOOKS - 1):
+        try:
+            copy_folder(source, target)
+        except FileNotFoundError:
+            # The engine made the next file of its log, as in `_sync`.
+            shutil.rmtree(target)
+            continue
+        return
+    copy_folder(source, target)
 
 
 async def build(target: Path, keys: dict[str, str]) -> None:

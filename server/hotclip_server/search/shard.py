@@ -328,7 +328,7 @@ class Shard:
         try:
             async with self._writing:
                 self._edge.flush()
-                await asyncio.to_thread(shutil.copytree, self.folder / self._generation, target)
+                await asyncio.to_thread(generations.copy, self.folder / self._generation, target)
                 self._touched = set()
                 built = replace(self._changes)
             await generations.build(target, keys)

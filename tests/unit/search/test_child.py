@@ -16,6 +16,7 @@ import qdrant_edge as engine
 from hotclip_server.errors import ResourceExhausted
 from hotclip_server.search import generations, wire
 from hotclip_server.search.child import VectorProcess
+from hotclip_server.storage.sparse import used_bytes
 
 from .vectors import clustered
 
@@ -76,6 +77,25 @@ async def test_a_nearly_full_disk_refuses_writes_before_the_engine_sees_them(
     assert points == 1
     deleted, _ = await process._do({"op": "delete", "shard": "s", "ids": ["before"]}, b"")
     assert deleted == 1
+    await process._shards["s"].close()
+
+
+async def test_an_index_build_keeps_the_holes_of_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def build(target: Path, keys: dict[str, str]) -> None:
+        """Nothing: so small a shard gets no index."""
+
+    monkeypatch.setattr(generations, "build", build)
+    process = VectorProcess(tmp_path)
+    await process._do({"op": "create", "shard": "s", "dim": 8}, b"")
+    body = wire.vectors_to_bytes(clustered(1, 8))
+    points = [{"i": "p", "r": 1, "p": {}}]
+    await process._do({"op": "upsert", "shard": "s", "points": points}, body)
+    before = used_bytes(tmp_path)
+    await process._do({"op": "optimize", "shard": "s"}, b"")
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*"))
+    assert used_bytes(tmp_path) <= before + (1 << 20) < size
     await process._shards["s"].close()
 
 
