@@ -100,6 +100,9 @@ class VectorProcess:
             return os.getpid(), b""
         if op == "shards":
             return sorted(p.parent.name for p in self._root.glob("*/CURRENT")), b""
+        if op == "room":
+            self._require_room(header["size"])
+            return None, b""
         name = header["shard"]
         if not _NAME.fullmatch(name):
             raise ShardNotFound(f"not a shard name: {name!r}")

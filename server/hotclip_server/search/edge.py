@@ -108,6 +108,10 @@ class EdgeStore:
         names: list[str] = (await self._call("shards"))[0]
         return names
 
+    async def require_room(self, nbytes: int) -> None:
+        """See VectorStore."""
+        await self._call("room", size=nbytes)
+
     async def upsert(
         self, shard: str, points: Sequence[PointMeta], vectors: NDArray[np.float32]
     ) -> None:

@@ -116,6 +116,9 @@ class QdrantStore:
         names = [one.name for one in found.collections if one.name.startswith(prefix)]
         return sorted(name.removeprefix(prefix) for name in names)
 
+    async def require_room(self, nbytes: int) -> None:
+        """Does nothing: Qdrant says so when it is written to."""
+
     async def upsert(
         self, shard: str, points: Sequence[PointMeta], vectors: NDArray[np.float32]
     ) -> None:
