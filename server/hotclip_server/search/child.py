@@ -27,8 +27,9 @@ from typing import Any
 from hotclip_server.errors import HotclipError
 from hotclip_server.loop import loop_factory
 from hotclip_server.search import generations, wire
-from hotclip_server.search.generations import FREE_BYTES, INDEXING_THRESHOLD_KB
+from hotclip_server.search.generations import INDEXING_THRESHOLD_KB
 from hotclip_server.search.link import Link
+from hotclip_server.search.room import FREE_BYTES
 from hotclip_server.search.shard import AnswerTooLarge, Shard, ShardDamaged, ShardNotFound
 from hotclip_server.storage.atomic import require_free_space
 
@@ -100,9 +101,6 @@ class VectorProcess:
             return os.getpid(), b""
         if op == "shards":
             return sorted(p.parent.name for p in self._root.glob("*/CURRENT")), b""
-        if op == "room":
-            self._require_room(header["size"])
-            return None, b""
         name = header["shard"]
         if not _NAME.fullmatch(name):
             raise ShardNotFound(f"not a shard name: {name!r}")

@@ -17,6 +17,7 @@ from typing import Any
 
 import qdrant_edge as engine
 
+from hotclip_server.search.room import FREE_BYTES
 from hotclip_server.storage.atomic import Files, require_free_space, write_atomically
 from hotclip_server.storage.sparse import copy_folder, used_bytes
 
@@ -25,9 +26,6 @@ INDEXING_THRESHOLD_KB = 10_000
 _SEARCH_THREADS = 1
 """With one the engine searches on the caller's thread. With more it wakes a thread of its own for
 every search, to go through the segments side by side; but one of them holds nearly every point."""
-FREE_BYTES = 64 << 20
-"""Stay free on the disk, as much as a frame may write in all its places: the engine writes to maps
-of sparse files, and where the disk has no page for one the system kills the process."""
 _CURRENT = "CURRENT"
 _LOOKS = 10
 """At a folder in which the engine changes names, before that counts as a fault."""

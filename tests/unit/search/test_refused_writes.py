@@ -16,7 +16,7 @@ from support.search import World, search_world, text_point, text_vectors
 from hotclip_proto.v1 import search_pb2
 from hotclip_server.errors import ResourceExhausted
 from hotclip_server.jobs.states import JobState
-from hotclip_server.search import edge, records, settling
+from hotclip_server.search import edge, records, room, settling
 from hotclip_server.testing import FakeLoader
 
 OLD = {f"p{i}": f"old {i}" for i in range(4)}
@@ -78,6 +78,7 @@ async def check_shards(world: World, texts: dict[str, str]) -> None:
 async def test_on_a_nearly_full_disk_nothing_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(room, "_TRUST_S", 0.0)
     async with search_world(tmp_path, store=LocalStore(tmp_path / "vectors")) as world:
         await world.collections.catalogue.create("c")
         await world.collections.writer.upsert("c", points_of(OLD))
@@ -166,3 +167,29 @@ async def test_a_reindex_that_saw_a_refused_write_finds_what_was_put_back(
         there = set((await world.store.retrieve(shard, [*OLD, *NEW])).revisions)
         assert there >= {"p1", "p2", "p3"}
         assert there <= set(OLD)
+
+
+async def test_with_plenty_of_room_the_disk_is_looked_at_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, free = 0, [4 << 30]
+    usage = shutil.disk_usage(tmp_path)
+
+    def look(_: Path) -> object:
+        nonlocal looks
+        looks += 1
+        return usage._replace(free=free[0])
+
+    monkeypatch.setattr(shutil, "disk_usage", look)
+    seen = room.Room(tmp_path)
+    for _ in range(100):
+        await seen.require(1 << 20)
+    assert looks == 2
+    with pytest.raises(ResourceExhausted):
+        await seen.require(5 << 30)
+    free[0] = (64 << 20) + 5
+    seen = room.Room(tmp_path)
+    for _ in range(2):
+        await seen.require(5)
+        with pytest.raises(ResourceExhausted):
+            await seen.require(6)
