@@ -97,16 +97,15 @@ def copy(source: Path, target: Path) -> None:
     Raises:
         ResourceExhausted: the copy and what is built of it may not fit; reason DISK_FULL.
     """
-    require_free_space(source, 2 * used_bytes(source), floor=FREE_BYTES)
     for _ in range(_LOOKS - 1):
         try:
-            copy_folder(source, target)
+            _copy_what_is_there(source, target)
         except FileNotFoundError:
             # The engine made the next file of its log, as in `_sync`.
-            shutil.rmtree(target)
+            shutil.rmtree(target, ignore_errors=True)
             continue
         return
-    copy_folder(source, target)
+    _copy_what_is_there(source, target)
 
 
 async def build(target: Path, keys: dict[str, str]) -> None:
@@ -160,3 +159,8 @@ def _sync_what_is_there(folder: Path) -> None:
     for place, _, names in os.walk(folder, topdown=False):
         for name in (*names, ""):
             files.sync(Path(place, name))
+
+
+def _copy_what_is_there(source: Path, target: Path) -> None:
+    require_free_space(source, 2 * used_bytes(source), floor=FREE_BYTES)
+    copy_folder(source, target)

@@ -72,7 +72,7 @@ def _copy_range(read: int, written: int, start: int, end: int) -> None:
                 raise
             break
         if done == 0:
-            return  # It was cut meanwhile.
+            break  # It was cut meanwhile, or this file system does not say that it can't.
         start += done
     while start < end:
         piece = os.pread(read, min(_PIECE_BYTES, end - start), start)
