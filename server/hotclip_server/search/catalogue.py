@@ -15,6 +15,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
@@ -63,7 +64,9 @@ class Catalogue:
         self._versions = versions
         self._max_collections = max_collections
         self._records: dict[str, CollectionRecord] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        # Each as long as somebody holds it or waits for it: also one that waits for a name whose
+        # collection is deleted, and made anew, must find who comes after it.
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()
         self._revisions: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._background = Background()

@@ -29,6 +29,7 @@ from hotclip_server.loop import loop_factory
 from hotclip_server.search import generations, wire
 from hotclip_server.search.generations import INDEXING_THRESHOLD_KB
 from hotclip_server.search.link import Link
+from hotclip_server.search.room import FREE_BYTES
 from hotclip_server.search.shard import AnswerTooLarge, Shard, ShardDamaged, ShardNotFound
 from hotclip_server.storage.atomic import require_free_space
 
@@ -36,10 +37,13 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IDLE_S = 1.0
 """An index is built when a shard has had no write for this long..."""
 _OVERDUE = 8
-"""...or at once when this many times the threshold is not indexed."""
-_FREE_BYTES = 64 << 20
-"""Stay free on the disk, as much as a frame may write in all its places: the engine writes to maps
-of sparse files, and where the disk has no page for one the system kills the process."""
+"""...or at once when this many times the threshold is not indexed..."""
+_SHARE = 0.05
+"""...and this share of what is indexed: a build copies the shard, and takes about as long as if
+there was no index yet. So what grows is copied, all in all, some 20 times at most..."""
+_RESTS = 4
+"""...and less is worth a build only when the shard has had no write for so many times as long as
+the last one took. Until then what is not indexed is compared one by one."""
 
 
 class VectorProcess:
@@ -159,7 +163,7 @@ class VectorProcess:
 
     def _require_room(self, size: int = 0) -> None:
         """Raises ResourceExhausted with reason DISK_FULL before the engine meets a full disk."""
-        require_free_space(self._root, size, floor=_FREE_BYTES)
+        require_free_space(self._root, size, floor=FREE_BYTES)
 
     def _shard(self, name: str) -> Shard:
         if name not in self._shards:
@@ -203,7 +207,7 @@ class VectorProcess:
         size = shard.unindexed_kb()
         if size < INDEXING_THRESHOLD_KB or shard.building:
             return
-        self._plan_build(name, 0.0 if size >= _OVERDUE * INDEXING_THRESHOLD_KB else _IDLE_S)
+        self._plan_build(name, idle_before_build(size, shard.indexed_kb(), shard.build_s))
 
     def _asked(self, shard: Shard) -> None:
         """Plans a build if payload fields want an index."""
@@ -249,6 +253,14 @@ class VectorProcess:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def idle_before_build(unindexed_kb: int, indexed_kb: int, last_build_s: float) -> float:
+    """Seconds without a write after which an index is built of what is worth one."""
+    worth = _SHARE * indexed_kb
+    if unindexed_kb >= max(worth, _OVERDUE * INDEXING_THRESHOLD_KB):
+        return 0.0
+    return _IDLE_S if unindexed_kb >= worth else max(_IDLE_S, _RESTS * last_build_s)
 
 
 async def _answer_and_die(link: Link, answer: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from hotclip_server.search import wire
 from hotclip_server.search.filters import PayloadFilter
 from hotclip_server.search.link import Link
 from hotclip_server.search.protocol import Match, PointMeta, ShardInfo, Stored
+from hotclip_server.search.room import Room
 from hotclip_server.search.slots import Slot
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class EdgeStore:
 
     def __init__(self, root: Path, *, timeout_s: float = 60.0, max_in_flight: int = 64) -> None:
         self._root = root
+        self._room = Room(root)
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(max_in_flight)
         self._numbers = itertools.count(1)
@@ -107,6 +109,10 @@ class EdgeStore:
         """See VectorStore."""
         names: list[str] = (await self._call("shards"))[0]
         return names
+
+    async def require_room(self, nbytes: int) -> None:
+        """See VectorStore."""
+        await self._room.require(nbytes)
 
     async def upsert(
         self, shard: str, points: Sequence[PointMeta], vectors: NDArray[np.float32]

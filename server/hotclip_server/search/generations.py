@@ -17,7 +17,9 @@ from typing import Any
 
 import qdrant_edge as engine
 
-from hotclip_server.storage.atomic import Files, write_atomically
+from hotclip_server.search.room import FREE_BYTES
+from hotclip_server.storage.atomic import Files, require_free_space, write_atomically
+from hotclip_server.storage.sparse import copy_folder, used_bytes
 
 INDEXING_THRESHOLD_KB = 10_000
 """Vectors below this size in total are compared one by one: that is as fast as an index."""
@@ -89,6 +91,23 @@ def give_up(folder: Path) -> None:
     (folder / _CURRENT).unlink(missing_ok=True)
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copies a flushed engine folder, to be built.
+
+    Raises:
+        ResourceExhausted: the copy and what is built of it may not fit; reason DISK_FULL.
+    """
+    for _ in range(_LOOKS - 1):
+        try:
+            _copy_what_is_there(source, target)
+        except FileNotFoundError:
+            # The engine made the next file of its log, as in `_sync`.
+            shutil.rmtree(target, ignore_errors=True)
+            continue
+        return
+    _copy_what_is_there(source, target)
+
+
 async def build(target: Path, keys: dict[str, str]) -> None:
     """Builds the indexes of an engine folder in another process; on the disk when it returns.
 
@@ -140,3 +159,8 @@ def _sync_what_is_there(folder: Path) -> None:
     for place, _, names in os.walk(folder, topdown=False):
         for name in (*names, ""):
             files.sync(Path(place, name))
+
+
+def _copy_what_is_there(source: Path, target: Path) -> None:
+    require_free_space(source, 2 * used_bytes(source), floor=FREE_BYTES)
+    copy_folder(source, target)

@@ -85,6 +85,10 @@ class VectorStore(Protocol):
     async def shards(self) -> list[str]:
         """Names of all shards."""
 
+    async def require_room(self, nbytes: int) -> None:
+        """Raises ResourceExhausted (reason DISK_FULL) if it is known that so many bytes of
+        vectors would be refused now."""
+
     async def upsert(
         self, shard: str, points: Sequence[PointMeta], vectors: NDArray[np.float32]
     ) -> None:

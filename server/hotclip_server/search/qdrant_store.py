@@ -25,7 +25,7 @@ from hotclip_server.errors import FailedPrecondition, NotFound, ResourceExhauste
 from hotclip_server.search.filters import MAX_INDEXED_KEYS, PayloadFilter
 from hotclip_server.search.ids import point_uuid
 from hotclip_server.search.protocol import Match, PointMeta, ShardInfo, Stored
-from hotclip_server.search.qdrant_terms import indexable, to_error, to_qdrant_filter
+from hotclip_server.search.qdrant_terms import index_failed, indexable, to_error, to_qdrant_filter
 from hotclip_server.storage.atomic import write_atomically
 
 T = TypeVar("T")
@@ -115,6 +115,9 @@ class QdrantStore:
         found = await self._ask(self._client.get_collections)
         names = [one.name for one in found.collections if one.name.startswith(prefix)]
         return sorted(name.removeprefix(prefix) for name in names)
+
+    async def require_room(self, nbytes: int) -> None:
+        """Does nothing: Qdrant says so when it is written to."""
 
     async def upsert(
         self, shard: str, points: Sequence[PointMeta], vectors: NDArray[np.float32]
@@ -277,11 +280,17 @@ class QdrantStore:
         )
 
     async def optimize(self, shard: str) -> None:
-        """Waits until Qdrant, which builds its indexes by itself, has done so."""
+        """Waits until Qdrant, which builds its indexes by itself, has done so.
+
+        Raises:
+            FailedPrecondition: it failed, and does not try again by itself; reason INDEX_FAILED.
+        """
         while True:
             told = await self._ask(partial(self._client.get_collection, self._name(shard)))
             if told.status == models.CollectionStatus.GREEN:
                 return
+            if told.status == models.CollectionStatus.RED:
+                raise index_failed(self._name(shard), told)
             if told.status == models.CollectionStatus.GREY:  # it waits to be asked
                 changed = models.OptimizersConfigDiff()
                 await self._ask(

@@ -42,6 +42,15 @@ def to_error(error: UnexpectedResponse) -> HotclipError:
             return HotclipError(f"the vector database refuses a call ({status}): {said}")
 
 
+def index_failed(name: str, told: models.CollectionInfo) -> FailedPrecondition:
+    """What is the matter with a collection whose status is RED."""
+    status = told.optimizer_status
+    why = status.error if isinstance(status, models.OptimizersStatusOneOf1) else "it says not why"
+    return FailedPrecondition(
+        f"the vector database can't build the index of {name}: {why[:500]}", reason="INDEX_FAILED"
+    )
+
+
 def to_qdrant_filter(
     payload_filter: PayloadFilter | None, leave_out: Sequence[str]
 ) -> models.Filter | None:

@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
-from hotclip_server.batching.ticket import Priority
-from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound, Unavailable
+from hotclip_server.errors import FailedPrecondition, NotFound, Unavailable
 from hotclip_server.jobs.context import JobContext, JobResult
 from hotclip_server.jobs.records import JobKind
 from hotclip_server.search import records
@@ -32,8 +31,8 @@ from hotclip_server.search.catalogue import Catalogue, new_shard, with_shadow
 from hotclip_server.search.encoding import Versions
 from hotclip_server.search.protocol import VectorStore
 from hotclip_server.search.records import Binding, CollectionRecord, SourceRow
-from hotclip_server.search.reindex_errors import MOST_NAMED, source_unfit, sources_missing
-from hotclip_server.search.shadows import completed_shadow
+from hotclip_server.search.reindex_errors import MOST_NAMED, sources_missing
+from hotclip_server.search.shadows import completed_shadow, shadow_vectors
 from hotclip_server.search.sources import Sources, to_meta
 from hotclip_server.search.writer import Writer
 from hotclip_server.storage.database import Database
@@ -99,13 +98,19 @@ class Reindexer:
                 SOURCES_MISSING; metadata: how many `points`, and `ids` of the first ones as
                 JSON), or it is bound to that version already (reason ALREADY_BOUND).
         """
-        record = await self._emptied(self._catalogue.get(name))
-        binding = await self._binding(record, version)
-        if record.version == version:
+        if (record := await self._unbound(name, version)) is None:
             raise FailedPrecondition(
                 f"collection {name!r} is bound to version {version} already",
                 reason="ALREADY_BOUND",
             )
+        return record
+
+    async def _unbound(self, name: str, version: str) -> CollectionRecord | None:
+        """As `check`; None if it is bound to the version already."""
+        record = await self._emptied(self._catalogue.get(name))
+        binding = await self._binding(record, version)
+        if record.version == version:
+            return None
         # A shadow that has begun was given whatever was written since, with or without a source.
         if record.shadow_version != version and not self._as_it_is(record, binding):
             await self._check_sources(record)
@@ -198,10 +203,10 @@ class Reindexer:
             raise sources_missing(name, total, missing, ids, what)
 
     async def _begin(self, name: str, version: str) -> Step:
-        """Makes the shadow, unless an earlier run of the job did."""
-        if (ended := self._bound(name, version)) is not None:
-            return ended
-        record = await self.check(name, version)
+        """Makes the shadow, unless an earlier run of the job did. That the collection is bound to
+        the version was refused when the job was asked for; a flip may have done it since."""
+        if (record := await self._unbound(name, version)) is None:
+            return _is_bound(name, version)
         binding = await self._binding(record, version)
         if self._as_it_is(record, binding):
             return await self._leave(name, binding)
@@ -214,17 +219,19 @@ class Reindexer:
         await self._versions.bind(version, holder)
         try:
             async with self._catalogue.lock(name):
-                await self._make_shadow(await self.check(name, version), binding)
-        except HotclipError:
+                if (record := await self._unbound(name, version)) is not None:
+                    await self._make_shadow(record, binding)
+        finally:
             if not self._is_shadowed(name, version):
                 self._versions.release(version, holder)
-            raise
-        return Step()
+        if self._is_shadowed(name, version):
+            return Step()
+        return await self._begin(name, version)  # A flip came in between.
 
     def _bound(self, name: str, version: str) -> Step | None:
         if self._catalogue.get(name).version != version:
             return None
-        return Step(ended=f"{name} is bound to version {version}")
+        return _is_bound(name, version)
 
     async def _leave(self, name: str, binding: Binding) -> Step:
         """Nothing is encoded; one that was left behind catches up with the live version."""
@@ -251,21 +258,32 @@ class Reindexer:
         )
 
     async def _make_shadow(self, record: CollectionRecord, binding: Binding) -> None:
+        """Under the lock, which a flip does not wait for: none is made if the collection is not
+        what it was any more."""
         name, version = record.name, binding.version
         if record.previous_version == version:
             # Its shard is kept up anyway: it is a complete shadow.
             shard = record.previous_shard or ""
 
             def adopt(_: Connection, record: CollectionRecord) -> CollectionRecord:
+                if record.previous_shard != shard:
+                    return record
                 return replace(
                     with_shadow(record.without_previous(), version, shard), shadow_complete=True
                 )
 
             await self._catalogue.change(name, adopt)
             return
+
+        def begin(_: Connection, record: CollectionRecord) -> CollectionRecord:
+            # A version has one shard.
+            return record if version in record.targets() else with_shadow(record, version, shard)
+
         shard = new_shard()
         await self._store.create(shard, binding.dim)
-        await self._catalogue.change(name, lambda _, r: with_shadow(r, version, shard))
+        now = await self._catalogue.change(name, begin)
+        if shard not in now.targets().values():
+            await self._store.drop(shard)
 
     async def _step(self, name: str, version: str, revision: int) -> Step:
         if (ended := self._bound(name, version)) is not None:
@@ -278,7 +296,8 @@ class Reindexer:
         rows = await self._database.run(lambda c: records.sources_after(c, name, reached, _ROWS))
         stored = await self._store.retrieve(shard, [row.point_id for row in rows])
         todo = [row for row in rows if stored.revisions.get(row.point_id) != row.revision]
-        vectors = await self._make_vectors(record, version, todo)
+        binding = await self._binding(record, version)
+        vectors = await shadow_vectors(self._store, self._sources, record, binding, todo)
         async with self._catalogue.lock(name):
             if (ended := self._bound(name, version)) is not None:
                 return ended
@@ -336,36 +355,6 @@ class Reindexer:
 
         await self._catalogue.change(name, note)
 
-    async def _make_vectors(
-        self, record: CollectionRecord, version: str, rows: list[SourceRow]
-    ) -> NDArray[np.float32]:
-        """float32 (rows, dim) by the new version; copied where its tower is the old one's."""
-        binding = await self._binding(record, version)
-        vectors = np.zeros((len(rows), binding.dim), np.float32)
-        same = {
-            "text": binding.text_encoder_id == record.text_encoder_id,
-            "image": binding.vision_encoder_id == record.vision_encoder_id,
-            "tensor": binding.vision_encoder_id == record.vision_encoder_id,
-        }
-        copied = [row.point_id for row in rows if same.get(row.kind)]
-        live = await self._store.retrieve(record.shard, copied, with_vectors=True)
-        make: list[int] = []
-        for at, row in enumerate(rows):
-            if same.get(row.kind) and live.revisions.get(row.point_id) == row.revision:
-                vectors[at] = live.vectors[row.point_id]
-            else:
-                make.append(at)
-        if make:
-            made, errors = await self._sources.encode(
-                record.model, version, [rows[at] for at in make], Priority.BULK, patient=False
-            )
-            if errors:
-                raise source_unfit(
-                    {rows[make[at]].point_id: e for at, e in errors.items()}, version
-                )
-            vectors[make] = made
-        return vectors
-
     async def _store_current(
         self, name: str, shard: str, rows: list[SourceRow], vectors: NDArray[np.float32]
     ) -> None:
@@ -398,3 +387,7 @@ class Reindexer:
                 reason="SHADOW_REPLACED",
             )
         return record
+
+
+def _is_bound(name: str, version: str) -> Step:
+    return Step(ended=f"{name} is bound to version {version}")

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ class Shard:
         # Payload fields that have an index, or had their chance; and those that want one.
         self._indexed_keys = set(edge.info().payload_schema)
         self._wanted_keys: dict[str, str] = {}
+        self.build_s = 0.0
+        """How long the last build took."""
 
     @classmethod
     def create(cls, folder: Path, dim: int) -> Shard:
@@ -137,6 +140,10 @@ class Shard:
         if self._changes.many_removed(points):
             return self._kb(points)
         return self._kb(min(self._changes.stored, points))
+
+    def indexed_kb(self) -> int:
+        """Size of the other vectors."""
+        return self._kb(self._points()) - self.unindexed_kb()
 
     async def upsert(self, points: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
         """Stores points [{i: id, r: revision, p: payload}] with vectors (n, dim), in order."""
@@ -324,11 +331,12 @@ class Shard:
         target = self.folder / generation
         # Also if the build fails: it is not tried again and again.
         keys, self._wanted_keys = self._wanted_keys, {}
+        begun = time.monotonic()
         self._indexed_keys |= keys.keys()
         try:
             async with self._writing:
                 self._edge.flush()
-                await asyncio.to_thread(shutil.copytree, self.folder / self._generation, target)
+                await asyncio.to_thread(generations.copy, self.folder / self._generation, target)
                 self._touched = set()
                 built = replace(self._changes)
             await generations.build(target, keys)
@@ -354,6 +362,7 @@ class Shard:
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
             raise
+        self.build_s = time.monotonic() - begun
         replaced.close()
         await asyncio.to_thread(shutil.rmtree, old)
 

@@ -4,41 +4,35 @@ Order, and what a crash leaves: (1) the source rows commit with fresh revisions 
 tombstones); (2) each shard stores the vectors under the same revisions (or removes them);
 (3) the caller hears of it. Writes of a collection come one after the other, so a shard lacks
 at most the rows with the greatest revisions: `settle` finds and stores them when the
-server starts, and after a write that failed in between. Without sources there are no rows:
-the shard is the truth, and a write that broke off may be in one of two.
+server starts, and after a write that failed in between. One that a shard refused, for its disk
+is full, is taken back. Without sources there are no rows: the shard is the truth, and a write
+that broke off may be in one of two.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from hotclip_proto.v1 import search_pb2
-from hotclip_server.batching.ticket import Priority
-from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound
+from hotclip_server.errors import FailedPrecondition, HotclipError, ResourceExhausted
 from hotclip_server.search import records
 from hotclip_server.search.catalogue import FLIP_POLL_S, Catalogue
 from hotclip_server.search.encoding import ItemEncoder, Versions
 from hotclip_server.search.points import NewPoint, Space, parse_points
 from hotclip_server.search.protocol import PointMeta, VectorStore
 from hotclip_server.search.records import CollectionRecord, SourceRow
-from hotclip_server.search.sources import Sources, to_meta
+from hotclip_server.search.settling import Settler
+from hotclip_server.search.sources import Sources
 from hotclip_server.storage.database import Database
 
-_log = logging.getLogger(__name__)
-
-_ROWS = 256
-_RETRY_S = 0.5
-
-T = TypeVar("T")
 Vectors = dict[str, NDArray[np.float32]]
 """float32 (points, dim) by version."""
 
@@ -75,6 +69,7 @@ class Writer:
         self._encoder = encoder
         self._catalogue = catalogue
         self._sources = sources
+        self._settler = Settler(database, store, catalogue, sources)
         self._max_payload_bytes = max_payload_bytes
 
     async def upsert(
@@ -95,6 +90,8 @@ class Writer:
             NotFound: no such collection.
             FailedPrecondition: a vector of another space; reason SPACE_MISMATCH. Sources for a
                 collection that keeps none; reason SOURCES_NOT_KEPT.
+            ResourceExhausted: the disk is full; reason DISK_FULL. Nothing is stored, but perhaps
+                a part of the points if the collection keeps no sources.
             HotclipError: what encoding as a whole, or the vector engine, raises.
         """
         while True:
@@ -109,6 +106,8 @@ class Writer:
             )
             if only_missing_sources or len(record.targets()) > 1:
                 good = _without_vectors(good, errors)
+            if good:  # Before anything is encoded, or written to files.
+                await self._store.require_room(4 * len(good) * record.dim * len(record.targets()))
             record, vectors = await self._encode(record, good, errors, deadline)
             rows: list[SourceRow] = []
             if record.keep_sources:
@@ -146,20 +145,21 @@ class Writer:
         ids = list(dict.fromkeys(ids))
         async with self._catalogue.lock(name):
             record = self._catalogue.get(name)
-            await self._settle(record)
+            with suppress(ResourceExhausted):  # Removing makes room, and needs none.
+                await self._settler.settle(record)
             revision = await self._catalogue.next_revisions(name, 1)
 
             async def write() -> int:
                 if record.keep_sources:
                     await self._database.run(lambda c: records.mark_deleted(c, name, ids, revision))
-                return await self._delete_vectors(record, ids)
+                return await self._settler.delete_vectors(record, ids)
 
-            return await self._guard(record, write())
+            return await self._settler.guard(record, write())
 
     async def settle(self, name: str) -> None:
         """Makes the shards agree with the source rows, if a crash may have left them apart."""
         async with self._catalogue.lock(name):
-            await self._settle(self._catalogue.get(name))
+            await self._settler.settle(self._catalogue.get(name))
 
     async def _lacking(
         self, name: str, points: list[NewPoint], rows: list[SourceRow], keep: Sequence[int]
@@ -191,7 +191,7 @@ class Writer:
             except HotclipError:
                 if version != record.previous_version:
                     raise
-                record = await self._forget_previous(record.name, version)
+                record = await self._settler.forget_previous(record.name, version)
                 continue
             with pin:
                 matrix = np.zeros((len(points), pin.resident.spec.dim), np.float32)
@@ -208,23 +208,6 @@ class Writer:
                 vectors[record.version][at] = point.vector
         return record, vectors
 
-    async def _forget_previous(self, name: str, version: str) -> CollectionRecord:
-        """The rollback target is gone: its shard need not be kept up any more."""
-
-        def forget(_: Connection, record: CollectionRecord) -> CollectionRecord:
-            gone = record.previous_version == version
-            return record.without_previous() if gone else record
-
-        return await self._catalogue.change(name, forget)
-
-    async def _forget_shadow(self, name: str, version: str) -> None:
-        """The shadow is gone."""
-
-        def forget(_: Connection, record: CollectionRecord) -> CollectionRecord:
-            return record.without_shadow() if record.shadow_version == version else record
-
-        await self._catalogue.change(name, forget)
-
     async def _store_points(
         self,
         record: CollectionRecord,
@@ -234,35 +217,46 @@ class Writer:
     ) -> bool:
         """False, and nothing is stored, if the collection was bound to another version meanwhile
         and held nothing of the kind of these points before: they are of the old one."""
-        await self._settle(record)
+        await self._settler.settle(record)
+        nbytes = sum(matrix.nbytes for matrix in vectors.values())
+        await self._store.require_room(nbytes + sum(len(row.item or b"") for row in rows))
         first = await self._catalogue.next_revisions(record.name, len(points))
         metas = [PointMeta(p.id, first + at, p.payload) for at, p in enumerate(points)]
         stamped = [_with_revision(row, first + at) for at, row in enumerate(rows)]
 
         async def write() -> bool:
-            if not await self._note(record, {point.kind for point in points}, stamped):
+            replaced = await self._note(record, {point.kind for point in points}, stamped)
+            if replaced is None:
                 return False
-            for version, shard in record.targets().items():
-                with self._unless_dropped(record.name, shard):
-                    await self._store.upsert(shard, metas, vectors[version])
+            try:
+                for version, shard in record.targets().items():
+                    with self._settler.unless_dropped(record.name, shard):
+                        await self._store.upsert(shard, metas, vectors[version])
+            except ResourceExhausted:
+                await self._settler.take_back(record, [row.point_id for row in rows], replaced)
+                raise
             return True
 
-        return await self._guard(record, write())
+        return await self._settler.guard(record, write())
 
     async def _note(
         self, record: CollectionRecord, kinds: set[str], rows: Sequence[SourceRow]
-    ) -> bool:
+    ) -> list[SourceRow] | None:
         """Commits rows, and which kinds of points the collection holds: whether it follows a
-        version is decided by that. False as `_store_points`."""
+        version is decided by that. Returns the rows that were replaced; None as False of
+        `_store_points`."""
+        replaced: list[SourceRow] = []
 
         def put(connection: Connection) -> None:
             if rows:
+                ids = [row.point_id for row in rows]
+                replaced[:] = records.sources_of(connection, record.name, ids)
                 records.put_sources(connection, record.name, rows)
 
         if record.holding(kinds) == record:
             if rows:
                 await self._database.run(put)
-            return True
+            return replaced
 
         def grow(connection: Connection, now: CollectionRecord) -> CollectionRecord:
             put(connection)
@@ -272,97 +266,9 @@ class Writer:
             await asyncio.sleep(FLIP_POLL_S)
             now = self._catalogue.get(record.name)
             if now.version != record.version or now.targets() != record.targets():
-                return False
+                return None
             record = now
-        return True
-
-    async def _delete_vectors(self, record: CollectionRecord, ids: list[str]) -> int:
-        deleted: list[int] = []
-        for shard in record.targets().values():
-            with self._unless_dropped(record.name, shard):
-                deleted.append(await self._store.delete(shard, ids))
-        if record.keep_sources:
-            await self._database.run(lambda c: records.remove_sources(c, record.name, ids))
-        return deleted[0]
-
-    async def _guard(self, record: CollectionRecord, write: Coroutine[Any, Any, T]) -> T:
-        """Runs a write; if it breaks off, the collection is settled before the next one."""
-        try:
-            return await write
-        except BaseException:
-            if record.name not in self._catalogue.unsettled:
-                self._catalogue.unsettled.add(record.name)
-                self._catalogue.spawn(self._settle_later(record.name))
-            raise
-
-    @contextmanager
-    def _unless_dropped(self, name: str, shard: str) -> Iterator[None]:
-        """Lets a shard be missing that a flip gave up while the write was under way."""
-        try:
-            yield
-        except NotFound as error:
-            there = shard in self._catalogue.get(name).targets().values()
-            if there or error.reason != "SHARD_NOT_FOUND":
-                raise
-
-    async def _settle(self, record: CollectionRecord) -> None:
-        if record.name in self._catalogue.unsettled:
-            await self._reconcile(record)
-            self._catalogue.unsettled.discard(record.name)
-
-    async def _settle_later(self, name: str) -> None:
-        while name in self._catalogue.unsettled:
-            try:
-                async with self._catalogue.lock(name):
-                    await self._settle(self._catalogue.get(name))
-            except HotclipError as error:
-                _log.warning("collection %s is not settled yet: %s", name, error)
-                await asyncio.sleep(_RETRY_S)
-
-    async def _reconcile(self, record: CollectionRecord) -> None:
-        gone = await self._database.run(lambda c: records.deleted_ids(c, record.name))
-        if gone:
-            await self._delete_vectors(record, gone)
-        for version, shard in record.targets().items():
-            # A growing shadow is the reindex job's to complete: it looks at every row.
-            if version == record.shadow_version and not record.shadow_complete:
-                continue
-            try:
-                await self._reconcile_shard(record, version, shard)
-            except (NotFound, FailedPrecondition) as error:
-                if version == record.previous_version:
-                    await self._forget_previous(record.name, version)
-                elif version == record.shadow_version and isinstance(error, NotFound):
-                    # Its shard was lost: as it is every write would fail.
-                    _log.error("the shadow of collection %s is lost: %s", record.name, error)
-                    await self._forget_shadow(record.name, version)
-                else:
-                    raise
-
-    async def _reconcile_shard(self, record: CollectionRecord, version: str, shard: str) -> None:
-        if not record.keep_sources:
-            await self._store.info(shard)  # It is the truth; a lost one can't be written to.
-            return
-        before: int | None = None
-        while True:
-            limit = before
-            rows = await self._database.run(
-                lambda c, limit=limit: records.sources_before(c, record.name, limit, _ROWS)  # type: ignore[misc]  # mypy can't infer lambdas with defaults
-            )
-            stored = await self._store.retrieve(shard, [row.point_id for row in rows])
-            missing = [r for r in rows if stored.revisions.get(r.point_id) != r.revision]
-            if not missing:
-                return
-            missing.reverse()  # Oldest first, should this break off as well.
-            vectors, errors = await self._sources.encode(
-                record.model, version, missing, Priority.INTERACTIVE
-            )
-            for at, error in errors.items():
-                _log.error("point %r can't be restored: %s", missing[at].point_id, error)
-            good = [at for at in range(len(missing)) if at not in errors]
-            metas = [to_meta(missing[at]) for at in good]
-            await self._store.upsert(shard, metas, vectors[good])
-            before = rows[-1].revision
+        return replaced
 
 
 def _same(before: CollectionRecord, now: CollectionRecord, vectors: Vectors) -> bool:

@@ -166,6 +166,39 @@ async def test_collections_come_and_go(world: World) -> None:
     assert await world.collections.count("a") == 0
 
 
+async def test_a_lock_lasts_as_long_as_somebody_wants_it(world: World) -> None:
+    """Also across a deletion: who waited, and who comes later, must not write side by side."""
+    catalogue = world.collections.catalogue
+    for number in range(20):
+        await catalogue.create(f"c{number}")
+        await world.collections.writer.upsert(f"c{number}", [text_point("1", "x")])
+        await catalogue.delete(f"c{number}")
+    with pytest.raises(NotFound):
+        await world.collections.writer.settle("never made")
+    assert len(catalogue._locks) == 0
+    inside, most = 0, 0
+
+    async def write() -> None:
+        nonlocal inside, most
+        async with catalogue.lock("a"):
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0.001)
+            inside -= 1
+
+    await catalogue.create("a")
+    async with catalogue.lock("a"):
+        waiting = [asyncio.create_task(write()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting.append(asyncio.create_task(catalogue.delete("a")))
+        await asyncio.sleep(0)
+    await asyncio.gather(waiting[0], *[asyncio.create_task(write()) for _ in range(3)])
+    await waiting.pop()
+    await catalogue.create("a")
+    await asyncio.gather(write(), *waiting)
+    assert (most, len(catalogue._locks)) == (1, 0)
+
+
 async def test_a_version_that_is_deleted_meanwhile_is_named(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

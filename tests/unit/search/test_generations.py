@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from hotclip_server.errors import ResourceExhausted
 from hotclip_server.search import generations
 from hotclip_server.storage.atomic import Files
 
@@ -46,3 +48,34 @@ def test_what_never_stays_is_a_fault(folder: Path) -> None:
     with pytest.raises(FileNotFoundError):
         generations._sync(folder)
     Renaming.left = 0
+
+
+def test_what_was_renamed_is_copied_under_its_new_name(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_folder = generations.copy_folder
+
+    def renamed(source: Path, target: Path) -> None:
+        copy_folder(source, target)
+        if (source / "wal" / "open-x").exists():
+            (source / "wal" / "open-x").rename(source / "wal" / "open-y")
+            raise FileNotFoundError(source / "wal" / "open-x")
+
+    monkeypatch.setattr(generations, "copy_folder", renamed)
+    target = tmp_path_factory.mktemp("parent") / "copy"
+    generations.copy(folder, target)
+    assert [path.name for path in (target / "wal").iterdir()] == ["open-y"]
+
+
+def test_what_may_not_fit_is_not_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine that serves would be killed by what fills its disk."""
+    usage = shutil.disk_usage(folder)
+    target = folder.parent / f"{folder.name}-copy"
+    (folder / "config").write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=65 << 20))
+    with pytest.raises(ResourceExhausted):
+        generations.copy(folder, target)
+    assert not target.exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=67 << 20))
+    generations.copy(folder, target)
+    assert (target / "config").stat().st_size == 1 << 20

@@ -229,3 +229,35 @@ async def test_what_is_filtered_by_gets_an_index_once(tmp_path: Path) -> None:
     await store.count("s", wanted)
     assert client.indexes[MAX_INDEXED_KEYS:] == made
     await store.close()
+
+
+class Unwell(AsyncQdrantClient):
+    """Says at each look what a server would: an index is being built, then that it failed."""
+
+    def __init__(self, *said: models.CollectionStatus) -> None:
+        super().__init__(":memory:")
+        self.left = list(said)
+
+    async def get_collection(self, collection_name: str, **options: Any) -> models.CollectionInfo:
+        told = await super().get_collection(collection_name, **options)
+        told.status = self.left.pop(0)
+        if told.status is models.CollectionStatus.RED:
+            told.optimizer_status = models.OptimizersStatusOneOf1(error="no space in the segment")
+        return told
+
+
+async def test_an_index_that_failed_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qdrant_store, "_POLL_S", 0.001)
+    status = models.CollectionStatus
+    client = Unwell(status.YELLOW, status.RED, status.YELLOW, status.GREEN)
+    store = QdrantStore(client, tmp_path / "namespace")
+    await store.start()
+    await store.create("s", 4)
+    with pytest.raises(FailedPrecondition, match="no space in the segment") as failed:
+        await store.optimize("s")
+    assert failed.value.reason == "INDEX_FAILED"
+    await store.optimize("s")
+    assert client.left == []
+    await store.close()

@@ -1,0 +1,184 @@
+"""What becomes of a write of a collection that broke off, or was refused, in the middle.
+
+The source rows are the truth. `Settler.settle` makes the shards agree with them: it removes the
+points of tombstones, and looks for rows that a shard lacks from the newest back to where it lacks
+none. A write that a shard refused is taken back in the rows, the old ones under fresh revisions,
+and then settled like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from hotclip_server.batching.ticket import Priority
+from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound
+from hotclip_server.search import records
+from hotclip_server.search.catalogue import Catalogue
+from hotclip_server.search.protocol import VectorStore
+from hotclip_server.search.records import CollectionRecord, SourceRow
+from hotclip_server.search.sources import Sources, to_meta
+from hotclip_server.storage.database import Database
+
+_log = logging.getLogger(__name__)
+
+_ROWS = 256
+_RETRY_S, _LONGEST_RETRY_S = 0.5, 10.0
+
+T = TypeVar("T")
+
+
+class Settler:
+    """Makes shards agree with source rows. Event loop only; under the collection's lock."""
+
+    def __init__(
+        self, database: Database, store: VectorStore, catalogue: Catalogue, sources: Sources
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._catalogue = catalogue
+        self._sources = sources
+
+    async def guard(self, record: CollectionRecord, write: Coroutine[Any, Any, T]) -> T:
+        """Runs a write; if it breaks off, the collection is settled before the next one."""
+        try:
+            return await write
+        except BaseException:
+            if record.name not in self._catalogue.unsettled:
+                self._catalogue.unsettled.add(record.name)
+                self._catalogue.spawn(self._settle_later(record.name))
+            raise
+
+    async def settle(self, record: CollectionRecord) -> None:
+        """Does nothing unless a write broke off."""
+        if record.name in self._catalogue.unsettled:
+            await self._reconcile(record)
+            self._catalogue.unsettled.discard(record.name)
+
+    async def take_back(
+        self, record: CollectionRecord, ids: Sequence[str], replaced: Sequence[SourceRow]
+    ) -> None:
+        """Makes the rows of a refused write as they were. Never fails: then it is stored when it
+        can be, as any write that broke off.
+
+        Args:
+            ids: Points of the write.
+            replaced: The rows that it replaced.
+        """
+        old = {row.point_id for row in replaced}
+        added = [point_id for point_id in ids if point_id not in old]
+        try:
+            first = await self._catalogue.next_revisions(record.name, len(old) + 1)
+            # Whoever has seen the revisions in between must find these again.
+            rows = [replace(row, revision=first + 1 + at) for at, row in enumerate(replaced)]
+
+            def put_back(connection: Connection) -> None:
+                if rows:
+                    records.put_sources(connection, record.name, rows)
+                records.mark_deleted(connection, record.name, added, first)
+
+            if ids:
+                await self._database.run(put_back)
+                await self.delete_vectors(record, added)
+        except Exception:  # noqa: BLE001 - of the store, or of the database: the caller hears of the refusal
+            _log.exception("a refused write to collection %s is not taken back yet", record.name)
+
+    async def delete_vectors(self, record: CollectionRecord, ids: Sequence[str]) -> int:
+        """Removes points from the shards, and then their tombstones; how many there were."""
+        deleted: list[int] = []
+        for shard in record.targets().values():
+            with self.unless_dropped(record.name, shard):
+                deleted.append(await self._store.delete(shard, ids))
+        if record.keep_sources:
+            await self._database.run(lambda c: records.remove_sources(c, record.name, ids))
+        return deleted[0]
+
+    @contextmanager
+    def unless_dropped(self, name: str, shard: str) -> Iterator[None]:
+        """Lets a shard be missing that a flip gave up while the write was under way."""
+        try:
+            yield
+        except NotFound as error:
+            there = shard in self._catalogue.get(name).targets().values()
+            if there or error.reason != "SHARD_NOT_FOUND":
+                raise
+
+    async def forget_previous(self, name: str, version: str) -> CollectionRecord:
+        """The rollback target is gone: its shard need not be kept up any more."""
+
+        def forget(_: Connection, record: CollectionRecord) -> CollectionRecord:
+            gone = record.previous_version == version
+            return record.without_previous() if gone else record
+
+        return await self._catalogue.change(name, forget)
+
+    async def _forget_shadow(self, name: str, version: str) -> None:
+        """The shadow is gone."""
+
+        def forget(_: Connection, record: CollectionRecord) -> CollectionRecord:
+            return record.without_shadow() if record.shadow_version == version else record
+
+        await self._catalogue.change(name, forget)
+
+    async def _settle_later(self, name: str) -> None:
+        pause = _RETRY_S
+        while name in self._catalogue.unsettled:
+            try:
+                async with self._catalogue.lock(name):
+                    await self.settle(self._catalogue.get(name))
+            except HotclipError as error:
+                _log.warning("collection %s is not settled yet: %s", name, error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_RETRY_S)
+
+    async def _reconcile(self, record: CollectionRecord) -> None:
+        gone = await self._database.run(lambda c: records.deleted_ids(c, record.name))
+        if gone:
+            await self.delete_vectors(record, gone)
+        for version, shard in record.targets().items():
+            # A growing shadow is the reindex job's to complete: it looks at every row.
+            if version == record.shadow_version and not record.shadow_complete:
+                continue
+            try:
+                await self._reconcile_shard(record, version, shard)
+            except (NotFound, FailedPrecondition) as error:
+                if version == record.previous_version:
+                    await self.forget_previous(record.name, version)
+                elif version == record.shadow_version and isinstance(error, NotFound):
+                    # Its shard was lost: as it is every write would fail.
+                    _log.error("the shadow of collection %s is lost: %s", record.name, error)
+                    await self._forget_shadow(record.name, version)
+                else:
+                    raise
+
+    async def _reconcile_shard(self, record: CollectionRecord, version: str, shard: str) -> None:
+        if not record.keep_sources:
+            await self._store.info(shard)  # It is the truth; a lost one can't be written to.
+            return
+        before: int | None = None
+        while True:
+            limit = before
+            rows = await self._database.run(
+                lambda c, limit=limit: records.sources_before(c, record.name, limit, _ROWS)  # type: ignore[misc]  # mypy can't infer lambdas with defaults
+            )
+            stored = await self._store.retrieve(shard, [row.point_id for row in rows])
+            missing = [r for r in rows if stored.revisions.get(r.point_id) != r.revision]
+            if not missing:
+                return
+            missing.reverse()  # Oldest first, should this break off as well.
+            await self._store.require_room(4 * len(missing) * record.dim)
+            vectors, errors = await self._sources.encode(
+                record.model, version, missing, Priority.INTERACTIVE
+            )
+            for at, error in errors.items():
+                _log.error("point %r can't be restored: %s", missing[at].point_id, error)
+            good = [at for at in range(len(missing)) if at not in errors]
+            metas = [to_meta(missing[at]) for at in good]
+            await self._store.upsert(shard, metas, vectors[good])
+            before = rows[-1].revision
