@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from support.jobs import all_events, ended, kinds
 
 from hotclip_proto.v1 import job_pb2
 from hotclip_server.errors import ResourceExhausted
+from hotclip_server.jobs.context import JobContext, JobResult
 from hotclip_server.jobs.folders import JobFolders
 from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
@@ -110,7 +112,10 @@ async def test_a_cancelled_run_keeps_its_state_and_may_go_on(
     assert (await ended(runner, job)).state is JobState.CANCELLED
     assert time.monotonic() - began < 2
     events = await all_events(runner, job)
-    assert kinds(events)[-2:] == ["checkpoint", "CANCELLED"]
+    assert kinds(events)[-1] == "CANCELLED"
+    kept = [event.checkpoint.step for event in events if event.HasField("checkpoint")]
+    told = [e.metric.step for e in events if e.metric.stage == job_pb2.MetricEvent.STAGE_STEP]
+    assert kept[-1] >= told[-1]
     assert kinds(events).count("CANCELLING") == 1
     told = kinds(events)[kinds(events).index("CANCELLING") :]
     assert told.count("metric") <= 1, "it goes on after it was cancelled"
@@ -131,6 +136,40 @@ async def test_a_cancelled_run_keeps_its_state_and_may_go_on(
     assert all(torch.equal(first[name], second[name]) for name in first)
     await runner.stop()
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+async def test_a_state_that_is_there_is_not_written_again(
+    database: Database, tmp_path: Path
+) -> None:
+    held, steps = threading.Event(), list[int]()
+
+    class Held(FineTuneHandler):
+        """Stands after a state was written until it was cancelled."""
+
+        def run(self, job: JobContext) -> JobResult:
+            write = job.checkpoint
+
+            def checkpoint(**told: Any) -> None:
+                write(**told)
+                if told["step"] >= 3 and not held.is_set():
+                    steps.append(told["step"])
+                    held.set()
+                    while not job.cancelled:
+                        time.sleep(0.005)
+
+            job.checkpoint = checkpoint  # type: ignore[method-assign]
+            return super().run(job)
+
+    handler = Held(place(Shelf({"base": tiny_clip()}), database), Desk())
+    runner = JobRunner(database, [handler], folders=JobFolders(tmp_path / "checkpoints"))
+    await runner.start()
+    job = await submitted(runner, replace(spec(), config=SLOW))
+    assert await asyncio.to_thread(held.wait, 30)
+    await runner.cancel(job)
+    assert (await ended(runner, job)).state is JobState.CANCELLED
+    events = await all_events(runner, job)
+    await runner.stop()
+    assert [e.checkpoint.step for e in events if e.HasField("checkpoint")].count(*steps) == 1
 
 
 async def test_it_stops_early_and_keeps_the_best_epoch(database: Database, tmp_path: Path) -> None:
