@@ -29,7 +29,7 @@ from hotclip_server.jobs.specs import EarlyStopping, FineTuneSpec
 from hotclip_server.jobs.states import JobState
 from hotclip_server.models.protocol import VersionManifest
 from hotclip_server.storage.database import Database
-from hotclip_server.training.checkpoints import Checkpoints
+from hotclip_server.training.checkpoints import Checkpoints, library_versions
 from hotclip_server.training.config import LoraConfig, MetricLossConfig
 from hotclip_server.training.events import EpochEnd, Step
 from hotclip_server.training.finetune_job import FineTuneHandler
@@ -170,6 +170,31 @@ async def test_a_state_that_is_there_is_not_written_again(
     events = await all_events(runner, job)
     await runner.stop()
     assert [e.checkpoint.step for e in events if e.HasField("checkpoint")].count(*steps) == 1
+
+
+@pytest.mark.parametrize("library", ["hotclip", "torch"])
+async def test_other_versions_than_it_began_with_are_told(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    runner = runner_of(database, Shelf({"base": tiny_clip()}), tmp_path)
+    await runner.start()
+    job = await submitted(runner, replace(spec(), config=SLOW))
+    async for event in runner.watch(job):
+        if event.HasField("checkpoint"):
+            break
+    await runner.cancel(job)
+    await ended(runner, job)
+    known = {**library_versions(), library: "99.1"}
+    monkeypatch.setattr("hotclip_server.training.checkpoints.version", known.__getitem__)
+    await runner.resume(job)
+    assert (await ended(runner, job)).state is JobState.SUCCEEDED
+    events = await all_events(runner, job)
+    await runner.stop()
+    told = [e.log.message for e in events if e.log.level == job_pb2.LogEvent.LEVEL_WARNING]
+    (line,) = [line for line in told if "results may differ" in line]
+    began, _, goes_on = line.partition(" and goes on with ")
+    assert f"{library} 99.1" in goes_on
+    assert f"{library} 99.1" not in began
 
 
 async def test_it_stops_early_and_keeps_the_best_epoch(database: Database, tmp_path: Path) -> None:
