@@ -22,7 +22,6 @@ from hotclip_server.app import make_store
 from hotclip_server.config import ServerConfig
 from hotclip_server.training.clip import Clip, load_clip
 from hotclip_server.training.config import CROPS, TrainConfig
-from hotclip_server.training.dataset import tokenize
 from hotclip_server.training.events import Step, TrainEvent
 from hotclip_server.training.images import ImageStore
 from hotclip_server.training.pairs import MemoryPairs, Pair
@@ -59,7 +58,7 @@ class Ours:
         some = data.pairs[: told["count"]]
         towers = Towers(clip, self._config)
         store = ImageStore(clip, [pair.image_key for pair in some], data.image_bytes)
-        tokens = tokenize(clip, [pair.text for pair in some])
+        tokens = clip.tokenizer([pair.text for pair in some])
         with torch.no_grad():
             image = towers.image(store.batch(range(len(some))).to(clip.device).float() / 255)
             text = towers.text(towers.shorten(tokens))

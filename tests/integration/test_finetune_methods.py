@@ -14,6 +14,7 @@ from support.server import ServerProcess, start_server
 
 from hotclip import Client, Pair
 from hotclip.errors import InvalidArgument
+from hotclip_server.training.config import AUTO_LORA_BELOW
 from hotclip_server.training.selection import is_projection, is_text
 
 FEW: dict[str, Any] = {
@@ -178,3 +179,12 @@ def test_what_the_model_or_the_machine_cannot_do_is_refused_at_once(
         with pytest.raises(InvalidArgument) as refused:
             client.finetune(PAIRS, **FEW, **changes, validate_only=validate_only)
         assert [violation.field for violation in refused.value.fields] == fields
+
+
+def test_what_is_held_out_does_not_change_the_method(client: Client) -> None:
+    """The request was checked for the method that the whole dataset calls for."""
+    pairs = [(f"{text}, {number}", image) for text, image in PAIRS for number in range(33)]
+    assert len(pairs) * (1 - FEW["val_split"]) < AUTO_LORA_BELOW <= len(pairs)
+    run = client.finetune(pairs, **{**FEW, "max_steps": 1})
+    told = [line.message for line in run.stream_logs()]
+    assert any(line.startswith("method full,") for line in told), told

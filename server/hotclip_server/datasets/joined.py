@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 
+from hotclip_server.training.flat import hashes_of, numbered
+from hotclip_server.training.lazy_pairs import Chained, Chosen
 from hotclip_server.training.pairs import Pair, PairSet
 
 
@@ -17,17 +20,12 @@ class JoinedPairs:
     @cached_property
     def pairs(self) -> Sequence[Pair]:
         """Of all parts."""
-        return list(dict.fromkeys(pair for part in self._parts for pair in part.pairs))
-
-    @cached_property
-    def _owner(self) -> dict[str, PairSet]:
-        return {
-            key: part
-            for part in self._parts
-            for pair in part.pairs
-            for key in (pair.image_key, *pair.negative_images)
-        }
+        chained = Chained(*(part.pairs for part in self._parts))
+        return Chosen(chained, numbered(hashes_of(chained))[1])
 
     def image_bytes(self, image_key: str) -> bytes:
-        """Of the part that has it."""
-        return self._owner[image_key].image_bytes(image_key)
+        """Of a part that has it."""
+        for part in self._parts[1:]:
+            with suppress(KeyError):
+                return part.image_bytes(image_key)
+        return self._parts[0].image_bytes(image_key)

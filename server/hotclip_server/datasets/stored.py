@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zlib import crc32
+
+import numpy as np
 
 from hotclip_server.datasets.upload import IMAGE_INDEX, IMAGES, MANIFEST, PAIRS
 from hotclip_server.errors import DataLoss
+from hotclip_server.training.flat import hash_of
+from hotclip_server.training.lazy_pairs import LazyPairs
 from hotclip_server.training.pairs import Pair
 
 
 class StoredDataset:
-    """One folder. Pairs and the places of the images are in memory, the images are not.
+    """One folder, of which nothing is in memory but where its pairs and images lie.
 
     Every byte that is read is checked against the sha256 that it was stored under.
 
@@ -27,29 +34,34 @@ class StoredDataset:
     def __init__(self, folder: Path) -> None:
         self.id = folder.name
         self._folder = folder
-        try:
-            self._manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-            self._images = os.open(folder / IMAGES, os.O_RDONLY)
-        except (OSError, ValueError) as error:
-            raise self._damaged(str(error)) from error
+        with ExitStack() as stack:
+            try:
+                self._manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+                self._images = os.open(folder / IMAGES, os.O_RDONLY)
+                stack.callback(os.close, self._images)
+                self._rows = os.open(folder / PAIRS, os.O_RDONLY)
+                stack.callback(os.close, self._rows)
+            except (OSError, ValueError) as error:
+                raise self._damaged(str(error)) from error
+            self._files = stack.pop_all()
 
     def close(self) -> None:
-        """Closes the file of images; no read may follow."""
-        os.close(self._images)
+        """Closes its files; no read may follow."""
+        self._files.close()
 
     @cached_property
     def pairs(self) -> Sequence[Pair]:
         """In stored order."""
-        return [_pair(row) for row in self._lines(PAIRS)]
+        return _StoredPairs(self._rows, self._lines(PAIRS), self._damaged)
 
     @cached_property
-    def _places(self) -> dict[str, tuple[int, int]]:
-        return {row["key"]: (row["start"], row["length"]) for row in self._lines(IMAGE_INDEX)}
+    def _places(self) -> _Places:
+        return _Places(map(json.loads, self._lines(IMAGE_INDEX)))
 
     @property
     def image_keys(self) -> Sequence[str]:
-        """All of them, in stored order."""
-        return list(self._places)
+        """All of them, in stored order, read anew."""
+        return [json.loads(line)["key"] for line in self._lines(IMAGE_INDEX)]
 
     def image_bytes(self, image_key: str) -> bytes:
         """The image as it was uploaded. Any thread. Raises KeyError for an unknown key."""
@@ -59,7 +71,7 @@ class StoredDataset:
             raise self._damaged(f"image {image_key}")
         return data
 
-    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
+    def _lines(self, name: str) -> Iterator[bytes]:
         path = self._folder / name
         try:
             with path.open("rb") as file:
@@ -67,13 +79,63 @@ class StoredDataset:
                 if digest != self._manifest["sha256"][name]:
                     raise self._damaged(name)
                 file.seek(0)
-                for line in file:
-                    yield json.loads(line)
+                yield from file
         except (OSError, KeyError, TypeError) as error:
             raise self._damaged(repr(error)) from error
 
     def _damaged(self, what: str) -> DataLoss:
         return DataLoss(f"dataset {self.id} is damaged: {what}", reason="DATASET_DAMAGED")
+
+
+class _StoredPairs(LazyPairs):
+    """Rows of a file, read when they are asked for; any thread.
+
+    Args:
+        lines: All of the file, checked.
+    """
+
+    def __init__(
+        self, file: int, lines: Iterable[bytes], damaged: Callable[[str], DataLoss]
+    ) -> None:
+        self._file, self._damaged = file, damaged
+        ends, checks = array("q", (0,)), array("I")
+        for line in lines:
+            ends.append(ends[-1] + len(line))
+            checks.append(crc32(line))
+        self._ends, self._checks = np.array(ends), np.array(checks)
+
+    def __len__(self) -> int:
+        return len(self._checks)
+
+    def read(self, number: int) -> Pair:
+        """See `LazyPairs`. Raises DataLoss if it is not what was checked."""
+        start, end = self._ends[number : number + 2].tolist()
+        line = os.pread(self._file, end - start, start)
+        if crc32(line) != self._checks[number]:
+            raise self._damaged(f"row {number} of {PAIRS}")
+        return _pair(json.loads(line))
+
+
+class _Places:
+    """Start and length of each image in the file of images, by the hash of its key."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
+        keys, starts, lengths = array("q"), array("q"), array("q")
+        for row in rows:
+            keys.append(hash_of(row["key"]))
+            starts.append(row["start"])
+            lengths.append(row["length"])
+        order = np.argsort(np.array(keys))
+        self._keys = np.array(keys)[order]
+        self._starts = np.array(starts)[order]
+        self._lengths = np.array(lengths)[order].astype(np.uint32)
+
+    def __getitem__(self, key: str) -> tuple[int, int]:
+        wanted = hash_of(key)
+        place = int(np.searchsorted(self._keys, wanted))
+        if place == len(self._keys) or self._keys[place] != wanted:
+            raise KeyError(key)
+        return int(self._starts[place]), int(self._lengths[place])
 
 
 def _pair(row: dict[str, Any]) -> Pair:

@@ -74,6 +74,9 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
         train = await self._datasets.get(request.train_dataset)
         _check_trainable(train, splits=not request.eval_dataset and wish.spec["val_split"] > 0)
         old = await self._datasets.get(request.replay_dataset) if request.replay_dataset else None
+        pairs = train.counts.pairs + (old.counts.pairs if old else 0)
+        # Once: the run counts without what is held out, and would choose another.
+        config = wish.spec["config"].decided(pairs)
         spec = FineTuneSpec(
             model=model,
             base_version=version,
@@ -81,9 +84,8 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
             eval_dataset=await self._dataset_id(request.eval_dataset),
             index_dataset=await self._dataset_id(request.index_dataset),
             replay_dataset=old.id if old else "",
-            **wish.spec,
+            **{**wish.spec, "config": config},
         )
-        pairs = train.counts.pairs + (old.counts.pairs if old else 0)
         problems = await asyncio.to_thread(
             self._ground.problems, spec.config, version, request.device, pairs
         )

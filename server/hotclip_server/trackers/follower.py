@@ -96,6 +96,8 @@ class _Follower:
         self._name = name
         self._warn = warn
         self._seq = job.last_seq
+        self._again: dict[str, int] = {}
+        """By stage the step up to which what comes was told before."""
 
     def follow(self, make: Make, stop: threading.Event, pause_s: float) -> None:
         """To the end of the job."""
@@ -125,7 +127,10 @@ class _Follower:
                 return "INTERRUPTED"  # deleted, so it had ended
             for event in events:
                 self._seq = event.seq
-                _tell(tracker, event)
+                if event.HasField("resumed"):
+                    self._go_on(tracker, event.resumed.from_step)
+                else:
+                    self._tell(tracker, event)
                 if (outcome := _outcome(event)) is not None:
                     return outcome
             if events:
@@ -133,6 +138,37 @@ class _Follower:
             if stopping:
                 return "INTERRUPTED"
             stop.wait(pause_s)
+
+    def _tell(self, tracker: Tracker, event: job_pb2.JobEvent) -> None:
+        found = _measured(event)
+        if found is None:
+            return
+        stage, step, values = found
+        if step <= self._again.get(stage, -1):
+            return
+        self._again.pop(stage, None)  # a run that goes back by itself takes other steps
+        if values:
+            tracker.metrics(named(stage, values), step=step, time=event.time.ToNanoseconds() / 1e9)
+
+    def _go_on(self, tracker: Tracker, step: int) -> None:
+        """Steps after this one, which the tracker may have been told of, come again."""
+        told = self._told_before()
+        if tracker.rewind(step):
+            told = {stage: min(step, last) for stage, last in told.items()}
+        self._again = told
+
+    def _told_before(self) -> dict[str, int]:
+        """The last step of each stage in the log as far as it was read."""
+        last: dict[str, int] = {}
+        seq = 0
+        while seq < self._seq:
+            with self._database.transaction() as connection:
+                events = store.events_after(connection, self._job.id, seq, limit=PAGE)
+            for event in events:
+                if event.seq < self._seq and (found := _measured(event)) is not None:
+                    last[found[0]] = found[1]
+            seq = events[-1].seq if events else self._seq
+        return last
 
     def _read(self) -> list[job_pb2.JobEvent] | None:
         """The next events; None if the job is gone."""
@@ -153,16 +189,16 @@ class _Follower:
             logger.warning("job %s could not be told: %s", self._job.id, error)
 
 
-def _tell(tracker: Tracker, event: job_pb2.JobEvent) -> None:
+def _measured(event: job_pb2.JobEvent) -> tuple[str, int, dict[str, float]] | None:
+    """Stage, step and values, as trackers are told them, if it is a measurement."""
     if event.WhichOneof("event") != "metric":
-        return
+        return None
     stage = job_pb2.MetricEvent.Stage.Name(event.metric.stage).removeprefix("STAGE_")
     values = {metric.name: metric.value for metric in event.metric.metrics}
     step = event.metric.step
     if stage == "ALPHA":
         step = round(values.pop("alpha", 0.0) * ALPHA_STEPS)
-    if values:
-        tracker.metrics(named(stage, values), step=step, time=event.time.ToNanoseconds() / 1e9)
+    return stage, step, values
 
 
 def _outcome(event: job_pb2.JobEvent) -> Outcome | None:

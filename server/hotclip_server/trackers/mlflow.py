@@ -45,6 +45,10 @@ class MLflow:
         told = [Metric(_name(name), value, stamp, step) for name, value in values.items()]
         self._client.log_batch(self._run, metrics=told)
 
+    def rewind(self, step: int) -> bool:
+        """See `Tracker`: what is in its history stays there."""
+        return False
+
     def close(self, outcome: Outcome) -> None:
         """See `Tracker`."""
         self._client.set_terminated(self._run, STATUS.get(outcome, "KILLED"))

@@ -51,6 +51,10 @@ class Tracker(Protocol):
     def metrics(self, values: Mapping[str, float], *, step: int, time: float) -> None:
         """Numbers by their whole name; `time` is in seconds since 1970."""
 
+    def rewind(self, step: int) -> bool:
+        """The job goes on after a step: forgets what it was told of later ones, which come again.
+        False: it can't; then nothing that it was told comes again."""
+
     def close(self, outcome: Outcome) -> None:
         """The job has ended; a job that was interrupted may go on in another process."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import SummaryWriter
 
 from hotclip_server.trackers.protocol import Outcome, TrackedRun, TrackerSettings
@@ -26,6 +27,14 @@ class TensorBoard:
         """See `Tracker`."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step, time)
+
+    def rewind(self, step: int) -> bool:
+        """See `Tracker`: readers leave out what came before such a mark at its step or later."""
+        mark = SessionLog(status=SessionLog.START)
+        # torch writes such a mark at the begin of a file alone.
+        writer = self._writer._get_file_writer()  # type: ignore[no-untyped-call]
+        writer.add_event(Event(step=step + 1, session_log=mark))
+        return True
 
     def close(self, outcome: Outcome) -> None:
         """See `Tracker`."""

@@ -49,6 +49,10 @@ class WandB:
         prefix = next(iter(values)).partition("/")[0]
         self._run.log({**values, f"{prefix}/step": step})
 
+    def rewind(self, step: int) -> bool:
+        """See `Tracker`: what is in its history stays there."""
+        return False
+
     def close(self, outcome: Outcome) -> None:
         """See `Tracker`."""
         self._run.finish(exit_code=0 if outcome == "SUCCEEDED" else 1)

@@ -17,8 +17,9 @@ import json
 import logging
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ log = logging.getLogger(__name__)
 
 STATE, WEIGHTS, MANIFEST = "state", "weights", "manifest.json"
 _PARTS = ("weights", "average", "optimizer", "mined")
-LIBRARIES = ("torch", "open_clip_torch", "numpy")
-"""Whose versions decide the last bit of a result."""
+LIBRARIES = ("hotclip", "torch", "open_clip_torch", "numpy")
+"""Whose versions decide the last bit of a result; hotclip itself for the order of its sums."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +179,12 @@ def _uses(state: Path) -> set[str]:
 
 
 def library_versions() -> dict[str, str]:
-    """Of those that decide the last bit."""
-    return {name: version(name) for name in LIBRARIES}
+    """Of those that decide the last bit; what runs uninstalled has none."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _read(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

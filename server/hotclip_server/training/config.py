@@ -211,14 +211,21 @@ class TrainConfig:
         """Whether the vision tower stays exactly as it is."""
         return self.lock_image or self.method == "lit"
 
+    def decided(self, pairs: int) -> TrainConfig:
+        """With the method that "auto" means for a dataset of so many pairs."""
+        if self.method != "auto":
+            return self
+        if pairs < AUTO_LORA_BELOW:
+            return replace(self, method="lora", layer_decay=None)
+        return replace(self, method="full")
+
     def resolved(self, *, pairs: int, weights: int, logit_bias: bool, device: str) -> TrainConfig:
         """What "auto" means for so many training pairs, a model and a torch device; the rest as is.
         `weights` is how many numbers the model learnt.
 
         A run that goes on must be given the same, so that it is the same run.
         """
-        small: Method = "lora" if pairs < AUTO_LORA_BELOW else "full"
-        method = small if self.method == "auto" else self.method
+        method = self.decided(pairs).method
         decay = self.layer_decay if method in ("full", "lit") else None
         # Losses of classes know of no single pairs.
         negatives = 0 if self.loss == "metric" else self.negatives

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -11,18 +13,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotclip_server.training.clip import Clip
+from hotclip_server.training.columns import Columns, Names
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.errors import InvalidPairs
+from hotclip_server.training.flat import Lists, Members, hashes_of, numbered, slim
 from hotclip_server.training.images import ImageStore, nobody_waits
 from hotclip_server.training.mining import Mined
 from hotclip_server.training.pairs import ImageSet, Pair, PairSet
-from hotclip_server.training.relations import Relations
+from hotclip_server.training.relations import Numbers, Relations
 from hotclip_server.training.sampler import (
     class_batches,
     epoch_batches,
     epoch_captions,
     epoch_negatives,
 )
+from hotclip_server.training.texts import TextStore
 
 IMAGE, TEXT, GROUP, LABEL = range(4)
 KEYS = 4
@@ -59,10 +64,15 @@ class Batch:
 class Drawn:
     """What was drawn for an epoch, by number of the image."""
 
-    pairs: NDArray[np.int64]
+    pairs: NDArray[np.int32]
     """[images]: the pair whose caption it has."""
-    places: NDArray[np.float64]
-    """[images] in [0, 1): where in the lists of that pair's negatives to begin."""
+    seed: int
+    epoch: int
+
+    @cached_property
+    def places(self) -> NDArray[np.float64]:
+        """[images] in [0, 1): where in the lists of that pair's negatives to begin."""
+        return epoch_negatives(len(self.pairs), self.seed, self.epoch)
 
 
 class TrainingSet:
@@ -88,47 +98,66 @@ class TrainingSet:
         pause: Callable[[], object] | None = None,
         waits: Callable[[], bool] | None = None,
     ) -> None:
-        pairs = data.pairs
-        require_texts(pairs)
-        image_keys = list(dict.fromkeys(pair.image_key for pair in pairs))
-        if len(image_keys) < 2:
-            raise InvalidPairs(f"need at least 2 different images, got {len(image_keys)}")
-        self.images = len(image_keys)
+        columns = Columns(data.pairs, negatives=negatives > 0)
+        _require_texts(columns.without_text, len(data.pairs))
+        of_image, _ = numbered(columns.images)
+        self.images = int(of_image.max(initial=-1)) + 1
+        if self.images < 2:
+            raise InvalidPairs(f"need at least 2 different images, got {self.images}")
         self._clip = clip
-        self.pairs = len(pairs)
-        images = Numbering(image_keys)
-        texts = Numbering(pair.text for pair in pairs)
-        of_image = images.of([pair.image_key for pair in pairs])
-        self._order = np.argsort(of_image, kind="stable")  # pair numbers, image by image
-        self._counts = np.bincount(of_image, minlength=self.images).astype(np.int64)
-        self._starts = np.cumsum(self._counts) - self._counts
-        self._text_of_pair = texts.of([pair.text for pair in pairs])
-        self._group_of_pair = _optional([pair.group for pair in pairs])
-        self._label_of_pair = _optional([pair.label for pair in pairs])
-        self._score_of_pair = np.array([pair.score for pair in pairs], dtype=np.float32)
+        self.pairs = len(data.pairs)
+        self._pairs_of = Members(of_image)
+        texts, first_texts = numbered(np.concatenate([columns.texts, columns.wrong_texts]))
+        others = () if candidates is None else candidates.keys
+        images, first_images = numbered(
+            np.concatenate([columns.images, columns.wrong_images, hashes_of(others)])
+        )
+        self._text_of_pair = texts[: self.pairs].copy()
+        self._group_of_pair = slim(numbered(columns.groups)[0])
+        self._label_of_pair = slim(numbered(columns.labels)[0])
+        self._score_of_pair = slim(columns.scores)
         self._negatives = negatives
-        wrong = pairs if negatives else ()
-        self._wrong_texts = [texts.of(pair.negative_texts) for pair in wrong]
-        self._wrong_images = [images.of(pair.negative_images) for pair in wrong]
-        own = set() if candidates is None else set(images.values)
-        images.of(() if candidates is None else candidates.keys)
+        self._wrong_texts = Lists(columns.wrong_text_counts, texts[self.pairs :].copy())
+        wrong_images = images[self.pairs : self.pairs + len(columns.wrong_images)].copy()
+        self._wrong_images = Lists(columns.wrong_image_counts, wrong_images)
+        self._keys = Names(
+            first_images,
+            data.pairs,
+            attrgetter("image_key"),
+            self._wrong_images,
+            attrgetter("negative_images"),
+            others,
+        )
 
         def read(key: str) -> bytes:
-            if candidates is not None and key not in own:
+            try:
+                return data.image_bytes(key)
+            except KeyError:
+                if candidates is None:
+                    raise
                 return candidates.image_bytes(key)
-            return data.image_bytes(key)
 
-        self._keys = images.values
         self._store = ImageStore(clip, self._keys, read, budget_bytes, waits or nobody_waits)
         self._pause = pause or nobody_waits
-        self.tokens = tokenize(clip, texts.values)
-        """[texts, context] int64 of the distinct texts by number."""
-        self.relations = Relations(
-            of_image, self._text_of_pair, (self._group_of_pair, self._label_of_pair)
+        names = Names(
+            first_texts,
+            data.pairs,
+            attrgetter("text"),
+            self._wrong_texts,
+            attrgetter("negative_texts"),
         )
-        """What may not be a negative of what."""
+        self._texts = TextStore(clip, names)
         self._mined: Mined | None = None
         self._mined_at_once = 0
+
+    @cached_property
+    def relations(self) -> Relations:
+        """What may not be a negative of what."""
+        of_image = np.empty(self.pairs, dtype=np.int32)
+        of_image[self._pairs_of.order] = np.repeat(
+            np.arange(self.images, dtype=np.int32), self._pairs_of.sizes
+        )
+        return Relations(of_image, self._text_of_pair, (self._group_of_pair, self._label_of_pair))
 
     def name(self, image: int) -> str:
         """The key of an image by its number."""
@@ -140,15 +169,16 @@ class TrainingSet:
         together = config.metric_loss.items_per_class if config.metric_loss else 1
         if together == 1:
             return epoch_batches(self.images, size, seed, epoch)
-        first = self._order[self._starts]
+        first = self._pairs_of.firsts
         keys = (self._text_of_pair[first], self._group_of_pair[first], self._label_of_pair[first])
         classes = classes_of(torch.from_numpy(np.stack([np.arange(self.images), *keys])))
         return class_batches(classes.numpy(), size, together, seed, epoch)
 
     def captions(self, seed: int, epoch: int) -> Drawn:
         """What is drawn for this epoch."""
-        places = self._starts + epoch_captions(self._counts, seed, epoch)
-        return Drawn(pairs=self._order[places], places=epoch_negatives(self.images, seed, epoch))
+        members = self._pairs_of
+        places = members.starts + epoch_captions(members.sizes, seed, epoch)
+        return Drawn(pairs=members.order[places], seed=seed, epoch=epoch)
 
     @property
     def distinct_images(self) -> int:
@@ -158,7 +188,11 @@ class TrainingSet:
     @property
     def distinct_texts(self) -> int:
         """Of pairs and negatives; their numbers are below it."""
-        return len(self.tokens)
+        return len(self._texts)
+
+    def tokens(self, texts: NDArray[np.integer]) -> Tensor:
+        """[n, context] int64 of texts by number."""
+        return self._texts.batch(texts)
 
     def pixels(self, images: Sequence[int]) -> Tensor:
         """[n, 3, h, w] uint8 of images by number. Raises InvalidPairs naming a bad one."""
@@ -167,7 +201,7 @@ class TrainingSet:
     def rows_with(self, images: int, mined: int) -> int:
         """Most images, and most texts, of a batch with so many images of pairs, if so many mined
         ones come with each."""
-        own = max(map(len, (*self._wrong_images, *self._wrong_texts)), default=0)
+        own = max(self._wrong_images.longest, self._wrong_texts.longest)
         return images * (1 + min(own, self._negatives) + mined)
 
     def prefetch(self, images: Iterable[int]) -> None:
@@ -190,7 +224,7 @@ class TrainingSet:
         return Batch(
             pairs=rows,
             images=torch.zeros(rows, 3, height, width, dtype=torch.uint8),
-            tokens=self.tokens[:1].repeat(rows, 1),
+            tokens=self.tokens(np.zeros(rows, dtype=np.int64)),
             image_keys=keys,
             text_keys=keys,
             scores=torch.ones(rows),
@@ -210,12 +244,12 @@ class TrainingSet:
         trained; what is known of images is not decoded.
         """
         pairs = drawn.pairs[images]
-        texts = self._text_of_pair[pairs]
+        texts = self._text_of_pair[pairs].astype(np.int64)
         keys = np.stack([images, texts, self._group_of_pair[pairs], self._label_of_pair[pairs]])
-        places = drawn.places[images]
-        more_images = self._wrong(self._wrong_images, pairs, places, images)
-        more_texts = self._wrong(self._wrong_texts, pairs, places, texts)
+        more_images = self._wrong(self._wrong_images, pairs, images, drawn, images)
+        more_texts = self._wrong(self._wrong_texts, pairs, images, drawn, texts)
         if self._mined is not None:
+            places = drawn.places[images]
             hard = self._hard(self._mined.images, pairs, places, self.relations.images_of)
             more_images = np.union1d(more_images, hard)
             hard = self._hard(self._mined.texts, pairs, places, self.relations.texts_of)
@@ -230,7 +264,7 @@ class TrainingSet:
         return Batch(
             pairs=len(images),
             images=pixels,
-            tokens=self.tokens[every_text],
+            tokens=self.tokens(every_text.numpy()),
             image_keys=torch.from_numpy(np.hstack([keys, self._image_keys(more_images)])),
             text_keys=torch.from_numpy(np.hstack([keys, _alone(more_texts, TEXT)])),
             scores=torch.from_numpy(self._score_of_pair[pairs]),
@@ -240,26 +274,27 @@ class TrainingSet:
 
     def _wrong(
         self,
-        lists: Sequence[NDArray[np.int64]],
-        pairs: NDArray[np.int64],
-        places: NDArray[np.float64],
+        lists: Lists,
+        pairs: NDArray[np.int32],
+        images: NDArray[np.int64],
+        drawn: Drawn,
         known: NDArray[np.int64],
     ) -> NDArray[np.int64]:
         """Numbers of the negatives of some pairs, without those that are in the batch anyway."""
-        if not lists:
+        if not len(lists):
             return np.zeros(0, dtype=np.int64)
-        found = [
-            np.roll(lists[pair], -int(place * len(lists[pair])))[: self._negatives]
-            for pair, place in zip(pairs, places, strict=True)
-        ]
-        return np.setdiff1d(np.concatenate(found), known)
+        found = []
+        for pair, place in zip(pairs, drawn.places[images], strict=True):
+            wrong = lists.of(pair)
+            found.append(np.roll(wrong, -int(place * len(wrong)))[: self._negatives])
+        return np.setdiff1d(np.concatenate(found).astype(np.int64), known)
 
     def _hard(
         self,
         lists: Tensor,
-        pairs: NDArray[np.int64],
+        pairs: NDArray[np.int32],
         places: NDArray[np.float64],
-        related: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+        related: Callable[[Numbers], Numbers],
     ) -> NDArray[np.int64]:
         """Numbers of mined negatives of some pairs, without what belongs to any of them."""
         found = []
@@ -272,28 +307,10 @@ class TrainingSet:
         """[4, n]: of images that are pairs of this set also group and label of the first one."""
         keys = _alone(images, IMAGE)
         paired = images < self.images
-        first = self._order[self._starts[images[paired]]]
+        first = self._pairs_of.firsts_of(images[paired])
         keys[GROUP, paired] = self._group_of_pair[first]
         keys[LABEL, paired] = self._label_of_pair[first]
         return keys
-
-
-class Numbering:
-    """Numbers of distinct strings in the order in which they were first asked for."""
-
-    def __init__(self, values: Iterable[str]) -> None:
-        self._place = {value: number for number, value in enumerate(dict.fromkeys(values))}
-
-    @property
-    def values(self) -> list[str]:
-        """The strings by number."""
-        return list(self._place)
-
-    def of(self, values: Iterable[str]) -> NDArray[np.int64]:
-        """Their numbers."""
-        place = self._place
-        numbers = [place.setdefault(value, len(place)) for value in values]
-        return np.array(numbers, dtype=np.int64)
 
 
 def classes_of(keys: Tensor) -> Tensor:
@@ -307,15 +324,12 @@ def classes_of(keys: Tensor) -> Tensor:
 
 def require_texts(pairs: Sequence[Pair]) -> None:
     """Raises InvalidPairs if there is a labelled image without a text."""
-    without = sum(not pair.text for pair in pairs)
+    _require_texts(sum(not pair.text for pair in pairs), len(pairs))
+
+
+def _require_texts(without: int, pairs: int) -> None:
     if without:
-        raise InvalidPairs(f"{without} of {len(pairs)} pairs have a label and no text")
-
-
-def tokenize(clip: Clip, texts: Sequence[str], chunk: int = 4096) -> Tensor:
-    """[n, context] int64."""
-    parts = [clip.tokenizer(list(texts[i : i + chunk])) for i in range(0, len(texts), chunk)]
-    return torch.cat(parts)
+        raise InvalidPairs(f"{without} of {pairs} pairs have a label and no text")
 
 
 def _alone(numbers: NDArray[np.int64], key: int) -> NDArray[np.int64]:
@@ -323,11 +337,3 @@ def _alone(numbers: NDArray[np.int64], key: int) -> NDArray[np.int64]:
     keys = np.full((KEYS, len(numbers)), -1, dtype=np.int64)
     keys[key] = numbers
     return keys
-
-
-def _optional(values: Sequence[str | None]) -> NDArray[np.int64]:
-    """Numbers of the distinct values; -1 for none."""
-    place: dict[str, int] = {}
-    return np.array(
-        [-1 if v is None else place.setdefault(v, len(place)) for v in values], dtype=np.int64
-    )

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hotclip_server.training.clip import Clip
-from hotclip_server.training.dataset import require_texts, tokenize
+from hotclip_server.training.dataset import require_texts
 from hotclip_server.training.errors import InvalidPairs
 from hotclip_server.training.held_out_loss import held_out_loss
 from hotclip_server.training.images import ImageStore, nobody_waits
 from hotclip_server.training.metrics import Compat, retrieval_metrics
 from hotclip_server.training.pairs import Pair, PairSet
+from hotclip_server.training.texts import TextStore
 
 T = TypeVar("T")
 
@@ -52,7 +53,8 @@ class Evaluation:
 
 
 class Evaluator:
-    """Held-out queries and the index they are searched in; decodes and tokenises once.
+    """Held-out queries and the index they are searched in; decodes and tokenises what fits
+    into memory once.
 
     Texts of `queries` are searched among all images of `index`, images of `queries` among all
     texts of `index`. Relevant is what `Relevance` says of the pairs of both. Without `index`
@@ -91,7 +93,7 @@ class Evaluator:
         def read(key: str) -> bytes:
             return (index if key in in_index else queries).image_bytes(key)
 
-        self._tokens = tokenize(clip, self._texts)
+        self._tokens = TextStore(clip, self._texts)
         self._store = ImageStore(clip, self._images, read, waits=waits or nobody_waits)
         text_number = {text: number for number, text in enumerate(self._texts)}
         image_number = {key: number for number, key in enumerate(self._images)}
@@ -113,8 +115,8 @@ class Evaluator:
         """
         texts = np.concatenate(
             [
-                embed_tokens(clip, part, self._batch_size)
-                for part in paused(torch.split(self._tokens, self._batch_size), pause)
+                embed_tokens(clip, self._tokens.batch(part), self._batch_size)
+                for part in paused(_parts(len(self._texts), self._batch_size), pause)
             ]
         )
         images = self._embed_images(clip, pause)
@@ -186,6 +188,11 @@ class Evaluator:
             found=tuple(self._images[n] for n in best),
             relevant=tuple(self._images[n] for n in right),
         )
+
+
+def _parts(count: int, size: int) -> Iterator[NDArray[np.int64]]:
+    """Numbers below a count, in order."""
+    return (np.arange(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def paused(parts: Iterable[T], pause: Callable[[], None]) -> Iterator[T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,4 +55,6 @@ class EveryItem:
         return self._towers.image(pixels.to(self._towers.device).float().div_(255))
 
     def _text(self, part: slice) -> Tensor:
-        return self._towers.text(self._towers.shorten(self._data.tokens[part]))
+        return self._towers.text(
+            self._towers.shorten(self._data.tokens(np.arange(part.start, part.stop)))
+        )

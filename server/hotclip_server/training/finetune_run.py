@@ -86,6 +86,8 @@ class Run:
             )
         self._new_best = False
         """Since the last state."""
+        self._saved: object = None
+        """See `_stands`: of the last state."""
         self._step = self._steps = 0
         self._data_wait_s = self._yielded_before = 0.0
         self._began = time.monotonic()
@@ -139,7 +141,8 @@ class Run:
                 self.job.yield_to_serving()
         except (Cancelled, Interrupted):
             events.close()  # the model has the weights of the last whole step again
-            self._save(trainer)
+            if self._saved != self._stands(trainer.snapshot()):
+                self._save(trainer)
             raise
         self._choose()
 
@@ -189,6 +192,7 @@ class Run:
         torch.set_num_threads(stored.threads)  # sums depend on how they are divided
         trainer.restore(stored.snapshot)
         self._standing = Standing.from_json(stored.notes)
+        self._saved = self._stands(stored.snapshot)
         self.job.resumed(stored.snapshot.progress.step)
         if dict(stored.libraries) != library_versions():
             self.job.log(
@@ -341,9 +345,14 @@ class Run:
         began = time.monotonic()
         size = self._checkpoints.save(snapshot, self._standing.to_json(), self._standing.used)
         took = time.monotonic() - began
+        self._saved = self._stands(snapshot)
         self._due = time.monotonic() + max(self._every_s, took / CHECKPOINT_SHARE)
         self.job.checkpoint(step=snapshot.progress.step, size_bytes=size, best=self._new_best)
         self._new_best = False
+
+    def _stands(self, snapshot: Snapshot) -> object:
+        """Equal for two states that tell the same: a step changes it, and so does a measurement."""
+        return snapshot.progress, self._standing.to_json()
 
 
 def _snapshot(stored: Stored | None) -> Snapshot | None:

@@ -22,6 +22,7 @@ from hotclip_server.training.checkpoints import Checkpoints
 from hotclip_server.training.config import AUTO_LORA_BELOW, Method
 from hotclip_server.training.evaluate import Evaluation
 from hotclip_server.training.finetune_run import CHECKPOINT_EVERY_S, Run
+from hotclip_server.training.flat import HashSet
 from hotclip_server.training.gradients import Drawing
 from hotclip_server.training.jobs import (
     Datasets,
@@ -257,10 +258,11 @@ def _divide(
 ) -> tuple[PairSet, PairSet | None]:
     """What to train on, and what to measure with, if anything."""
     if eval_set is not None:
-        known = {pair.image_key for pair in data.pairs}
-        seen = {pair.image_key for pair in eval_set.pairs} & known
+        seen = HashSet(pair.image_key for pair in data.pairs).count_common(
+            HashSet(pair.image_key for pair in eval_set.pairs)
+        )
         if seen:
-            job.log(f"{len(seen)} images of the evaluation are trained on: it flatters", "WARNING")
+            job.log(f"{seen} images of the evaluation are trained on: it flatters", "WARNING")
         return data, eval_set
     if spec.val_split == 0:
         job.log("no held-out data: nothing is measured, the last weights are kept")

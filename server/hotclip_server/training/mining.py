@@ -47,8 +47,8 @@ def mine(
         texts: [texts, width], likewise.
     """
     images, texts = unit(images), unit(texts)
-    of_image = torch.from_numpy(relations.images).to(images.device)
-    of_text = torch.from_numpy(relations.texts).to(images.device)
+    of_image = torch.from_numpy(relations.images).to(images.device, torch.int64)
+    of_text = torch.from_numpy(relations.texts).to(images.device, torch.int64)
     own = (images[of_image] * texts[of_text]).sum(dim=1)
     # The share counts downwards from a similarity below 0 too.
     most = own - (1 - config.ceiling) * own.abs()
@@ -76,7 +76,7 @@ def _hardest(
         scores.masked_fill_(scores > most[part, None], -torch.inf)
         known = [related(np.array([pair])) for pair in range(part.start, part.stop)]
         row = np.repeat(np.arange(len(known)), [len(numbers) for numbers in known])
-        at = (torch.from_numpy(row), torch.from_numpy(np.concatenate(known)))
+        at = (torch.from_numpy(row), torch.from_numpy(np.concatenate(known)).long())
         scores[at[0].to(scores.device), at[1].to(scores.device)] = -torch.inf
         values, numbers = scores.topk(min(config.pool, items), dim=1)
         found[part, : numbers.shape[1]] = numbers.masked_fill(values == -torch.inf, -1).cpu()

@@ -6,11 +6,15 @@ Training on these with the contrastive loss beats a classification head (FLYP, G
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
+import numpy as np
+
+from hotclip_server.training.flat import hashes_of
+from hotclip_server.training.lazy_pairs import LazyPairs
 from hotclip_server.training.pairs import Pair, PairSet
 
 PLACE = "{label}"
@@ -28,7 +32,8 @@ def with_texts(data: Some, prompts: Sequence[str]) -> Some:
 
 def count_pairs(pairs: Sequence[Pair]) -> int:
     """How many there are, those that differ in the prompt alone counted once."""
-    return len({(pair.image_key, pair.label or pair.text) for pair in pairs})
+    kinds = hashes_of((pair.image_key, pair.label or pair.text) for pair in pairs)
+    return len(np.unique(kinds))
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,33 @@ class Prompted:
     @cached_property
     def pairs(self) -> Sequence[Pair]:
         """In the order of the source, a labelled image's texts in that of the templates."""
-        return [made for pair in self.source.pairs for made in self._texts(pair)]
+        return _Spelled(self.source.pairs, self.prompts)
 
     def image_bytes(self, image_key: str) -> bytes:
         """As the source has it."""
         return self.source.image_bytes(image_key)
 
-    def _texts(self, pair: Pair) -> Iterator[Pair]:
+
+class _Spelled(LazyPairs):
+    """Of which pair of the source each is, and with which of the templates."""
+
+    def __init__(self, source: Sequence[Pair], prompts: Sequence[str]) -> None:
+        self._source, self._prompts = source, prompts
+        counts = np.fromiter((_texts(pair, prompts) for pair in source), np.int32, len(source))
+        self._ends = np.cumsum(counts).astype(np.int32)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, number: int) -> Pair:
+        """See `LazyPairs`."""
+        place = int(np.searchsorted(self._ends, number, side="right"))
+        pair = self._source[place]
         if pair.text or pair.label is None:
-            yield pair
-            return
-        for prompt in self.prompts:
-            yield replace(pair, text=prompt.replace(PLACE, pair.label))
+            return pair
+        prompt = self._prompts[number - (int(self._ends[place - 1]) if place else 0)]
+        return replace(pair, text=prompt.replace(PLACE, pair.label))
+
+
+def _texts(pair: Pair, prompts: Sequence[str]) -> int:
+    return len(prompts) if pair.label is not None and not pair.text else 1

@@ -8,11 +8,12 @@ images of a product and all of a class are no negatives of each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.int64]
+Numbers = NDArray[np.signedinteger[Any]]
 
 
 class Relations:
@@ -47,7 +48,7 @@ class _Members:
 
     def __init__(self, values: Numbers) -> None:
         self._values = values
-        self._order = np.argsort(values, kind="stable")
+        self._order = np.argsort(values, kind="stable").astype(np.int32)
         self._sorted = values[self._order]
 
     def of(self, pairs: Numbers) -> Numbers:
@@ -57,4 +58,4 @@ class _Members:
         begin = np.searchsorted(self._sorted, wanted, "left")
         end = np.searchsorted(self._sorted, wanted, "right")
         parts = [self._order[a:b] for a, b in zip(begin, end, strict=True)]
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)

@@ -5,7 +5,11 @@ Rehearsal of old examples: Robins 1995, "Catastrophic forgetting, rehearsal and 
 
 from __future__ import annotations
 
+import numpy as np
+
 from hotclip_server.datasets.joined import JoinedPairs
+from hotclip_server.training.flat import HashSet
+from hotclip_server.training.lazy_pairs import Chained, Chosen
 from hotclip_server.training.pairs import PairSet, SomePairs
 from hotclip_server.training.split import without_negatives_of
 
@@ -19,9 +23,11 @@ def with_replay(new: PairSet, old: PairSet, held_out: PairSet | None) -> tuple[P
     """Both as one set to train on, and how many old pairs are left out: those that have an image
     or a text in common with what is held out."""
     measured = held_out.pairs if held_out is not None else ()
-    images, texts = {pair.image_key for pair in measured}, {pair.text for pair in measured} - {""}
-    kept = [p for p in old.pairs if p.image_key not in images and p.text not in texts]
-    replayed = without_negatives_of(kept, measured)
+    images = HashSet(pair.image_key for pair in measured)
+    texts = HashSet(pair.text for pair in measured if pair.text)
+    kept = [i for i, p in enumerate(old.pairs) if p.image_key not in images and p.text not in texts]
+    chosen = Chosen(old.pairs, np.array(kept, dtype=np.int32))
+    replayed = without_negatives_of(chosen, measured)
     joined = JoinedPairs(new, SomePairs(replayed, old))
-    again = (WEIGHT - 1) * replayed
-    return SomePairs([*joined.pairs, *again], joined), len(old.pairs) - len(kept)
+    again = (WEIGHT - 1) * [replayed]
+    return SomePairs(Chained(joined.pairs, *again), joined), len(old.pairs) - len(kept)

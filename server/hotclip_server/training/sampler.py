@@ -5,6 +5,8 @@ Nothing is remembered between epochs, so a run resumes at any step without repla
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,10 +25,13 @@ def epoch_batches(images: int, batch_size: int, seed: int, epoch: int) -> list[N
     return list(np.array_split(order.astype(np.int64), batches_per_epoch(images, batch_size)))
 
 
-def epoch_captions(counts: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+def epoch_captions(
+    counts: NDArray[np.signedinteger[Any]], seed: int, epoch: int
+) -> NDArray[np.int64]:
     """For each image the number of the caption it has in this epoch, uniform below its count."""
     uniform = np.random.default_rng([seed, epoch, _CAPTION]).random(len(counts))
-    return np.minimum((uniform * counts).astype(np.int64), counts - 1)
+    drawn: NDArray[np.int64] = np.minimum((uniform * counts).astype(np.int64), counts - 1)
+    return drawn
 
 
 def class_batches(

@@ -14,11 +14,13 @@ import pytest
 from support.jobs import Handler, all_events, ended, new_job, open_database
 
 from hotclip_proto.v1 import job_pb2
+from hotclip_server.config import ServerConfig
 from hotclip_server.jobs.context import JobContext, JobResult
 from hotclip_server.jobs.runner import JobRunner
 from hotclip_server.jobs.states import JobState
 from hotclip_server.storage.database import Database
-from hotclip_server.trackers.follower import Followers
+from hotclip_server.trackers.follower import Followers, Make
+from hotclip_server.trackers.known import tracker_maker
 from hotclip_server.trackers.protocol import Outcome, TrackedRun
 
 GRACE_S = 10.0
@@ -34,6 +36,12 @@ class Notebook:
     told: list[tuple[str, float, int]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     outcome: str = ""
+    rewinds: bool = False
+
+    def rewind(self, step: int) -> bool:
+        if self.rewinds:
+            self.told = [told for told in self.told if told[2] <= step]
+        return self.rewinds
 
     def metrics(self, values: Mapping[str, float], *, step: int, time: float) -> None:
         if self.leave is not None:
@@ -83,7 +91,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 async def running(
     database: Database,
     work: Callable[[JobContext], JobResult],
-    make: Callable[[str, TrackedRun], Notebook],
+    make: Make,
     grace_s: float = GRACE_S,
 ) -> AsyncIterator[JobRunner]:
     """A runner whose jobs are followed; both are stopped at the end."""
@@ -223,3 +231,82 @@ async def test_a_server_that_stops_ends_the_run(database: Database) -> None:
         await runner.submit(new_job(trackers=["mlflow"]))
         assert await asyncio.to_thread(entered.wait, GRACE_S)
     assert (made[0].told, made[0].outcome) == ([("epoch/monitor", 0.1, 1)], "INTERRUPTED")
+
+
+def goes_on(attempts: list[int]) -> Callable[[JobContext], JobResult]:
+    """Two attempts: the second begins at a state before what the first one told."""
+
+    def work(job: JobContext) -> JobResult:
+        attempts.append(1)
+        job.running()
+        if len(attempts) == 1:
+            job.metric("BEFORE", {"monitor": 0.1}, step=0)
+            steps, alphas = range(1, 5), (0.0,)
+        else:
+            job.resumed(2)
+            job.metric("EPOCH", {"monitor": 0.2}, step=2)  # the state was from before its end
+            steps, alphas = range(3, 7), (0.0, 0.5)
+        for step in steps:
+            job.metric("STEP", {"loss": float(step)}, step=step, total_steps=6)
+            if step in (2, 4):
+                job.metric("EPOCH", {"monitor": 0.2}, step=step)
+        for alpha in alphas:
+            job.metric("ALPHA", {"alpha": alpha, "monitor": 0.3}, step=6)
+        if len(attempts) == 1:
+            raise ValueError("a fault")
+        return JobResult()
+
+    return work
+
+
+WHOLE = {
+    "train/loss": [(step, float(step)) for step in range(1, 7)],
+    "epoch/monitor": [(0, 0.1), (2, 0.2), (4, 0.2)],
+    "alpha/monitor": [(0, 0.3), (50, 0.3)],
+}
+
+
+@pytest.mark.parametrize("rewinds", [False, True])
+async def test_what_comes_again_is_told_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch, rewinds: bool
+) -> None:
+    monkeypatch.setattr("hotclip_server.jobs.context.STEP_EVENT_INTERVAL_S", 0.0)
+    notebook: list[Notebook] = []
+
+    def make(name: str, run: TrackedRun) -> Notebook:
+        if not notebook:
+            notebook.append(Notebook(run, rewinds=rewinds))
+        return notebook[0]
+
+    await twice(database, make)
+    (found,) = notebook
+    for name, values in WHOLE.items():
+        assert [(step, value) for told, value, step in found.told if told == name] == values
+
+
+async def test_tensorboard_shows_what_comes_again_once(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr("hotclip_server.jobs.context.STEP_EVENT_INTERVAL_S", 0.0)
+    await twice(database, tracker_maker(ServerConfig(data_dir=tmp_path)))
+    (folder,) = (tmp_path / "trackers" / "tensorboard").iterdir()
+    assert len(list(folder.iterdir())) == 2
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    for name, values in WHOLE.items():
+        told = [(event.step, event.value) for event in found.Scalars(name)]
+        assert told == [(step, pytest.approx(value)) for step, value in values]
+    assert found.Tensors("settings/text_summary")
+
+
+async def twice(database: Database, make: Make) -> None:
+    """A job that fails and goes on."""
+    async with running(database, goes_on([]), make) as runner:
+        job = await runner.submit(new_job(trackers=["tensorboard"]))
+        await ended(runner, job.id)
+        # Files are named by the second.
+        await asyncio.sleep(1.1)
+        await runner.resume(job.id)
+        assert (await ended(runner, job.id)).state is JobState.SUCCEEDED

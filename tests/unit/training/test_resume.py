@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from support.jobs import all_events, ended, kinds
 
 from hotclip_proto.v1 import job_pb2
 from hotclip_server.errors import ResourceExhausted
+from hotclip_server.jobs.context import JobContext, JobResult
 from hotclip_server.jobs.folders import JobFolders
 from hotclip_server.jobs.records import JobKind, NewJob
 from hotclip_server.jobs.runner import JobRunner
@@ -27,7 +29,7 @@ from hotclip_server.jobs.specs import EarlyStopping, FineTuneSpec
 from hotclip_server.jobs.states import JobState
 from hotclip_server.models.protocol import VersionManifest
 from hotclip_server.storage.database import Database
-from hotclip_server.training.checkpoints import Checkpoints
+from hotclip_server.training.checkpoints import Checkpoints, library_versions
 from hotclip_server.training.config import LoraConfig, MetricLossConfig
 from hotclip_server.training.events import EpochEnd, Step
 from hotclip_server.training.finetune_job import FineTuneHandler
@@ -110,7 +112,10 @@ async def test_a_cancelled_run_keeps_its_state_and_may_go_on(
     assert (await ended(runner, job)).state is JobState.CANCELLED
     assert time.monotonic() - began < 2
     events = await all_events(runner, job)
-    assert kinds(events)[-2:] == ["checkpoint", "CANCELLED"]
+    assert kinds(events)[-1] == "CANCELLED"
+    kept = [event.checkpoint.step for event in events if event.HasField("checkpoint")]
+    told = [e.metric.step for e in events if e.metric.stage == job_pb2.MetricEvent.STAGE_STEP]
+    assert kept[-1] >= told[-1]
     assert kinds(events).count("CANCELLING") == 1
     told = kinds(events)[kinds(events).index("CANCELLING") :]
     assert told.count("metric") <= 1, "it goes on after it was cancelled"
@@ -131,6 +136,65 @@ async def test_a_cancelled_run_keeps_its_state_and_may_go_on(
     assert all(torch.equal(first[name], second[name]) for name in first)
     await runner.stop()
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+async def test_a_state_that_is_there_is_not_written_again(
+    database: Database, tmp_path: Path
+) -> None:
+    held, steps = threading.Event(), list[int]()
+
+    class Held(FineTuneHandler):
+        """Stands after a state was written until it was cancelled."""
+
+        def run(self, job: JobContext) -> JobResult:
+            write = job.checkpoint
+
+            def checkpoint(**told: Any) -> None:
+                write(**told)
+                if told["step"] >= 3 and not held.is_set():
+                    steps.append(told["step"])
+                    held.set()
+                    while not job.cancelled:
+                        time.sleep(0.005)
+
+            job.checkpoint = checkpoint  # type: ignore[method-assign]
+            return super().run(job)
+
+    handler = Held(place(Shelf({"base": tiny_clip()}), database), Desk())
+    runner = JobRunner(database, [handler], folders=JobFolders(tmp_path / "checkpoints"))
+    await runner.start()
+    job = await submitted(runner, replace(spec(), config=SLOW))
+    assert await asyncio.to_thread(held.wait, 30)
+    await runner.cancel(job)
+    assert (await ended(runner, job)).state is JobState.CANCELLED
+    events = await all_events(runner, job)
+    await runner.stop()
+    assert [e.checkpoint.step for e in events if e.HasField("checkpoint")].count(*steps) == 1
+
+
+@pytest.mark.parametrize("library", ["hotclip", "torch"])
+async def test_other_versions_than_it_began_with_are_told(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    runner = runner_of(database, Shelf({"base": tiny_clip()}), tmp_path)
+    await runner.start()
+    job = await submitted(runner, replace(spec(), config=SLOW))
+    async for event in runner.watch(job):
+        if event.HasField("checkpoint"):
+            break
+    await runner.cancel(job)
+    await ended(runner, job)
+    known = {**library_versions(), library: "99.1"}
+    monkeypatch.setattr("hotclip_server.training.checkpoints.version", known.__getitem__)
+    await runner.resume(job)
+    assert (await ended(runner, job)).state is JobState.SUCCEEDED
+    events = await all_events(runner, job)
+    await runner.stop()
+    told = [e.log.message for e in events if e.log.level == job_pb2.LogEvent.LEVEL_WARNING]
+    (line,) = [line for line in told if "results may differ" in line]
+    began, _, goes_on = line.partition(" and goes on with ")
+    assert f"{library} 99.1" in goes_on
+    assert f"{library} 99.1" not in began
 
 
 async def test_it_stops_early_and_keeps_the_best_epoch(database: Database, tmp_path: Path) -> None:
