@@ -20,6 +20,7 @@ LIBRARIES = (
     "pillow",
     "transformers",
 )
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def device_name(device: str) -> str:
@@ -80,9 +81,17 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    """Its name, and what tells apart the generations that a cloud gives one name."""
+    if not CPU_INFO.is_file():
+        return platform.processor()
+    first, _, _ = CPU_INFO.read_text(encoding="utf-8").partition("\n\n")
+    fields = {
+        name.strip(): told.strip()
+        for name, _, told in (line.partition(":") for line in first.splitlines())
+    }
+    if "model name" not in fields:
+        return platform.processor()
+    generation = [f"{name} {fields[name]}" for name in ("cpu family", "model") if name in fields]
+    return (
+        f"{fields['model name']} ({', '.join(generation)})" if generation else fields["model name"]
+    )
