@@ -62,7 +62,7 @@ async def submitted(runner: JobRunner, asked: FineTuneSpec) -> str:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("plan", ["chunks", "parts"])
+@pytest.mark.parametrize("plan", ["chunks", "parts", "process"])
 def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path, plan: str) -> None:
     output = subprocess.run(
         [sys.executable, "-m", "support.killed", str(tmp_path), "7", str(KILLS), plan],
@@ -79,7 +79,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path, plan: s
     found = json.loads(output.splitlines()[-1])
     plain, killed = found["plain"], found["killed"]
     assert found["kills"] >= KILLS, "the run ended before it was killed often enough"
-    assert plain["state"] == killed["state"] == "SUCCEEDED"
+    assert found["servers"] >= (3 if plan == "process" else KILLS)
+    assert plain["state"] == killed["state"] == "SUCCEEDED", killed["error"]
     assert killed["digest"] == plain["digest"]
     assert plain["in_parts"] == (plan == "parts")
     assert plain["seqs"]
