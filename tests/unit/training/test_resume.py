@@ -176,7 +176,7 @@ async def test_other_versions_than_it_began_with_are_told(
 ) -> None:
     runner = runner_of(database, Shelf({"base": tiny_clip()}), tmp_path)
     await runner.start()
-    job = await submitted(runner, replace(spec(), config=SLOW))
+    job = await submitted(runner, replace(spec(), config=replace(SLOW, epochs=8)))
     async for event in runner.watch(job):
         if event.HasField("checkpoint"):
             break
