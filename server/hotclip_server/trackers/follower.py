@@ -152,10 +152,10 @@ class _Follower:
 
     def _go_on(self, tracker: Tracker, step: int) -> None:
         """Steps after this one, which the tracker may have been told of, come again."""
-        told = self._told_before()
+        self._again = {}
         if tracker.rewind(step):
-            told = {stage: min(step, last) for stage, last in told.items()}
-        self._again = told
+            told = self._told_before()
+            self._again = {stage: min(step, last) for stage, last in told.items()}
 
     def _told_before(self) -> dict[str, int]:
         """The last step of each stage in the log as far as it was read."""

@@ -53,7 +53,8 @@ class Tracker(Protocol):
 
     def rewind(self, step: int) -> bool:
         """The job goes on after a step: forgets what it was told of later ones, which come again.
-        False: it can't; then nothing that it was told comes again."""
+        False: it can't, and is told them twice; which of them it was told is known to nobody, for
+        it may have lagged behind when the process died."""
 
     def close(self, outcome: Outcome) -> None:
         """The job has ended; a job that was interrupted may go on in another process."""

@@ -84,11 +84,14 @@ class Evaluator:
         self._batch_size, self._loss_batch = batch_size, loss_batch
         self._image_locked = image_locked
         self._known_images: NDArray[np.float64] | None = None
-        known = [*index.pairs, *queries.pairs]
+        # Once: of a stored set each pass reads its file.
+        asked = list(queries.pairs)
+        found = asked if index is queries else list(index.pairs)
+        known = [*found, *asked]
         require_texts(known)
         self._texts = list(dict.fromkeys(pair.text for pair in known))
         self._images = list(dict.fromkeys(pair.image_key for pair in known))
-        in_index = {pair.image_key for pair in index.pairs}
+        in_index = {pair.image_key for pair in found}
 
         def read(key: str) -> bytes:
             return (index if key in in_index else queries).image_bytes(key)
@@ -97,13 +100,13 @@ class Evaluator:
         self._store = ImageStore(clip, self._images, read, waits=waits or nobody_waits)
         text_number = {text: number for number, text in enumerate(self._texts)}
         image_number = {key: number for number, key in enumerate(self._images)}
-        self._index_texts = _numbers(text_number, [pair.text for pair in index.pairs])
-        self._index_images = _numbers(image_number, [pair.image_key for pair in index.pairs])
-        self._query_texts = _numbers(text_number, [pair.text for pair in queries.pairs])
-        self._query_images = _numbers(image_number, [pair.image_key for pair in queries.pairs])
-        self._pair_texts = np.array([text_number[pair.text] for pair in queries.pairs])
-        self._pair_images = np.array([image_number[pair.image_key] for pair in queries.pairs])
-        self._relevance = Relevance(queries.pairs, index.pairs, text_number, image_number)
+        self._index_texts = _numbers(text_number, [pair.text for pair in found])
+        self._index_images = _numbers(image_number, [pair.image_key for pair in found])
+        self._query_texts = _numbers(text_number, [pair.text for pair in asked])
+        self._query_images = _numbers(image_number, [pair.image_key for pair in asked])
+        self._pair_texts = np.array([text_number[pair.text] for pair in asked])
+        self._pair_images = np.array([image_number[pair.image_key] for pair in asked])
+        self._relevance = Relevance(asked, found, text_number, image_number)
 
     def evaluate(
         self, clip: Clip, *, examples: int = 0, pause: Callable[[], None] = lambda: None

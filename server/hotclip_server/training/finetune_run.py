@@ -108,7 +108,8 @@ class Run:
         A wish to end is honoured between two chunks, after the state was written.
         """
         config = self.spec.config.resolved(
-            pairs=count_pairs(data.pairs),
+            # Reads all of them.
+            pairs=count_pairs(data.pairs) if self.spec.config.method == "auto" else 0,
             weights=count_weights(self.clip.model),
             logit_bias=getattr(self.clip.model, "logit_bias", None) is not None,
             device=self.clip.device.type,

@@ -104,7 +104,8 @@ class Trainer:
         self._last_good = last_good
         self._pause = pause
         config = config.resolved(
-            pairs=count_pairs(data.pairs),
+            # Reads all of them.
+            pairs=count_pairs(data.pairs) if config.method == "auto" else 0,
             weights=count_weights(clip.model),
             logit_bias=clip.model.logit_bias is not None,
             device=clip.device.type,
