@@ -26,6 +26,9 @@ STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % point of Student's t for so many values (one degree of freedom less)."""
 LEAST_OF = (f"full{HALF}", f"lora{HALF}", f"lit{HALF}", "default")
 """One of these may cost two points of what is retained at most, in each task that has a default."""
+STYLE = "black"
+"""The task that asks for a new style by the names by which `retained` asks for one that the base
+was trained on: what is reached there bounds what the new style can be expected to reach."""
 _QUICK_CONCEPTS, _QUICK_SEEDS = 60, 2
 
 
@@ -72,6 +75,10 @@ def _figures_of_task(task: str, columns: dict[str, list[Row]]) -> Iterator[Figur
     yield _figure(f"{task}.mrr.{BASE}", "mRR", [row.mrr for row in base])
     yield _figure(f"{task}.hit10.{BASE}", "share", [row.hit10 for row in base])
     yield _figure(f"retained.hit10.{task}.{BASE}", "share", [row.retained_hit10 for row in base])
+    yield _figure(f"retained.mrr.{task}.{BASE}", "mRR", [row.retained_mrr for row in base])
+    if task == STYLE:
+        known = [row.retained_mrr / row.mrr for row in base]
+        yield _figure(f"{task}.mrr_ratio.known_style", "x", known)
     lost: dict[str, Figure] = {}
     for name, rows in columns.items():
         if name == BASE or name in ABLATIONS[task]:

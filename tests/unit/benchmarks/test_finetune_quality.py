@@ -163,6 +163,9 @@ def test_figures_are_of_every_seed() -> None:
     assert german.interval[0] < german.value < german.interval[1]
     assert (german.target, german.passed) == (3.0, True)
     assert figures["german.mrr.base"].value == pytest.approx(0.12)
+    known = [0.8 / (0.1 + 0.01 * s) for s in range(5)]  # `retained_mrr` over that of the base
+    assert figures["black.mrr_ratio.known_style"].value == pytest.approx(sum(known) / 5)
+    assert figures["few.mrr_ratio.long"].value == pytest.approx(german.value)
     least = figures["retained.hit10_loss.few.least"]
     assert (least.value, least.target, least.passed) == (0.0, 2.0, True)
     for name in ("full", "replay_half", *LEAST_OF):  # the only one that forgets nothing
@@ -176,6 +179,10 @@ def test_figures_are_of_every_seed() -> None:
     gains = {figure.name: figure.value for figure in figures_of(forgets)}
     assert gains["few.retained_hit10_gain_over.auto_full"] == pytest.approx(0.1)
     assert gains["few.mrr_gain_over.auto_full"] == 0
+    worse = [replace(r, mrr=0.2) if r.method == "long_last_epoch" else r for r in rows]
+    gains = {figure.name: figure.value for figure in figures_of(worse)}
+    assert gains["few.mrr_gain_over.long_last_epoch"] == pytest.approx(0.22)
+    assert gains["few.mrr_gain_over.last_epoch"] == 0
     # A seed that is not complete does not count.
     part = [known for known in rows if known.key != ("german", "lit", 4)]
     fewer = {figure.name: figure for figure in figures_of(part)}
