@@ -91,6 +91,7 @@ BOUNDS: Mapping[str, Mapping[str, Recipe]] = {
 ABLATIONS: Mapping[str, Mapping[str, Recipe]] = {
     "german": {
         "ema_off": Recipe(config=replace(_LIT, ema=0.0), instead_of="lit"),
+        "layer_decay_0.8": Recipe(config=replace(DEFAULT, layer_decay=0.8), instead_of="default"),
     },
     "black": {
         "layer_decay_0.8": Recipe(config=replace(DEFAULT, layer_decay=0.8), instead_of="default"),
