@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.quality_recipes import METHODS, recipes_of, rows_made_by
+from benchmarks.quality_recipes import METHODS, rows_made_by, runs_of
 from benchmarks.quality_runs import BASE, Measured, Row, append_rows, fingerprint, read_rows
 from benchmarks.quality_tasks import TASKS, Task, make_task
 
@@ -29,7 +29,7 @@ class Run:
 
 def rows_of(task: str) -> list[str]:
     """Names of all rows of a task and a seed, the base's first."""
-    return [BASE, *(row for name in recipes_of(task) for row in rows_made_by(task, name))]
+    return [BASE, *(row for name in runs_of(task) for row in rows_made_by(task, name))]
 
 
 class Plan:
@@ -56,7 +56,7 @@ class Plan:
             Run(seed, task, name)
             for seed in self._seeds
             for task in TASKS
-            for name in (BASE, *recipes_of(task))
+            for name in (BASE, *runs_of(task))
         ]
         return [run for run in runs if not known.issuperset(run.rows)]
 

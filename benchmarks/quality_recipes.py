@@ -20,7 +20,10 @@ class Recipe:
     replay: bool = False
     """Whether old pairs of the task are replayed, as `replay_data` does it."""
     last: bool = False
-    """Whether the weights of the last epoch are kept, instead of those of the best one."""
+    """Whether these are the weights of the last epoch of the run that `instead_of` keeps the best
+    one of; it is not run again for them."""
+    seen: bool = False
+    """Whether what is asked for is trained on too: a bound, no result."""
     wise_ft: float = 1.0
     """Share of the trained weights in those that are measured, the rest is the base's."""
     instead_of: str = ""
@@ -40,6 +43,9 @@ _LIT = replace(_BEFORE, method="lit", epochs=16, batch_size=128)
 _FULL = replace(_BEFORE, method="full", epochs=6, augment=CROPS)
 _SMALL = 2e-4
 """Learning rate of a style: nearer than a language."""
+
+_LONG = replace(DEFAULT, method="full", epochs=40)
+"""Eight times as many epochs as by default: longer than two hundred pairs have use for."""
 
 METHODS: Mapping[str, Mapping[str, Recipe]] = {
     "german": {
@@ -69,9 +75,23 @@ METHODS: Mapping[str, Mapping[str, Recipe]] = {
 }
 """By task; as many epochs as one run of two minutes on two cores has room for."""
 
+BOUNDS: Mapping[str, Mapping[str, Recipe]] = {
+    "german": {},
+    "black": {
+        "oracle": Recipe(
+            config=replace(DEFAULT, method="full", learning_rate=1e-3),
+            seen=True,
+        ),
+    },
+    "few": {"long": Recipe(config=_LONG)},
+    "labels": {},
+}
+"""By task; what nobody would do, to judge other things by."""
+
 ABLATIONS: Mapping[str, Mapping[str, Recipe]] = {
     "german": {
         "ema_off": Recipe(config=replace(_LIT, ema=0.0), instead_of="lit"),
+        "layer_decay_0.8": Recipe(config=replace(DEFAULT, layer_decay=0.8), instead_of="default"),
     },
     "black": {
         "layer_decay_0.8": Recipe(config=replace(DEFAULT, layer_decay=0.8), instead_of="default"),
@@ -81,6 +101,7 @@ ABLATIONS: Mapping[str, Mapping[str, Recipe]] = {
         "ema_on": Recipe(config=replace(DEFAULT, ema=_EMA), instead_of="default"),
         "augment_on": Recipe(config=replace(DEFAULT, augment=CROPS), instead_of="default"),
         "last_epoch": Recipe(config=DEFAULT, last=True, instead_of="default"),
+        "long_last_epoch": Recipe(config=_LONG, last=True, instead_of="long"),
         "auto_full": Recipe(config=replace(DEFAULT, method="full"), instead_of="default"),
     },
     "labels": {
@@ -96,13 +117,25 @@ ask for an image each, or for all of them each, are together the same loss."""
 
 
 def recipes_of(task: str) -> Mapping[str, Recipe]:
-    """All that is trained for a task."""
-    return {**METHODS[task], **ABLATIONS[task]}
+    """All that is measured for a task, but for weights half-way."""
+    return {**METHODS[task], **BOUNDS[task], **ABLATIONS[task]}
+
+
+def runs_of(task: str) -> tuple[str, ...]:
+    """Names of what is trained for a task; the last epoch is that of a run that is there anyway."""
+    return tuple(name for name, recipe in recipes_of(task).items() if not recipe.last)
 
 
 def rows_made_by(task: str, name: str) -> tuple[str, ...]:
     """Names of the rows of one run: a method's weights are measured half-way too."""
-    return (name, name + HALF) if name in METHODS[task] else (name,)
+    half = (name + HALF,) if name in METHODS[task] else ()
+    return (name, *half, *last_of(task, name))
+
+
+def last_of(task: str, name: str) -> tuple[str, ...]:
+    """Names of the rows of the last epoch of a run."""
+    ablations = ABLATIONS[task].items()
+    return tuple(key for key, one in ablations if one.last and one.instead_of == name)
 
 
 def trained_as(row: str) -> str:

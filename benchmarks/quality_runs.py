@@ -10,11 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from benchmarks.quality_recipes import HALF, METHODS, WISE_FT, Recipe, recipes_of, trained_as
-from benchmarks.quality_tasks import Task
+from benchmarks.quality_recipes import (
+    HALF,
+    METHODS,
+    WISE_FT,
+    Recipe,
+    last_of,
+    recipes_of,
+    trained_as,
+)
+from benchmarks.quality_tasks import Drawings, Task
 from hotclip_server.encoding import builtin
 from hotclip_server.training.clip import Clip, load_clip
 from hotclip_server.training.config import TrainConfig
@@ -61,8 +68,9 @@ def fingerprint(task: Task, method: str, epochs: int = 0) -> str:
     if name != BASE:
         recipe = _told(recipes_of(task.name)[name], 0, epochs)
         said = asdict(recipe)
-        if not recipe.last:
-            del said["last"]  # rows from before there was a choice are still of their recipe
+        for choice in ("last", "seen"):
+            if not said[choice]:
+                del said[choice]  # rows from before there was a choice are still of their recipe
         digest.update(json.dumps(said, sort_keys=True).encode())
         digest.update(_digest(_training(task, recipe)))
     for part in (task.chosen_by, task.queries, task.index, task.old, task.old_index):
@@ -121,14 +129,16 @@ class Measured:
             return
         recipe = _told(recipes_of(self.task.name)[name], seed, self.epochs)
         locked = recipe.config.locks_image
-        _train(clip, self.task, recipe)
-        base, tuned = _copy(self._base), _copy(clip)
-        interpolate(clip.model, base, tuned, recipe.wise_ft)
-        yield self._row(clip, name, seed, locked, began)
+        base = _copy(self._base)
+        best, last = _train(clip, self.task, recipe)
+        wanted = [(name, best, recipe.wise_ft)]
         if name in METHODS[self.task.name]:
+            wanted.append((name + HALF, best, WISE_FT))
+        wanted += [(other, last, recipe.wise_ft) for other in last_of(self.task.name, name)]
+        for row, tuned, share in wanted:
+            interpolate(clip.model, base, tuned, share)
+            yield self._row(clip, row, seed, locked, began)
             began = time.monotonic()
-            interpolate(clip.model, base, tuned, WISE_FT)
-            yield self._row(clip, name + HALF, seed, locked, began)
 
     def _row(self, clip: Clip, method: str, seed: int, locked: bool, began: float) -> Row:
         asked, retained = (
@@ -168,20 +178,18 @@ def load_mini() -> Clip:
     return load_clip(_MINI)
 
 
-def _train(clip: Clip, task: Task, recipe: Recipe) -> None:
-    """As a job does it: the weights of the epoch that is best at `chosen_by` are kept, unless the
-    recipe wants the last one's."""
-    config = recipe.config
+def _train(clip: Clip, task: Task, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights of the epoch that is best at `chosen_by`, as a job keeps them, and of the last."""
     best, weights = -1.0, _copy(clip)
-    for score in _epochs(clip, _training(task, recipe), task.chosen_by, config):
-        if recipe.last or score > best:
+    for score in _epochs(clip, _training(task, recipe), task.chosen_by, recipe.config):
+        if score > best:
             best, weights = score, _copy(clip)
-    with torch.no_grad():
-        for name, value in clip.model.state_dict().items():
-            value.copy_(weights[name])
+    return weights, _copy(clip)
 
 
 def _training(task: Task, recipe: Recipe) -> PairSet:
+    if recipe.seen:
+        return Drawings([*task.train.pairs, *task.queries.pairs])
     if not recipe.replay:
         return task.train
     data, _ = with_replay(task.train, task.old, task.chosen_by)

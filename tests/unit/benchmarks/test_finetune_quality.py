@@ -14,9 +14,25 @@ from PIL import Image
 
 from benchmarks import quality_runs
 from benchmarks.figures import judged
-from benchmarks.finetune_quality import QUICK_RUNS, figures_of, finetune_quality, mean_of, plan_of
+from benchmarks.finetune_quality import (
+    LEAST_OF,
+    QUICK_RUNS,
+    figures_of,
+    finetune_quality,
+    mean_of,
+    plan_of,
+)
 from benchmarks.quality_plan import Run, rows_of
-from benchmarks.quality_recipes import ABLATIONS, DEFAULT, HALF, METHODS, Recipe, recipes_of
+from benchmarks.quality_recipes import (
+    ABLATIONS,
+    BOUNDS,
+    DEFAULT,
+    HALF,
+    METHODS,
+    Recipe,
+    recipes_of,
+    runs_of,
+)
 from benchmarks.quality_runs import BASE, Row, append_rows, fingerprint, load_mini, read_rows
 from benchmarks.quality_tasks import FEW, TASKS, line_art, make_task
 from benchmarks.settings import Settings
@@ -112,11 +128,14 @@ def test_a_row_is_of_its_pairs_weights_and_recipe() -> None:
     fewer = replace(task, train=replace(task.train, pairs=task.train.pairs[1:]))
     assert fingerprint(fewer, "lit") != known["lit"]
     assert fingerprint(task, "lit", epochs=1) != known["lit"]
-    for methods in (METHODS, ABLATIONS):
+    for methods in (METHODS, BOUNDS, ABLATIONS):
         assert set(methods) == set(TASKS)
-    assert all(
-        recipe.instead_of in METHODS[task] for task in TASKS for recipe in ABLATIONS[task].values()
-    )
+    for name in TASKS:
+        known_runs = {**METHODS[name], **BOUNDS[name]}
+        for recipe in ABLATIONS[name].values():
+            replaced = known_runs[recipe.instead_of]
+            if recipe.last:  # nothing else may differ: one run gives both
+                assert recipe == replace(replaced, last=True, instead_of=recipe.instead_of)
 
 
 def test_means_have_students_interval() -> None:
@@ -144,14 +163,26 @@ def test_figures_are_of_every_seed() -> None:
     assert german.interval[0] < german.value < german.interval[1]
     assert (german.target, german.passed) == (3.0, True)
     assert figures["german.mrr.base"].value == pytest.approx(0.12)
+    known = [0.8 / (0.1 + 0.01 * s) for s in range(5)]  # `retained_mrr` over that of the base
+    assert figures["black.mrr_ratio.known_style"].value == pytest.approx(sum(known) / 5)
+    assert figures["few.mrr_ratio.long"].value == pytest.approx(german.value)
     least = figures["retained.hit10_loss.few.least"]
     assert (least.value, least.target, least.passed) == (0.0, 2.0, True)
+    for name in ("full", "replay_half", *LEAST_OF):  # the only one that forgets nothing
+        kept = [replace(r, retained_hit10=0.9 if r.method in (BASE, name) else 0.8) for r in rows]
+        losses = {figure.name: figure.value for figure in figures_of(kept)}
+        expected = 0 if name in LEAST_OF else 10
+        assert losses["retained.hit10_loss.german.least"] == pytest.approx(expected)
     assert figures["few.mrr_gain_over.ema_on"].value == 0
     assert figures["labels.mrr_gain_over.positives_share"].value == 0
     forgets = [replace(r, retained_hit10=0.8) if r.method == "auto_full" else r for r in rows]
     gains = {figure.name: figure.value for figure in figures_of(forgets)}
     assert gains["few.retained_hit10_gain_over.auto_full"] == pytest.approx(0.1)
     assert gains["few.mrr_gain_over.auto_full"] == 0
+    worse = [replace(r, mrr=0.2) if r.method == "long_last_epoch" else r for r in rows]
+    gains = {figure.name: figure.value for figure in figures_of(worse)}
+    assert gains["few.mrr_gain_over.long_last_epoch"] == pytest.approx(0.22)
+    assert gains["few.mrr_gain_over.last_epoch"] == 0
     # A seed that is not complete does not count.
     part = [known for known in rows if known.key != ("german", "lit", 4)]
     fewer = {figure.name: figure for figure in figures_of(part)}
@@ -159,19 +190,36 @@ def test_figures_are_of_every_seed() -> None:
     assert judged(fewer["black.mrr_ratio.full"], "cpu") == figures["black.mrr_ratio.full"]
 
 
-@pytest.mark.parametrize(("last", "kept"), [(False, 2.0), (True, 3.0)])
-def test_the_best_epoch_is_kept_or_the_last(
-    last: bool, kept: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bound_trains_on_what_is_asked_for() -> None:
+    task = make_task("black", 0, CONCEPTS)
+    asked = set(task.queries.pairs)
+    for name in runs_of("black"):
+        trained = set(quality_runs._training(task, recipes_of("black")[name]).pairs)
+        assert trained & asked == (asked if name == "oracle" else set())
+    assert fingerprint(task, "oracle") != fingerprint(replace(task, queries=task.old), "oracle")
+
+
+def test_the_best_epoch_and_the_last_are_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def epochs(clip: Clip, *_: object) -> Iterator[float]:
         for epoch, score in enumerate((0.2, 0.5, 0.3), 1):
             clip.model.logit_scale.data.fill_(epoch)
             yield score
 
     monkeypatch.setattr(quality_runs, "_epochs", epochs)
-    clip = load_mini()
-    quality_runs._train(clip, make_task("few", 0, CONCEPTS), Recipe(config=DEFAULT, last=last))
-    assert float(clip.model.logit_scale.detach()) == kept
+    clip, task = load_mini(), make_task("few", 0, CONCEPTS)
+    best, last = quality_runs._train(clip, task, Recipe(config=DEFAULT))
+    assert (float(best["logit_scale"]), float(last["logit_scale"])) == (2.0, 3.0)
+    shown = []
+
+    def measured(_: object, clip: Clip, method: str, *__: object) -> None:
+        shown.append((method, float(clip.model.logit_scale.detach())))
+
+    monkeypatch.setattr(quality_runs.Measured, "_row", measured)
+    list(quality_runs.Measured(task).rows("default", 0))
+    half = (float(load_mini().model.logit_scale.detach()) + 2) / 2
+    names, scales = zip(*shown, strict=True)
+    assert names == ("default", "default_half", "last_epoch")
+    assert scales == pytest.approx((2.0, half, 3.0))
 
 
 def test_a_stopped_suite_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
