@@ -75,6 +75,11 @@ class CollectionRecord:
             has_vectors=self.has_vectors or "vector" in kinds,
         )
 
+    def with_sides(self, sides: tuple[bool, bool, bool]) -> CollectionRecord:
+        """Holds, or held, points of texts, of images and of given vectors."""
+        texts, images, vectors = sides
+        return replace(self, has_texts=texts, has_images=images, has_vectors=vectors)
+
     def unchanged_by(self, binding: Binding) -> bool:
         """Whether every stored vector is what the encoders of `binding` make too: then the
         collection can be bound to that version as it is. True of one that never held a point."""
@@ -334,19 +339,19 @@ def revisions_after(
     return {row.point_id: row.revision for row in connection.execute(query)}
 
 
-def sources_before(
+def revisions_before(
     connection: Connection, collection: str, revision: int | None, limit: int
-) -> list[SourceRow]:
-    """Rows with a smaller revision (None: any), newest first, without tombstones."""
+) -> dict[str, int]:
+    """Points of the rows with a smaller revision (None: any), newest first, without tombstones."""
     query = (
-        sa.select(sources)
+        sa.select(sources.c.point_id, sources.c.revision)
         .where(sources.c.collection == collection, sources.c.kind != DELETED)
         .order_by(sources.c.revision.desc())
         .limit(limit)
     )
     if revision is not None:
         query = query.where(sources.c.revision < revision)
-    return [_source(row) for row in connection.execute(query)]
+    return {row.point_id: row.revision for row in connection.execute(query)}
 
 
 def revisions_of(connection: Connection, collection: str, ids: Sequence[str]) -> dict[str, int]:

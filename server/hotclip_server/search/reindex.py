@@ -183,7 +183,7 @@ class Reindexer:
         """Without sources, an empty collection holds nothing that a version could change."""
         if record.keep_sources or (await self._store.info(record.shard)).points:
             return record
-        return replace(record, has_texts=False, has_images=False, has_vectors=False)
+        return record.with_sides((False, False, False))
 
     async def _check_sources(self, record: CollectionRecord) -> None:
         name, total = record.name, (await self._store.info(record.shard)).points
@@ -240,8 +240,7 @@ class Reindexer:
             sides = (await self._emptied(self._catalogue.get(name))).sides
 
             def leave(connection: Connection, record: CollectionRecord) -> CollectionRecord:
-                texts, images, vectors = sides
-                record = replace(record, has_texts=texts, has_images=images, has_vectors=vectors)
+                record = record.with_sides(sides)
                 live, _ = records.read_model(connection, record.model)
                 if live == version and record.unchanged_by(binding):
                     return record.followed_to(binding)

@@ -1,9 +1,10 @@
 """What becomes of a write of a collection that broke off, or was refused, in the middle.
 
 The source rows are the truth. `Settler.settle` makes the shards agree with them: it removes the
-points of tombstones, and looks for rows that a shard lacks from the newest back to where it lacks
-none. A write that a shard refused is taken back in the rows, the old ones under fresh revisions,
-and then settled like any other.
+points of tombstones, looks from the newest row back to where a shard lacks none, and stores from
+there on what it lacks, oldest first. So what a shard lacks are always its newest rows, wherever
+that breaks off. A write that a shard refused is taken back in the rows, the old ones under fresh
+revisions, and then settled like any other.
 """
 
 from __future__ import annotations
@@ -64,30 +65,42 @@ class Settler:
     async def take_back(
         self, record: CollectionRecord, ids: Sequence[str], replaced: Sequence[SourceRow]
     ) -> None:
-        """Makes the rows of a refused write as they were. Never fails: then it is stored when it
-        can be, as any write that broke off.
+        """Makes the rows of a refused write, and which kinds of points the collection holds, as
+        they were. Never raises: where that fails, for the database's disk is as full, the rows
+        stay, and the write is stored when it can be, as any that broke off.
 
         Args:
-            ids: Points of the write.
+            record: The collection before the write.
+            ids: Points of the write; none, and nothing is done, if there are no sources.
             replaced: The rows that it replaced.
         """
+        if not ids:
+            return
+        name = record.name
         old = {row.point_id for row in replaced}
         added = [point_id for point_id in ids if point_id not in old]
         try:
-            first = await self._catalogue.next_revisions(record.name, len(old) + 1)
+            first = await self._catalogue.next_revisions(name, len(old) + 1)
             # Whoever has seen the revisions in between must find these again.
             rows = [replace(row, revision=first + 1 + at) for at, row in enumerate(replaced)]
 
             def put_back(connection: Connection) -> None:
                 if rows:
-                    records.put_sources(connection, record.name, rows)
-                records.mark_deleted(connection, record.name, added, first)
+                    records.put_sources(connection, name, rows)
+                records.mark_deleted(connection, name, added, first)
 
-            if ids:
+            def shrink(connection: Connection, now: CollectionRecord) -> CollectionRecord:
+                put_back(connection)
+                return now.with_sides(record.sides)
+
+            # Only who holds the lock changes the sides: that they differ is this write's doing.
+            if self._catalogue.get(name).sides == record.sides:
                 await self._database.run(put_back)
-                await self.delete_vectors(record, added)
+            else:
+                await self._catalogue.change(name, shrink)
+            await self.delete_vectors(record, added)
         except Exception:  # noqa: BLE001 - of the store, or of the database: the caller hears of the refusal
-            _log.exception("a refused write to collection %s is not taken back yet", record.name)
+            _log.exception("a refused write to collection %s is not taken back yet", name)
 
     async def delete_vectors(self, record: CollectionRecord, ids: Sequence[str]) -> int:
         """Removes points from the shards, and then their tombstones; how many there were."""
@@ -161,24 +174,41 @@ class Settler:
         if not record.keep_sources:
             await self._store.info(shard)  # It is the truth; a lost one can't be written to.
             return
+        whole = await self._whole_until(record.name, shard)
+        while rows := await self._database.run(
+            lambda c, after=whole: records.sources_after(c, record.name, after, _ROWS)  # type: ignore[misc]  # mypy can't infer lambdas with defaults
+        ):
+            stored = await self._store.retrieve(shard, [row.point_id for row in rows])
+            missing = [r for r in rows if stored.revisions.get(r.point_id) != r.revision]
+            if missing:
+                await self._restore(record, version, shard, missing)
+            whole = rows[-1].revision
+
+    async def _whole_until(self, name: str, shard: str) -> int:
+        """A revision up to which the shard lacks no row, for it lacks none of the page that ends
+        there; 0 if there is no such page."""
         before: int | None = None
         while True:
             limit = before
-            rows = await self._database.run(
-                lambda c, limit=limit: records.sources_before(c, record.name, limit, _ROWS)  # type: ignore[misc]  # mypy can't infer lambdas with defaults
+            page = await self._database.run(
+                lambda c, limit=limit: records.revisions_before(c, name, limit, _ROWS)  # type: ignore[misc]  # as above
             )
-            stored = await self._store.retrieve(shard, [row.point_id for row in rows])
-            missing = [r for r in rows if stored.revisions.get(r.point_id) != r.revision]
-            if not missing:
-                return
-            missing.reverse()  # Oldest first, should this break off as well.
-            await self._store.require_room(4 * len(missing) * record.dim)
-            vectors, errors = await self._sources.encode(
-                record.model, version, missing, Priority.INTERACTIVE
-            )
-            for at, error in errors.items():
-                _log.error("point %r can't be restored: %s", missing[at].point_id, error)
-            good = [at for at in range(len(missing)) if at not in errors]
-            metas = [to_meta(missing[at]) for at in good]
-            await self._store.upsert(shard, metas, vectors[good])
-            before = rows[-1].revision
+            if not page:
+                return 0
+            stored = (await self._store.retrieve(shard, list(page))).revisions
+            if all(stored.get(point_id) == revision for point_id, revision in page.items()):
+                return max(page.values())
+            before = min(page.values())
+
+    async def _restore(
+        self, record: CollectionRecord, version: str, shard: str, rows: Sequence[SourceRow]
+    ) -> None:
+        """Stores rows, oldest first."""
+        await self._store.require_room(4 * len(rows) * record.dim)
+        vectors, errors = await self._sources.encode(
+            record.model, version, rows, Priority.INTERACTIVE
+        )
+        for at, error in errors.items():
+            _log.error("point %r can't be restored: %s", rows[at].point_id, error)
+        good = [at for at in range(len(rows)) if at not in errors]
+        await self._store.upsert(shard, [to_meta(rows[at]) for at in good], vectors[good])

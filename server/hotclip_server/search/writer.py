@@ -5,8 +5,8 @@ tombstones); (2) each shard stores the vectors under the same revisions (or remo
 (3) the caller hears of it. Writes of a collection come one after the other, so a shard lacks
 at most the rows with the greatest revisions: `settle` finds and stores them when the
 server starts, and after a write that failed in between. One that a shard refused, for its disk
-is full, is taken back. Without sources there are no rows: the shard is the truth, and a write
-that broke off may be in one of two.
+is full, is taken back; if that fails too, it stays in the rows, and is stored later. Without
+sources there are no rows: the shard is the truth, and a write that broke off may be in one of two.
 """
 
 from __future__ import annotations
@@ -90,8 +90,11 @@ class Writer:
             NotFound: no such collection.
             FailedPrecondition: a vector of another space; reason SPACE_MISMATCH. Sources for a
                 collection that keeps none; reason SOURCES_NOT_KEPT.
-            ResourceExhausted: the disk is full; reason DISK_FULL. Nothing is stored, but perhaps
-                a part of the points if the collection keeps no sources.
+            ResourceExhausted: the disk is full; reason DISK_FULL. As a rule nothing is stored. If
+                the collection keeps no sources, a part of the points may be. If a shard refused
+                them after their rows were committed and the rows could not be put back (the
+                database's disk may be as full), all of them are stored as soon as there is room,
+                although they were refused.
             HotclipError: what encoding as a whole, or the vector engine, raises.
         """
         while True:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy.exc import OperationalError
 from support.local_store import LocalStore
 from support.reindexing import check_content, ended
-from support.search import World, search_world, text_point, text_vectors
+from support.search import World, picture, search_world, text_point, text_vectors
 
 from hotclip_proto.v1 import search_pb2
 from hotclip_server.errors import ResourceExhausted
@@ -22,6 +23,7 @@ from hotclip_server.testing import FakeLoader
 OLD = {f"p{i}": f"old {i}" for i in range(4)}
 NEW = {f"p{i}": f"new {i}" for i in (1, 5, 2, 6, 3, 7)}
 LONG = "long " * 10_000
+MANY, OTHERS = ({f"p{i}": f"{text} {i}" for i in range(9)} for text in ("old", "new"))
 
 
 class Filling(LocalStore):
@@ -67,7 +69,7 @@ async def check_shards(world: World, texts: dict[str, str]) -> None:
     assert {i: text for i, (_, text) in rows.items()} == texts
     record = world.collections.catalogue.get("c")
     for version, shard in record.targets().items():
-        stored = await world.store.retrieve(shard, [*OLD, *NEW], with_vectors=True)
+        stored = await world.store.retrieve(shard, list({*OLD, *NEW, *MANY}), with_vectors=True)
         assert stored.revisions == {i: revision for i, (revision, _) in rows.items()}
         expected = text_vectors(world.loader.encoders[version], list(texts.values()))
         vectors = np.stack([stored.vectors[i] for i in texts])
@@ -134,6 +136,107 @@ async def test_what_was_refused_in_the_middle_is_taken_back(
         async with search_world(tmp_path, loader, store=store) as world:
             await settled(world)
             await check_shards(world, {i: text for i, text in OLD.items() if i != "p0"})
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("pages", [0, 1, 2, 3, 6])
+async def test_settling_that_breaks_off_between_pages_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int, restart: bool
+) -> None:
+    """Five pages are to be restored in each of two shards, and there is room for some of them."""
+    monkeypatch.setattr(edge, "_ROWS_PER_FRAME", 2)
+    monkeypatch.setattr(settling, "_ROWS", 2)
+    monkeypatch.setattr(settling, "_RETRY_S", 60.0)  # The test itself says when.
+    loader, store = FakeLoader(), Filling(tmp_path / "vectors")
+    async with search_world(tmp_path, loader, store=store) as world:
+        await world.collections.catalogue.create("c")
+        await world.collections.writer.upsert("c", points_of(MANY))
+        job = await world.reindex("c", await world.load("two"))
+        assert (await ended(world, job)).state is JobState.SUCCEEDED
+        store.frames_left = 7  # The refused write is whole in one shard, and begun in the other.
+        await refused(world, OTHERS)
+        store.frames_left = pages
+        for _ in range(3):
+            with pytest.raises(ResourceExhausted):
+                await world.collections.writer.settle("c")
+        assert store.frames_left == 0
+        if not restart:
+            store.frames_left = None
+            await world.collections.writer.settle("c")
+            await check_shards(world, MANY)
+    if restart:
+        store = Filling(tmp_path / "vectors")
+        async with search_world(tmp_path, loader, store=store) as world:
+            await settled(world)
+            await check_shards(world, MANY)
+
+
+async def test_a_restart_stores_what_settling_had_not_when_it_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "_ROWS", 2)
+    monkeypatch.setattr(settling, "_RETRY_S", 60.0)
+    loader, store = FakeLoader(), Filling(tmp_path / "vectors")
+    async with search_world(tmp_path, loader, store=store) as world:
+        await world.collections.catalogue.create("c")
+        await world.collections.writer.upsert("c", points_of(MANY))
+        store.frames_left = 0
+        await refused(world, OTHERS)
+        store.frames_left = 1
+        with pytest.raises(ResourceExhausted):
+            await world.collections.writer.settle("c")
+        assert store.frames_left == 0
+    # No second look before the restart.
+    store = Filling(tmp_path / "vectors")
+    async with search_world(tmp_path, loader, store=store) as world:
+        await settled(world)
+        await check_shards(world, MANY)
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_a_refused_write_leaves_no_kind_of_points_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    monkeypatch.setattr(settling, "_RETRY_S", 0.02)
+    store = Filling(tmp_path / "vectors")
+    async with search_world(tmp_path, store=store) as world:
+        catalogue = world.collections.catalogue
+        await catalogue.create("c")
+        images = [search_pb2.Point(id="p1", item=picture(1))]
+        if held:
+            await world.collections.writer.upsert("c", images)
+        before = catalogue.get("c").sides
+        assert before == (False, held, False)
+        store.frames_left = 0
+        await refused(world, OLD)
+        assert catalogue.get("c").sides == before
+        assert await world.database.run(lambda c: records.read(c, "c")) == catalogue.get("c")
+        store.frames_left = None
+        await settled(world)
+        await world.collections.writer.upsert("c", points_of(OLD))
+        assert catalogue.get("c").sides == (True, held, False)
+
+
+async def test_a_refused_write_that_cannot_be_taken_back_is_stored_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database may lie on the same full disk."""
+    monkeypatch.setattr(settling, "_RETRY_S", 0.02)
+    store = Filling(tmp_path / "vectors")
+    async with search_world(tmp_path, store=store) as world:
+        await world.collections.catalogue.create("c")
+        await world.collections.writer.upsert("c", points_of(OLD))
+
+        def full(*_: object) -> None:
+            raise OperationalError("UPDATE", {}, Exception("database or disk is full"))
+
+        store.frames_left = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "mark_deleted", full)
+            await refused(world, NEW)
+        store.frames_left = None
+        await settled(world)
+        await check_shards(world, OLD | NEW)
 
 
 async def test_a_reindex_that_saw_a_refused_write_finds_what_was_put_back(
