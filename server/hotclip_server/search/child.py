@@ -45,9 +45,9 @@ _RESTS = 4
 """...and less is worth a build only when the shard has had no write for so many times as long as
 the last one took. Until then what is not indexed is compared one by one."""
 _MOST_KB = 256 << 10
-"""...which is never so little worth if it is more than this, however large the shard: every search
-reads all of it with the interpreter lock held, some 25 ms at 10 GB/s, and the others wait. What
-grows beyond 5 GB is copied more often than 20 times for that."""
+"""More than this is always worth a build, however large the shard: every search reads all of it
+with the interpreter lock held, some 25 ms at 10 GB/s, while the others wait. For that, what grows
+beyond 5 GB is copied more often than 20 times."""
 _BACK_OFF_S = 60.0
 """A build that failed is tried again after this, or after _RESTS times as long as it took. Else
 every write to what is overdue would try, and perhaps copy the shard for nothing."""
