@@ -31,7 +31,7 @@ from hotclip_server.search.generations import INDEXING_THRESHOLD_KB
 from hotclip_server.search.link import Link
 from hotclip_server.search.room import FREE_BYTES
 from hotclip_server.search.shard import AnswerTooLarge, Shard, ShardDamaged, ShardNotFound
-from hotclip_server.storage.atomic import require_free_space
+from hotclip_server.storage.atomic import is_disk_full, require_free_space
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IDLE_S = 1.0
@@ -44,6 +44,13 @@ there was no index yet. So what grows is copied, all in all, some 20 times at mo
 _RESTS = 4
 """...and less is worth a build only when the shard has had no write for so many times as long as
 the last one took. Until then what is not indexed is compared one by one."""
+_MOST_KB = 256 << 10
+"""More than this is always worth a build, however large the shard: every search reads all of it
+with the interpreter lock held, some 25 ms at 10 GB/s, while the others wait. For that, what grows
+beyond 5 GB is copied more often than 20 times."""
+_BACK_OFF_S = 60.0
+"""A build that failed is tried again after this, or after _RESTS times as long as it took. Else
+every write to what is overdue would try, and perhaps copy the shard for nothing."""
 
 
 class VectorProcess:
@@ -57,6 +64,8 @@ class VectorProcess:
         self._root = root
         self._shards: dict[str, Shard] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        # Of shards whose last build failed: when it may be tried again, as the loop counts.
+        self._backing_off: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._queued: set[str] = set()
         self._builder = asyncio.Lock()
@@ -84,12 +93,11 @@ class VectorProcess:
         except AnswerTooLarge as error:
             answer["error"] = ["too_large", str(error)]
         except (HotclipError, OSError) as error:
-            full = isinstance(error, HotclipError) or error.errno == errno.ENOSPC
+            full = isinstance(error, HotclipError) or _means_full(error)
             answer["error"] = ["disk_full" if full else "internal", str(error)]
         except Exception as error:  # noqa: BLE001 - the parent raises it; the engine's errors are plain
             traceback.print_exc()
-            full = os.strerror(errno.ENOSPC) in str(error)
-            answer["error"] = ["disk_full" if full else "internal", str(error)]
+            answer["error"] = ["disk_full" if _means_full(error) else "internal", str(error)]
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
                 raise
@@ -154,6 +162,7 @@ class VectorProcess:
                 return shard.info(), b""
             case "optimize":
                 await shard.optimize()
+                self._backing_off.pop(shard.folder.name, None)
                 self._look_again(shard)
                 return None, b""
             case "flush":
@@ -178,7 +187,7 @@ class VectorProcess:
         except OSError:
             raise
         except Exception as error:
-            if os.strerror(errno.ENOSPC) in str(error):
+            if _means_full(error):
                 raise
             raise ShardDamaged(f"shard {name} can't be opened: {error}") from error
         self._shards[name] = shard
@@ -189,6 +198,8 @@ class VectorProcess:
         # Without CURRENT it is no shard, should a crash cut the removal short, or a call come
         # while it is being closed.
         generations.give_up(folder)
+        self._call_off(name)
+        self._backing_off.pop(name, None)
         shard = self._shards.pop(name, None)
         if shard is not None:
             await shard.close()
@@ -197,25 +208,36 @@ class VectorProcess:
 
     def _written(self, shard: Shard) -> None:
         """Plans an index build for when the shard has been idle, or at once if overdue."""
-        name = shard.folder.name
-        timer = self._timers.get(name)
-        if timer is not None:
-            if shard.wants_keys:
-                return  # Who writes all the time must not put it off for ever.
-            timer.cancel()
-            del self._timers[name]
-        size = shard.unindexed_kb()
-        if size < INDEXING_THRESHOLD_KB or shard.building:
+        name, keys = shard.folder.name, shard.wants_keys
+        if not keys:  # Who writes all the time must not put those off for ever.
+            self._call_off(name)
+        if shard.building:
             return
-        self._plan_build(name, idle_before_build(size, shard.indexed_kb(), shard.build_s))
+        delays = [_IDLE_S] if keys else []
+        size = shard.unindexed_kb()
+        if size >= INDEXING_THRESHOLD_KB:
+            delays.append(idle_before_build(size, shard.indexed_kb(), shard.build_s))
+        if delays:
+            self._plan_build(name, min(delays))
 
     def _asked(self, shard: Shard) -> None:
         """Plans a build if payload fields want an index."""
-        if shard.wants_keys and not shard.building and shard.folder.name not in self._timers:
+        if shard.wants_keys and not shard.building:
             self._plan_build(shard.folder.name, _IDLE_S)
 
     def _plan_build(self, name: str, delay: float) -> None:
-        self._timers[name] = asyncio.get_running_loop().call_later(delay, self._build, name)
+        """Unless one is planned that is not later."""
+        loop = asyncio.get_running_loop()
+        due = max(loop.time() + delay, self._backing_off.get(name, 0.0))
+        timer = self._timers.get(name)
+        if timer is None or due < timer.when():
+            self._call_off(name)
+            self._timers[name] = loop.call_at(due, self._build, name)
+
+    def _call_off(self, name: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
 
     def _build(self, name: str) -> None:
         del self._timers[name]
@@ -235,12 +257,20 @@ class VectorProcess:
                 await self._build_and_look_again(shard)
 
     async def _build_and_look_again(self, shard: Shard) -> None:
+        name, loop = shard.folder.name, asyncio.get_running_loop()
+        begun = loop.time()
         try:
             await shard.optimize()
         except Exception as error:  # noqa: BLE001 - of the engine, or of the disk; searches go on without
-            name = shard.folder.name
-            print(f"index of {name} not built: {error}", file=sys.stderr, flush=True)
-            return
+            if self._shards.get(name) is not shard:
+                return  # It was dropped meanwhile.
+            if name not in self._backing_off:  # Told once until one succeeds.
+                told = f"index of {name} not built, tried again every now and then: {error}"
+                print(told, file=sys.stderr, flush=True)
+            ended = loop.time()
+            self._backing_off[name] = ended + max(_BACK_OFF_S, _RESTS * (ended - begun))
+        else:
+            self._backing_off.pop(name, None)
         self._look_again(shard)
 
     def _look_again(self, shard: Shard) -> None:
@@ -257,10 +287,16 @@ class VectorProcess:
 
 def idle_before_build(unindexed_kb: int, indexed_kb: int, last_build_s: float) -> float:
     """Seconds without a write after which an index is built of what is worth one."""
-    worth = _SHARE * indexed_kb
+    worth = min(_SHARE * indexed_kb, _MOST_KB)
     if unindexed_kb >= max(worth, _OVERDUE * INDEXING_THRESHOLD_KB):
         return 0.0
     return _IDLE_S if unindexed_kb >= worth else max(_IDLE_S, _RESTS * last_build_s)
+
+
+def _means_full(error: Exception) -> bool:
+    """Whether the disk is full, or a quota; the engine says so in words only."""
+    words = map(os.strerror, (errno.ENOSPC, errno.EDQUOT))
+    return is_disk_full(error) or any(word in str(error) for word in words)
 
 
 async def _answer_and_die(link: Link, answer: dict[str, Any]) -> None:

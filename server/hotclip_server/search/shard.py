@@ -329,16 +329,16 @@ class Shard:
     async def _rebuild(self) -> None:
         generation = generations.new_name()
         target = self.folder / generation
-        # Also if the build fails: it is not tried again and again.
-        keys, self._wanted_keys = self._wanted_keys, {}
         begun = time.monotonic()
-        self._indexed_keys |= keys.keys()
         try:
             async with self._writing:
                 self._edge.flush()
                 await asyncio.to_thread(generations.copy, self.folder / self._generation, target)
                 self._touched = set()
                 built = replace(self._changes)
+            # There is room. Also if the build fails: perhaps they are why.
+            keys, self._wanted_keys = self._wanted_keys, {}
+            self._indexed_keys |= keys.keys()
             await generations.build(target, keys)
             fresh = engine.EdgeShard.load(str(target))
             while len(self._touched) > 4 * _ROWS:  # The last few under the lock.
