@@ -124,7 +124,7 @@ async def test_it_pauses_while_somebody_waits_and_keeps_its_floor(
         runner = JobRunner(database, [Handler(work)])
         await runner.start()
         job = await runner.submit(new_job())
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             await all_events(runner, job.id)
         record = await runner.get(job.id)
         assert record.state is JobState.SUCCEEDED, record.error
@@ -208,7 +208,7 @@ async def test_in_parts_it_makes_the_same_on_a_thread_as_in_a_process(
         runner = JobRunner(database, [Handler(work)])
         await runner.start()
         job = await runner.submit(new_job())
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             await all_events(runner, job.id)
         record = await runner.get(job.id)
         assert record.state is JobState.SUCCEEDED, record.error

@@ -397,4 +397,4 @@ ReindexMachine.TestCase.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-TestReindexMachine = ReindexMachine.TestCase
+TestReindexMachine = pytest.mark.timeout(900)(ReindexMachine.TestCase)

@@ -227,7 +227,7 @@ def test_it_goes_back_once_and_fails_if_that_was_no_help():
 
 def test_full_memory_halves_the_chunk_and_gives_the_same_weights():
     data, ends, losses = colours(12), [], []
-    config = TrainConfig(batch_size=12, epochs=4, learning_rate=1e-5, ema=0.1, augment=CROPS)
+    config = TrainConfig(batch_size=12, epochs=4, learning_rate=4e-6, ema=0.1, augment=CROPS)
     for most in (12, 3):
         clip = tiny_clip()
         clip.model.ln_final = torch.nn.Sequential(clip.model.ln_final, torch.nn.Dropout(0.2))
