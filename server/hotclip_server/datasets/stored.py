@@ -25,7 +25,8 @@ from hotclip_server.training.pairs import Pair
 class StoredDataset:
     """One folder, of which nothing is in memory but where its pairs and images lie.
 
-    Every byte that is read is checked against the sha256 that it was stored under.
+    Every byte is checked against the sha256 that it was stored under; rows, which are read again
+    and again, after the first time against a CRC-32 of what was found good.
 
     Raises (all methods):
         DataLoss: files are missing or damaged; reason DATASET_DAMAGED.
@@ -66,7 +67,10 @@ class StoredDataset:
     def image_bytes(self, image_key: str) -> bytes:
         """The image as it was uploaded. Any thread. Raises KeyError for an unknown key."""
         start, length = self._places[image_key]
-        data = os.pread(self._images, length, start)
+        try:
+            data = os.pread(self._images, length, start)
+        except OSError as error:
+            raise self._damaged(f"image {image_key}: {error}") from error
         if hashlib.sha256(data).hexdigest() != image_key:
             raise self._damaged(f"image {image_key}")
         return data
@@ -110,7 +114,10 @@ class _StoredPairs(LazyPairs):
     def read(self, number: int) -> Pair:
         """See `LazyPairs`. Raises DataLoss if it is not what was checked."""
         start, end = self._ends[number : number + 2].tolist()
-        line = os.pread(self._file, end - start, start)
+        try:
+            line = os.pread(self._file, end - start, start)
+        except OSError as error:
+            raise self._damaged(f"row {number} of {PAIRS}: {error}") from error
         if crc32(line) != self._checks[number]:
             raise self._damaged(f"row {number} of {PAIRS}")
         return _pair(json.loads(line))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 from contextlib import suppress
 from pathlib import Path
@@ -290,6 +292,23 @@ async def test_a_flipped_byte_is_found(store: DatasetStore, tmp_path: Path, name
     stored = store.load(record.id)
     with pytest.raises(DataLoss):
         [stored.image_bytes(pair.image_key) for pair in stored.pairs]
+    stored.close()
+
+
+async def test_a_disk_that_gives_nothing_back_is_damage_too(
+    store: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = store.load((await put(store, "shapes", drawn_pairs())).id)
+    key = stored.pairs[0].image_key
+
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(DataLoss, match="row 1 of"):
+        stored.pairs[1]
+    with pytest.raises(DataLoss, match=f"image {key}"):
+        stored.image_bytes(key)
     stored.close()
 
 

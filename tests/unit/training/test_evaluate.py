@@ -28,6 +28,32 @@ def test_score_is_the_mean_of_both_directions():
     assert evaluation.score == pytest.approx(np.mean(ranks))
 
 
+class Counted(Sequence[Pair]):
+    """Pairs that tell how often they were read, as of a file."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self._pairs = pairs
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, number):
+        self.reads += 1
+        return self._pairs[number]
+
+
+@pytest.mark.parametrize("own_index", [False, True])
+def test_pairs_are_read_once(own_index: bool):
+    data = colours(6)
+    asked, found = Counted(data.pairs), Counted(data.pairs)
+    queries, index = MemoryPairs(asked, data.images), MemoryPairs(found, data.images)
+    evaluator = Evaluator(tiny_clip(), queries, index if own_index else None)
+    evaluator.evaluate(tiny_clip())
+    # One more, past the end, ends a pass.
+    assert (asked.reads, found.reads) == (7, 7 * own_index)
+
+
 def test_queries_are_searched_in_the_whole_index():
     data = colours(10)
     queries = MemoryPairs(data.pairs[:3], data.images)
