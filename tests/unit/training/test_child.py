@@ -44,7 +44,9 @@ class Server:
         with suppress(ConnectionError):
             while True:
                 self.asked.append(connection.receive())
-                connection.send({"stop": self.stop})
+                # Metrics are taken of a job that was cancelled too; see `JobContext`.
+                asked = self.asked[-1]["call"] == "check_cancelled"
+                connection.send({"stop": self.stop if asked else ""})
 
 
 @pytest.fixture
@@ -71,6 +73,20 @@ def test_it_asks_now_and_then_and_not_for_every_layer(server: Server) -> None:
     assert [one["call"] for one in server.asked] == ["check_cancelled"] * 2
     assert calls > 20
     assert job.yielded_s == 0
+
+
+def test_it_asks_also_if_it_tells_of_a_step_more_often(server: Server) -> None:
+    job = server.job()
+    server.stop = "cancelled"
+
+    def steps() -> None:
+        for step in range(200):
+            job.metric("STEP", {}, step=step)
+            job.check_cancelled()
+            work(0.01)
+
+    with pytest.raises(Cancelled):
+        steps()
 
 
 def test_a_pause_is_its_own_and_is_told_of(server: Server) -> None:
