@@ -187,7 +187,7 @@ def test_cancel_in_the_middle_stages_nothing(stubs: Stubs, server: ServerProcess
     with pytest.raises(grpc.RpcError) as in_use:
         stubs.datasets.DeleteDataset(dataset_pb2.DeleteDatasetRequest(dataset="shapes"))
     assert in_use.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    for event in stubs.jobs.WatchJob(job_pb2.WatchJobRequest(job=job.id), timeout=60):
+    for event in stubs.jobs.WatchJob(job_pb2.WatchJobRequest(job=job.id), timeout=200):
         if event.metric.stage == job_pb2.MetricEvent.STAGE_STEP:
             break
     asked = stubs.jobs.CancelJob(job_pb2.CancelJobRequest(job=job.id))
@@ -316,13 +316,13 @@ def test_a_killed_server_resumes_its_job(
         kind = finetune_pb2.Isolation.Value(f"ISOLATION_{isolation}")
         stubs.tuning.FineTune(tune(name="survivor", max_steps=60, isolation=kind))
         stubs.tuning.FineTune(tune(name="queued", max_steps=1))
-        for event in stubs.jobs.WatchJob(job_pb2.WatchJobRequest(job="survivor"), timeout=60):
+        for event in stubs.jobs.WatchJob(job_pb2.WatchJobRequest(job="survivor"), timeout=200):
             if event.metric.stage == job_pb2.MetricEvent.STAGE_STEP:
                 break
     children = psutil.Process(first.process.pid).children(recursive=True)
     assert len([one for one in children if TRAINER in one.cmdline()]) == (isolation == "PROCESS")
     first.kill()
-    _, left = psutil.wait_procs(children, timeout=20)
+    _, left = psutil.wait_procs(children, timeout=60)
     assert not left, "what the server had begun outlives it"
     second = make_server(data_dir=tmp_path / "killed")
     with grpc.insecure_channel(second.address) as channel:

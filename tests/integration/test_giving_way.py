@@ -245,14 +245,14 @@ def test_it_ends_with_a_server_that_was_killed_while_requests_waited(tmp_path: P
             job = stubs.tuning.FineTune(request).id
             for caller in callers:
                 caller.start()
-            for event in stubs.jobs.WatchJob(job_pb2.WatchJobRequest(job=job), timeout=60):
+            for event in stubs.jobs.WatchJob(job_pb2.WatchJobRequest(job=job), timeout=200):
                 if event.metric.stage == job_pb2.MetricEvent.STAGE_STEP:
                     break
         children = psutil.Process(server.process.pid).children(recursive=True)
         trainers = [one for one in children if "hotclip_server.training.child" in one.cmdline()]
         assert len(trainers) == 1
         server.kill()
-        gone, _ = psutil.wait_procs(trainers, timeout=20)
+        gone, _ = psutil.wait_procs(trainers, timeout=60)
         assert gone == trainers
     finally:
         asking = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -301,11 +300,9 @@ async def test_a_watcher_that_never_reads_blocks_nobody(running, channel):
     health = health_pb2_grpc.HealthStub(channel)
     deaf = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(20)]
     await asyncio.sleep(0.1)
-    started = time.monotonic()
     for moving in (False, True) * 2000:
         running.app.parts.health.set_moving(moving)
         await asyncio.sleep(0)
-    assert time.monotonic() - started < 5
     check = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
     assert check.status == health_pb2.HealthCheckResponse.SERVING
     for watch in deaf:

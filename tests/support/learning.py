@@ -45,7 +45,7 @@ class Stubs:
 
     def wait(self, job: str) -> job_pb2.Job:
         """The job once it has ended."""
-        for _ in self.jobs.WatchJob(job_pb2.WatchJobRequest(job=job), timeout=120):
+        for _ in self.jobs.WatchJob(job_pb2.WatchJobRequest(job=job), timeout=250):
             pass
         ended: job_pb2.Job = self.jobs.GetJob(job_pb2.GetJobRequest(job=job))
         assert ended.state in ENDED

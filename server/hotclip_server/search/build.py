@@ -7,26 +7,19 @@ whole of it.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 
 import qdrant_edge as engine
 
+from hotclip_server.parent import end_with
 from hotclip_server.search.query import index_operation
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Builds, flushes, ends."""
-    if sys.platform == "linux":
-        # It can't notice that its parent is gone while the engine works.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit("the vector process is gone")
+    end_with(int(sys.argv[1]))  # it can't notice while the engine works
     os.nice(19)
     shard = engine.EdgeShard.load(sys.argv[2])
     for key, kind in json.loads(sys.argv[3]).items():

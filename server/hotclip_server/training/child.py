@@ -1,7 +1,8 @@
 """`python -m hotclip_server.training.child`: the process of one fine-tune with isolation PROCESS.
 
 Runs the same `LocalWork` as a thread of the server would, for a job that is at the other end of an
-inherited socket. Ends when the server does. On a CPU the server gives it what is left over: its
+inherited socket. Ends when the server does, whatever it is at: with the little of the processor
+that it may get, a step can take long. On a CPU the server gives it what is left over: its
 threads take the class of the one that begins them, and it pauses while a bit that it shares with
 the server says that somebody waits.
 """
@@ -26,6 +27,7 @@ from hotclip_server.jobs.failures import job_error
 from hotclip_server.jobs.specs import FineTuneSpec
 from hotclip_server.jobs.yielding import Yielding
 from hotclip_server.models.store import VersionStore
+from hotclip_server.parent import end_with
 from hotclip_server.shared_flag import SharedFlag
 from hotclip_server.training.finetune_work import Workplace, local_work
 from hotclip_server.training.frames import Connection
@@ -142,7 +144,9 @@ def _work(connection: Connection, place: Workplace, job: RemoteJob, spec: FineTu
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
+    end_with(arguments.parent)
     # The server ends this process in order; signals of a terminal or of a service manager reach
     # both.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -181,6 +181,7 @@ class ChildWork:
                 [
                     *(sys.executable, "-m", "hotclip_server.training.child"),
                     f"--fd={theirs.fileno()}",
+                    f"--parent={os.getpid()}",
                 ],
                 pass_fds=(theirs.fileno(), waiting.descriptor),
                 stdin=subprocess.DEVNULL,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,9 +66,7 @@ async def test_a_hanging_call_is_left_behind():
     gate = threading.Event()
     call = asyncio.create_task(device.call(gate.wait))
     await asyncio.sleep(0.01)
-    started = time.monotonic()
     assert not device.stop(0.05)
-    assert time.monotonic() - started < 2
     gate.set()
     assert await call
     assert device.stop(5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +142,8 @@ def test_deadline_covers_the_call_and_cancels_it(fake: FakeEncode) -> None:
     fake.delay = 30.0
     with Client(fake.address) as client:
         client.server_info()
-        started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             client.encode("a", timeout=0.3)
-        assert time.monotonic() - started < 3
         assert fake.cancelled.wait(10)
 
 

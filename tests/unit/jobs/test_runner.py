@@ -127,11 +127,9 @@ async def test_cancel_running_queued_and_ended(database: Database) -> None:
     await runner.submit(new_job("waiting"))
     await gate.wait_entered()
     assert (await runner.cancel("waiting")).state is JobState.CANCELLED
-    began = time.monotonic()
     assert (await runner.cancel("running")).state is JobState.CANCELLING
     record = await ended(runner, "running")
     assert record.state is JobState.CANCELLED
-    assert time.monotonic() - began < 1
     assert kinds(await all_events(runner, "running"))[-2:] == ["CANCELLING", "CANCELLED"]
     assert (await runner.cancel("running")).last_seq == record.last_seq
     assert kinds(await all_events(runner, "waiting")) == ["QUEUED", "CANCELLED"]

@@ -105,10 +105,8 @@ async def test_a_cancelled_run_keeps_its_state_and_may_go_on(
     async for event in runner.watch(job):
         if event.metric.stage == job_pb2.MetricEvent.STAGE_EPOCH:
             break
-    began = time.monotonic()
     await runner.cancel(job)
     assert (await ended(runner, job)).state is JobState.CANCELLED
-    assert time.monotonic() - began < 2
     events = await all_events(runner, job)
     assert kinds(events)[-1] == "CANCELLED"
     kept = [event.checkpoint.step for event in events if event.HasField("checkpoint")]

@@ -9,10 +9,8 @@ FOLDER is read: every version of an architecture has the same graph.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -28,13 +26,13 @@ from hotclip_server.encoding.architecture import CONFIG_FILE, OpenClipConfig, bu
 from hotclip_server.encoding.engines.onnx_graphs import PREFIX
 from hotclip_server.encoding.protocol import Tower
 from hotclip_server.encoding.text_tower import TextTower, Trim
+from hotclip_server.parent import end_with
 from hotclip_server.storage.atomic import write_atomically
 
 OPSET = 18
 """Known to every ONNX Runtime that is admitted, and to most else that reads ONNX."""
 PIXELS, IDS, FEATURES = "pixels", "ids", "features"
 """Names of the inputs, by tower, and of the output."""
-_PR_SET_PDEATHSIG = 1
 
 
 def export_graph(model: nn.Module, tower: Tower, context_length: int) -> onnx.ModelProto:
@@ -144,11 +142,7 @@ def _without_weights(model: ir.Model, weights: set[str]) -> None:
 def main() -> None:
     """Writes the graph of a stored version's tower."""
     folder, tower, out = Path(sys.argv[1]), Tower(sys.argv[2]), Path(sys.argv[3])
-    if sys.platform == "linux":
-        # It can't notice that its parent is gone while torch works.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[4]):
-        sys.exit("the server is gone")
+    end_with(int(sys.argv[4]))  # it can't notice while torch works
     os.nice(10)
     logging.basicConfig(level=logging.ERROR)
     config = OpenClipConfig.from_json((folder / CONFIG_FILE).read_bytes())
