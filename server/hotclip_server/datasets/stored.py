@@ -18,7 +18,7 @@ import numpy as np
 from hotclip_server.datasets.upload import IMAGE_INDEX, IMAGES, MANIFEST, PAIRS
 from hotclip_server.errors import DataLoss
 from hotclip_server.training.flat import hash_of
-from hotclip_server.training.lazy_pairs import LazyPairs
+from hotclip_server.training.lazy_pairs import LazyPairs, in_pieces
 from hotclip_server.training.pairs import Pair
 
 
@@ -49,6 +49,16 @@ class StoredDataset:
     def close(self) -> None:
         """Closes its files; no read may follow."""
         self._files.close()
+
+    def locate(self, pause: Callable[[], None]) -> None:
+        """Finds where its rows and images lie; else who asks for the first one does.
+
+        Args:
+            pause: Called between pieces of the work; may wait, or raise to end it.
+        """
+        lines = in_pieces(self._lines(PAIRS), pause)
+        self.pairs = _StoredPairs(self._rows, lines, self._damaged)
+        self._places = _Places(map(json.loads, in_pieces(self._lines(IMAGE_INDEX), pause)))
 
     @cached_property
     def pairs(self) -> Sequence[Pair]:

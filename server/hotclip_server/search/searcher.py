@@ -103,8 +103,10 @@ class Searcher:
             else:
                 now = self._catalogue.get(name)
                 owners = {shard: version for version, shard in now.targets().items()}
-                # Points that another version made may have come into the shard meanwhile.
-                if owners.get(record.shard) == record.version or now.sides == record.sides:
+                # Points that another version made may have come into the shard meanwhile, and
+                # be gone again.
+                unchanged = now.generation == live.generation
+                if unchanged or owners.get(record.shard) == record.version:
                     return found
 
     def check(self, queries: Sequence[search_pb2.Query], options: SearchOptions) -> None:

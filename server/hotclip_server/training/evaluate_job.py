@@ -44,7 +44,7 @@ class EvaluateHandler:
         with (
             training_errors(),
             own_stream(self._device),
-            opened(self._datasets, *names) as (data, extra),
+            opened(job, self._datasets, *names) as (data, extra),
         ):
             if data is None:
                 raise RuntimeError("an evaluation without data. This is a bug.")

@@ -124,7 +124,7 @@ def local_work(place: Workplace, job: JobContext, spec: FineTuneSpec) -> Iterato
         _own_threads(place.threads),
         own_stream(place.device),
         openmp_in_background(place.device) if place.cooperates else nullcontext(),
-        opened(place.datasets, *names) as (train_set, eval_set, index_set, old_set),
+        opened(job, place.datasets, *names) as (train_set, eval_set, index_set, old_set),
     ):
         if train_set is None:
             raise RuntimeError("a fine-tune without data. This is a bug.")

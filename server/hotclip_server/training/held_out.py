@@ -42,7 +42,7 @@ class HeldOut:
         with (
             training_errors(),
             own_stream(self._device),
-            opened(self._datasets, dataset) as (data,),
+            opened(job, self._datasets, dataset) as (data,),
         ):
             if data is None:
                 raise RuntimeError("a measurement without data. This is a bug.")

@@ -20,8 +20,9 @@ from hotclip_server.training.background import Background, Ticker, workers_begun
 from hotclip_server.training.clip import Clip, clip_of
 from hotclip_server.training.errors import InvalidPairs, InvalidTrainConfig, TrainingDiverged
 from hotclip_server.training.evaluate import Evaluation, Evaluator
+from hotclip_server.training.lazy_pairs import Paused
 from hotclip_server.training.metrics import Compat
-from hotclip_server.training.pairs import PairSet
+from hotclip_server.training.pairs import PairSet, SomePairs
 
 _OWN = threading.local()
 """Ids of the workers of each thread that computes."""
@@ -57,16 +58,32 @@ def load_clip(versions: Versions, version_id: str, device: str) -> Clip:
     return clip_of(encoder.model, encoder.tokenizer)
 
 
+def giving_way(job: JobContext) -> Callable[[], None]:
+    """To be called between pieces of work: it waits while serving is asked, and ends with the
+    job."""
+
+    def pause() -> None:
+        job.check_cancelled()
+        job.yield_to_serving()
+
+    return pause
+
+
 @contextmanager
-def opened(datasets: Datasets, *ids: str) -> Iterator[list[StoredDataset | None]]:
-    """Datasets to read, closed at the end; None for each empty id."""
+def opened(job: JobContext, datasets: Datasets, *ids: str) -> Iterator[list[PairSet | None]]:
+    """Datasets to read on the thread of the job, which gives way as it reads their rows; closed
+    at the end. None for each empty id."""
+    pause = giving_way(job)
     with ExitStack() as stack:
-        found: list[StoredDataset | None] = []
+        found: list[PairSet | None] = []
         for dataset_id in ids:
-            stored = datasets.load(dataset_id) if dataset_id else None
-            if stored is not None:
-                stack.callback(stored.close)
-            found.append(stored)
+            if not dataset_id:
+                found.append(None)
+                continue
+            stored = datasets.load(dataset_id)
+            stack.callback(stored.close)
+            stored.locate(pause)
+            found.append(SomePairs(Paused(stored.pairs, pause), stored))
         yield found
 
 
@@ -105,13 +122,8 @@ def measure(job: JobContext, evaluator: Evaluator, clip: Clip) -> Evaluation:
     Raises:
         FailedPrecondition: an embedding is not finite; reason VERSION_UNFIT.
     """
-
-    def pause() -> None:
-        job.check_cancelled()
-        job.yield_to_serving()
-
     try:
-        return evaluator.evaluate(clip, examples=EXAMPLES, pause=pause)
+        return evaluator.evaluate(clip, examples=EXAMPLES, pause=giving_way(job))
     except InvalidPairs:
         raise
     except ValueError as error:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import overload
+from typing import TypeVar, overload
 
 from hotclip_server.training.flat import Numbers
 from hotclip_server.training.pairs import Pair
+
+T = TypeVar("T")
+
+PIECE = 64
+"""Rows between two pauses: a millisecond or two."""
+
+
+def in_pieces(rows: Iterable[T], pause: Callable[[], None]) -> Iterator[T]:
+    """The rows, with a pause after every `PIECE` of them."""
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number % PIECE == 0:
+            pause()
 
 
 class LazyPairs(Sequence[Pair]):
@@ -73,3 +86,21 @@ class Chained(LazyPairs):
         """See `LazyPairs`."""
         part = bisect_right(self._ends, number)
         return self._parts[part][number - (self._ends[part - 1] if part else 0)]
+
+
+class Paused(LazyPairs):
+    """Another sequence, on one thread, with a pause after every `PIECE` reads."""
+
+    def __init__(self, source: Sequence[Pair], pause: Callable[[], None]) -> None:
+        self._source, self._pause = source, pause
+        self._reads = 0
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, number: int) -> Pair:
+        """See `LazyPairs`; raises what the pause does."""
+        self._reads += 1
+        if self._reads % PIECE == 0:
+            self._pause()
+        return self._source[number]

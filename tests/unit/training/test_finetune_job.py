@@ -98,7 +98,12 @@ class Sets:
 
     def load(self, dataset_id: str) -> Any:
         data = colours(12)
-        return SimpleNamespace(pairs=data.pairs, image_bytes=data.image_bytes, close=lambda: None)
+        return SimpleNamespace(
+            pairs=data.pairs,
+            image_bytes=data.image_bytes,
+            locate=lambda pause: None,
+            close=lambda: None,
+        )
 
 
 def place(shelf: Shelf, database: Database) -> Workplace:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +23,7 @@ from hotclip_server.training.flat import HashSet, Lists, Members, hashes_of, num
 from hotclip_server.training.prompts import with_texts
 from hotclip_server.training.split import split_pairs
 from hotclip_server.training.texts import KEPT_BYTES, TextStore
-from tests.unit.training.tiny import CONTEXT, tiny_clip
+from tests.unit.training.tiny import CONTEXT, stored_pairs, tiny_clip
 
 PAIRS = 20_000
 BYTES_A_PAIR = 100
@@ -33,30 +31,12 @@ BYTES_A_PAIR = 100
 objects of rows and tokens of all texts they were 1,600."""
 
 
-def stored(folder: Path, count: int) -> StoredDataset:
-    """Pairs of images that nobody reads."""
-    keys = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(count)]
-    rows = [{"image": key, "text": f"a text of {key[:20]}"} for key in keys]
-    index = [{"key": key, "start": 4 * at, "length": 4} for at, key in enumerate(keys)]
-    files = {
-        "pairs.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode(),
-        "images.jsonl": "".join(json.dumps(row) + "\n" for row in index).encode(),
-        "images.bin": b"none",
-    }
-    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    folder.mkdir()
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    (folder / "dataset.json").write_text(json.dumps({"sha256": sums}))
-    return StoredDataset(folder)
-
-
 def test_a_training_holds_few_bytes_a_pair(tmp_path: Path) -> None:
     clip = tiny_clip()
-    small = stored(tmp_path / "ds-0", 100)
+    small = stored_pairs(tmp_path / "ds-0", 100)
     prepared(small, clip)  # imports modules
     small.close()
-    data = stored(tmp_path / "ds-1", PAIRS)
+    data = stored_pairs(tmp_path / "ds-1", PAIRS)
     gc.collect()
     tracemalloc.start()
     try:
@@ -83,7 +63,7 @@ def prepared(data: StoredDataset, clip: Clip) -> tuple[Any, ...]:
 
 
 def test_a_row_that_changed_after_it_was_checked_is_told(tmp_path: Path) -> None:
-    data = stored(tmp_path / "ds-1", 3)
+    data = stored_pairs(tmp_path / "ds-1", 3)
     before = data.pairs[1]
     assert list(data.pairs)[1] == before == data.pairs[-2] == data.pairs[1:][0]
     file = tmp_path / "ds-1" / "pairs.jsonl"

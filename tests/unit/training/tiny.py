@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -12,6 +15,7 @@ from open_clip.model import CLIP
 from PIL import Image
 from torch import Tensor
 
+from hotclip_server.datasets.stored import StoredDataset
 from hotclip_server.training.clip import Clip, clip_of
 from hotclip_server.training.pairs import MemoryPairs, Pair
 
@@ -66,3 +70,21 @@ def weights(clip: Clip, prefixes: Sequence[str] = ("",)) -> dict[str, Tensor]:
         for name, tensor in clip.model.state_dict().items()
         if any(name.startswith(prefix) for prefix in prefixes)
     }
+
+
+def stored_pairs(folder: Path, count: int) -> StoredDataset:
+    """Pairs of images that nobody reads."""
+    keys = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(count)]
+    rows = [{"image": key, "text": f"a text of {key[:20]}"} for key in keys]
+    index = [{"key": key, "start": 4 * at, "length": 4} for at, key in enumerate(keys)]
+    files = {
+        "pairs.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode(),
+        "images.jsonl": "".join(json.dumps(row) + "\n" for row in index).encode(),
+        "images.bin": b"none",
+    }
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "dataset.json").write_text(json.dumps({"sha256": sums}))
+    return StoredDataset(folder)
