@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from support.jobs import open_database
 
 from hotclip_server.jobs.context import Cancelled, JobContext, Level
 from hotclip_server.jobs.specs import ActivationRule, EvaluateSpec, FineTuneSpec
@@ -56,6 +57,13 @@ class Watched(JobContext):
 
     def running(self, message: str = "") -> None:
         """Likewise."""
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = open_database(tmp_path)
+    yield database
+    database.close()
 
 
 @pytest.fixture
