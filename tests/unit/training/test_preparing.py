@@ -11,6 +11,7 @@ import psutil
 import pytest
 from support.jobs import open_database
 
+from hotclip_server.errors import DataLoss
 from hotclip_server.jobs.context import Cancelled, JobContext, Level
 from hotclip_server.jobs.specs import ActivationRule, EvaluateSpec, FineTuneSpec
 from hotclip_server.storage.database import Database
@@ -97,7 +98,7 @@ def divided(place: Workplace, job: JobContext) -> None:
 
 def measured(place: Workplace, job: JobContext) -> None:
     job.spec = MEASURED.to_json()
-    with suppress(KeyError):  # nobody has the images
+    with suppress(DataLoss):  # there are no images
         EvaluateHandler(place.versions, place.datasets).run(job)
 
 
