@@ -106,6 +106,10 @@ def test_jobs_are_found_shown_and_reported(shell: Shell, tuned: str, tmp_path: P
     assert shown["state"] == "SUCCEEDED"
     assert shown["metrics"]["validation_loss"] > 0
     assert shown["result_version"] in rows[0]
+    assert shown["config"]["config"]["batch_size"] == 8
+    lines = [line.split() for line in shell.run("jobs", "show", tuned)[0].splitlines()]
+    assert ["config.batch_size", "8"] in lines
+    assert ["config.learning_rate", str(shown["config"]["config"]["learning_rate"])] in lines
 
     events = [
         json.loads(line) for line in shell.run("jobs", "watch", tuned, "--json")[0].splitlines()
