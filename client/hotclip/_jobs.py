@@ -81,8 +81,10 @@ class Job:
     advice: str = ""
     """In the answer to finetune alone: what could be asked for instead; empty: nothing."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """What it was told, with defaults filled in and names resolved to ids; numbers are floats.
-    Without the texts of a comparison or a bridge; empty in list_jobs."""
+    """What it was told, with defaults filled in and names resolved to ids; numbers are floats. What
+    the model decides when a run begins is None (learning_rate) or "auto" (loss, precision) if
+    nobody gave it: the log says what that came to. Without the texts of a comparison or a
+    bridge; empty in list_jobs."""
 
     def ended_well(self) -> Job:
         """Itself, if it SUCCEEDED; raises JobFailed otherwise."""

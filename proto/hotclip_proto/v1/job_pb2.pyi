@@ -211,8 +211,9 @@ class Job(message.Message):
     @builtins.property
     def config(self) -> struct_pb2.Struct:
         """What it was told, with defaults filled in and names resolved: for a fine-tune base_version,
-        the ids of its datasets, and the settings that Lineage.config of its result has too. Without
-        the texts of a comparison or a bridge. Unset in ListJobs.
+        the ids of its datasets, and the settings that Lineage.config of its result has too. What the
+        model decides when the run begins and nobody gave is null (learning_rate) or "auto" (loss,
+        precision). Without the texts of a comparison or a bridge. Unset in ListJobs.
         """
 
     def __init__(
