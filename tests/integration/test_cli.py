@@ -96,6 +96,8 @@ def test_jobs_are_found_shown_and_reported(shell: Shell, tuned: str, tmp_path: P
     assert titles.split() == ["NAME", "KIND", "STATE", "PROGRESS", "MODEL", "CREATED", "RESULT"]
     assert any(row.split()[:4] == [tuned, "FINE_TUNE", "SUCCEEDED", "100%"] for row in rows)
 
+    listed = shell.json("jobs", "list")
+    assert [one["config"] for one in listed] == [{}] * len(listed)
     shown = shell.json("jobs", "show", tuned)
     assert shown["state"] == "SUCCEEDED"
     assert shown["metrics"]["validation_loss"] > 0
