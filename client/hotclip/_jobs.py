@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeAlias
 
 from google.protobuf import timestamp_pb2
+from google.protobuf.json_format import MessageToDict
 
 from hotclip._status import status_code
 from hotclip.errors import HotclipError, JobFailed
@@ -79,6 +80,11 @@ class Job:
     """Ids of the files that it made; see Client.download_artifact."""
     advice: str = ""
     """In the answer to finetune alone: what could be asked for instead; empty: nothing."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What it was told, with defaults filled in and names resolved to ids; numbers are floats. What
+    the model decides when a run begins is None (learning_rate) or "auto" (loss, precision) if
+    nobody gave it: the log says what that came to. Without the texts of a comparison or a
+    bridge; empty in list_jobs."""
 
     def ended_well(self) -> Job:
         """Itself, if it SUCCEEDED; raises JobFailed otherwise."""
@@ -207,6 +213,7 @@ def job(message: job_pb2.Job) -> Job:
         metrics={m.name: m.value for m in message.metrics},
         artifacts=tuple(message.artifacts),
         advice=message.advice,
+        config=MessageToDict(message.config),
     )
 
 

@@ -102,6 +102,10 @@ def get_model(
 ) -> LocalModel:
     """Reads one tower of a downloaded model, to encode without a server.
 
+    Asks no hub. Plain `open_clip.create_model("local-dir:…")` would, for the config of a text tower
+    that comes from one (XLM-RoBERTa): it must be given `text_cfg` with the folder as
+    `hf_model_name` and `hf_model_pretrained` false, for the name in the file is the hub's.
+
     Args:
         artifact: The archive that download_artifact or save_artifact wrote, or the folder
             that it holds.

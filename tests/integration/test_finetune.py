@@ -123,6 +123,7 @@ def test_a_watch_that_reconnects_sees_it_all_and_a_version_is_staged(
     assert (made.parent, made.lineage.job) == (live, ended.id)
     assert set(made.lineage.datasets) == {"train"}
     assert made.lineage.config["config"]["learning_rate"] == 1e-3
+    assert ended.config["train_dataset"] == made.lineage.datasets["train"]
     name = "clip-text-to-clip-vision_reciprocal_rank"
     gate = model_pb2.MetricGate(metric=name, dataset="shapes", at_least=found[name])
     trial = model_pb2.ActivateVersionRequest(version=made.id, validate_only=True, gates=[gate])
@@ -289,6 +290,7 @@ def test_too_few_images_are_refused_before_a_job_is_made(stubs: Stubs) -> None:
 def test_validate_only_and_request_id(stubs: Stubs) -> None:
     checked = stubs.tuning.FineTune(tune(name="checked", validate_only=True))
     assert (checked.id, checked.name) == ("", "checked")
+    assert checked.config["config"]["learning_rate"] == 1e-3
     with pytest.raises(grpc.RpcError) as unknown:
         stubs.jobs.GetJob(job_pb2.GetJobRequest(job="checked"))
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
@@ -367,6 +369,7 @@ def test_a_collection_is_mined_and_what_would_outdate_it_is_said(
         client.create_collection("shop")
         client.upsert("shop", [(f"p{n}", image, {}) for n, (image, _) in enumerate(pairs)])
         checked = client.finetune("shapes", validate_only=True)
+        assert checked.config["val_split"] == 0.1
         assert "shop" in checked.advice
         assert "lock_image" in checked.advice
         assert client.finetune("shapes", method="lit", validate_only=True).advice == ""

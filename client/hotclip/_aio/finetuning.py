@@ -167,7 +167,8 @@ async def finetune(
         name: Unique among jobs, 1 to 128 of [A-Za-z0-9._-]; empty: the id.
         description: Free text.
         request_id: The same id again within a day gives the same job; empty: a new one is made.
-        validate_only: Check everything, start nothing; the handle has no id.
+        validate_only: Check everything, start nothing; the handle has no id, and its `config`
+                says what would be done.
         upload_progress: Of data that is uploaded, as progress of upload_dataset.
         timeout: Seconds for starting, without the upload; None: the client's default.
 

@@ -30,6 +30,7 @@ class AsyncRun:
         id: Made by the server.
         name: Chosen by the caller; the id if none was.
         advice: Of a fine-tune: what could be asked for instead; empty: nothing.
+        config: What the job was told, as Job.config has it.
     """
 
     def __init__(self, connection: Connection, started: Job) -> None:
@@ -37,6 +38,7 @@ class AsyncRun:
         self.id = started.id
         self.name = started.name
         self.advice = started.advice
+        self.config = started.config
 
     async def job(self, *, timeout: float | None = None) -> Job:
         """Everything about the job as it is now. Raises NotFound if it was deleted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     listing = add("list", _list, "List jobs, newest first")
     kinds = [kind.value.lower().replace("_", "-") for kind in JobKind if kind != JobKind.UNKNOWN]
     listing.add_argument("--kind", choices=kinds, help="Only this kind")
-    add("show", _show, "Show where a job stands and what it measured")
+    add("show", _show, "Show where a job stands, what it was told and what it measured")
     watch = add("watch", _watch, "Follow a job to its end, over broken connections too")
     watch.add_argument(
         "--after",
@@ -110,6 +111,17 @@ def print_job(job: Job) -> None:
         print_fields([(name, job.metrics[name]) for name in (*first, *rest)])
 
 
+def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Names with dots, as "config.epochs", and values; every digit of a number."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{name}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{name}", f"{value:.17g}" if value.is_integer() else repr(value)
+        else:
+            yield f"{prefix}{name}", value
+
+
 def _event(event: Any) -> dict[str, Any]:
     return {"seq": event.seq, "time": event.time, "detail": event.detail}
 
@@ -131,7 +143,12 @@ def _list(client: Client, options: argparse.Namespace) -> int:
 
 
 def _show(client: Client, options: argparse.Namespace) -> int:
-    return _tell(client.get_job(options.job).job(), options)
+    job = client.get_job(options.job).job()
+    _tell(job, options)
+    if job.config and not options.json:
+        print()
+        print_fields(_settings(job.config))
+    return 0
 
 
 def _watch(client: Client, options: argparse.Namespace) -> int:

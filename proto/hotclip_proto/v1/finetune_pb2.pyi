@@ -607,7 +607,7 @@ class FineTuneRequest(message.Message):
     request_id: builtins.str
     """The same id again within 24 hours returns the first call's job."""
     validate_only: builtins.bool
-    """Check everything, start nothing; the returned job has no id."""
+    """Check everything, start nothing; the returned job has no id, but its config."""
     index_dataset: builtins.str
     """Images that searches of the evaluation run over in addition to the held-out ones:
     dataset id or name; empty: only the held-out images. Needs held-out data.

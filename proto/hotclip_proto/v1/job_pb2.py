@@ -22,65 +22,66 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from hotclip_proto.v1 import types_pb2 as hotclip__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahotclip_proto/v1/job.proto\x12\nhotclip.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1chotclip_proto/v1/types.proto\"9\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xd6\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.hotclip.v1.JobKind\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.hotclip.v1.JobState\x12\r\n\x05model\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08progress\x18\n \x01(\x01\x12\x10\n\x08last_seq\x18\x0b \x01(\x04\x12#\n\x05\x65rror\x18\x0c \x01(\x0b\x32\x14.hotclip.v1.JobError\x12\x16\n\x0eresult_version\x18\r \x01(\t\x12\x11\n\tactivated\x18\x0e \x01(\x08\x12#\n\x07metrics\x18\x0f \x03(\x0b\x32\x12.hotclip.v1.Metric\x12\x11\n\tartifacts\x18\x10 \x03(\t\x12\x0e\n\x06\x61\x64vice\x18\x11 \x01(\t\"B\n\nStateEvent\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.hotclip.v1.JobState\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x9a\x01\n\x08LogEvent\x12)\n\x05level\x18\x01 \x01(\x0e\x32\x1a.hotclip.v1.LogEvent.Level\x12\x0f\n\x07message\x18\x02 \x01(\t\"R\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0e\n\nLEVEL_INFO\x10\x01\x12\x11\n\rLEVEL_WARNING\x10\x02\x12\x0f\n\x0bLEVEL_ERROR\x10\x03\"\x87\x02\n\x0bMetricEvent\x12,\n\x05stage\x18\x01 \x01(\x0e\x32\x1d.hotclip.v1.MetricEvent.Stage\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12#\n\x07metrics\x18\x05 \x03(\x0b\x32\x12.hotclip.v1.Metric\"s\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTAGE_STEP\x10\x01\x12\x10\n\x0cSTAGE_BEFORE\x10\x02\x12\x0f\n\x0bSTAGE_EPOCH\x10\x03\x12\x0f\n\x0bSTAGE_AFTER\x10\x04\x12\x0f\n\x0bSTAGE_ALPHA\x10\x05\"<\n\x0f\x43heckpointEvent\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0c\n\x04\x62\x65st\x18\x03 \x01(\x08\"2\n\x0cResumedEvent\x12\x11\n\tfrom_step\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"N\n\x0c\x45xampleEvent\x12\r\n\x05query\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x03(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x03(\t\x12\x10\n\x08relevant\x18\x04 \x03(\t\"\x10\n\x0eHeartbeatEvent\"\x81\x03\n\x08JobEvent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05state\x18\x03 \x01(\x0b\x32\x16.hotclip.v1.StateEventH\x00\x12#\n\x03log\x18\x04 \x01(\x0b\x32\x14.hotclip.v1.LogEventH\x00\x12)\n\x06metric\x18\x05 \x01(\x0b\x32\x17.hotclip.v1.MetricEventH\x00\x12\x31\n\ncheckpoint\x18\x06 \x01(\x0b\x32\x1b.hotclip.v1.CheckpointEventH\x00\x12+\n\x07\x65xample\x18\x07 \x01(\x0b\x32\x18.hotclip.v1.ExampleEventH\x00\x12/\n\theartbeat\x18\x08 \x01(\x0b\x32\x1a.hotclip.v1.HeartbeatEventH\x00\x12+\n\x07resumed\x18\t \x01(\x0b\x32\x18.hotclip.v1.ResumedEventH\x00\x42\x07\n\x05\x65vent\"\x1c\n\rGetJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"[\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.hotclip.v1.JobKind\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.hotclip.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x0fWatchJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\"\"\n\x13GetJobReportRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"$\n\x14GetJobReportResponse\x12\x0c\n\x04html\x18\x01 \x01(\t\"\x1f\n\x10\x43\x61ncelJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x1f\n\x10ResumeJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x1f\n\x10\x44\x65leteJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse*\xbb\x01\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12JOB_KIND_FINE_TUNE\x10\x01\x12\x15\n\x11JOB_KIND_EVALUATE\x10\x02\x12\x14\n\x10JOB_KIND_REINDEX\x10\x03\x12\x13\n\x0fJOB_KIND_EXPORT\x10\x04\x12\x13\n\x0fJOB_KIND_IMPORT\x10\x05\x12\x12\n\x0eJOB_KIND_DRIFT\x10\x06\x12\x13\n\x0fJOB_KIND_BRIDGE\x10\x07*\xe8\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x17\n\x13JOB_STATE_PREPARING\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x04\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x05\x12\x14\n\x10JOB_STATE_FAILED\x10\x06\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x07\x12\x19\n\x15JOB_STATE_INTERRUPTED\x10\x08\x32\xdf\x03\n\nJobService\x12\x34\n\x06GetJob\x12\x19.hotclip.v1.GetJobRequest\x1a\x0f.hotclip.v1.Job\x12\x45\n\x08ListJobs\x12\x1b.hotclip.v1.ListJobsRequest\x1a\x1c.hotclip.v1.ListJobsResponse\x12?\n\x08WatchJob\x12\x1b.hotclip.v1.WatchJobRequest\x1a\x14.hotclip.v1.JobEvent0\x01\x12Q\n\x0cGetJobReport\x12\x1f.hotclip.v1.GetJobReportRequest\x1a .hotclip.v1.GetJobReportResponse\x12:\n\tCancelJob\x12\x1c.hotclip.v1.CancelJobRequest\x1a\x0f.hotclip.v1.Job\x12:\n\tResumeJob\x12\x1c.hotclip.v1.ResumeJobRequest\x1a\x0f.hotclip.v1.Job\x12H\n\tDeleteJob\x12\x1c.hotclip.v1.DeleteJobRequest\x1a\x1d.hotclip.v1.DeleteJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahotclip_proto/v1/job.proto\x12\nhotclip.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1chotclip_proto/v1/types.proto\"9\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xff\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.hotclip.v1.JobKind\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.hotclip.v1.JobState\x12\r\n\x05model\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08progress\x18\n \x01(\x01\x12\x10\n\x08last_seq\x18\x0b \x01(\x04\x12#\n\x05\x65rror\x18\x0c \x01(\x0b\x32\x14.hotclip.v1.JobError\x12\x16\n\x0eresult_version\x18\r \x01(\t\x12\x11\n\tactivated\x18\x0e \x01(\x08\x12#\n\x07metrics\x18\x0f \x03(\x0b\x32\x12.hotclip.v1.Metric\x12\x11\n\tartifacts\x18\x10 \x03(\t\x12\x0e\n\x06\x61\x64vice\x18\x11 \x01(\t\x12\'\n\x06\x63onfig\x18\x12 \x01(\x0b\x32\x17.google.protobuf.Struct\"B\n\nStateEvent\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.hotclip.v1.JobState\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x9a\x01\n\x08LogEvent\x12)\n\x05level\x18\x01 \x01(\x0e\x32\x1a.hotclip.v1.LogEvent.Level\x12\x0f\n\x07message\x18\x02 \x01(\t\"R\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0e\n\nLEVEL_INFO\x10\x01\x12\x11\n\rLEVEL_WARNING\x10\x02\x12\x0f\n\x0bLEVEL_ERROR\x10\x03\"\x87\x02\n\x0bMetricEvent\x12,\n\x05stage\x18\x01 \x01(\x0e\x32\x1d.hotclip.v1.MetricEvent.Stage\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12#\n\x07metrics\x18\x05 \x03(\x0b\x32\x12.hotclip.v1.Metric\"s\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTAGE_STEP\x10\x01\x12\x10\n\x0cSTAGE_BEFORE\x10\x02\x12\x0f\n\x0bSTAGE_EPOCH\x10\x03\x12\x0f\n\x0bSTAGE_AFTER\x10\x04\x12\x0f\n\x0bSTAGE_ALPHA\x10\x05\"<\n\x0f\x43heckpointEvent\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0c\n\x04\x62\x65st\x18\x03 \x01(\x08\"2\n\x0cResumedEvent\x12\x11\n\tfrom_step\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"N\n\x0c\x45xampleEvent\x12\r\n\x05query\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x03(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x03(\t\x12\x10\n\x08relevant\x18\x04 \x03(\t\"\x10\n\x0eHeartbeatEvent\"\x81\x03\n\x08JobEvent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05state\x18\x03 \x01(\x0b\x32\x16.hotclip.v1.StateEventH\x00\x12#\n\x03log\x18\x04 \x01(\x0b\x32\x14.hotclip.v1.LogEventH\x00\x12)\n\x06metric\x18\x05 \x01(\x0b\x32\x17.hotclip.v1.MetricEventH\x00\x12\x31\n\ncheckpoint\x18\x06 \x01(\x0b\x32\x1b.hotclip.v1.CheckpointEventH\x00\x12+\n\x07\x65xample\x18\x07 \x01(\x0b\x32\x18.hotclip.v1.ExampleEventH\x00\x12/\n\theartbeat\x18\x08 \x01(\x0b\x32\x1a.hotclip.v1.HeartbeatEventH\x00\x12+\n\x07resumed\x18\t \x01(\x0b\x32\x18.hotclip.v1.ResumedEventH\x00\x42\x07\n\x05\x65vent\"\x1c\n\rGetJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"[\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.hotclip.v1.JobKind\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.hotclip.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x0fWatchJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\"\"\n\x13GetJobReportRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"$\n\x14GetJobReportResponse\x12\x0c\n\x04html\x18\x01 \x01(\t\"\x1f\n\x10\x43\x61ncelJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x1f\n\x10ResumeJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x1f\n\x10\x44\x65leteJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse*\xbb\x01\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12JOB_KIND_FINE_TUNE\x10\x01\x12\x15\n\x11JOB_KIND_EVALUATE\x10\x02\x12\x14\n\x10JOB_KIND_REINDEX\x10\x03\x12\x13\n\x0fJOB_KIND_EXPORT\x10\x04\x12\x13\n\x0fJOB_KIND_IMPORT\x10\x05\x12\x12\n\x0eJOB_KIND_DRIFT\x10\x06\x12\x13\n\x0fJOB_KIND_BRIDGE\x10\x07*\xe8\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x17\n\x13JOB_STATE_PREPARING\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x04\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x05\x12\x14\n\x10JOB_STATE_FAILED\x10\x06\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x07\x12\x19\n\x15JOB_STATE_INTERRUPTED\x10\x08\x32\xdf\x03\n\nJobService\x12\x34\n\x06GetJob\x12\x19.hotclip.v1.GetJobRequest\x1a\x0f.hotclip.v1.Job\x12\x45\n\x08ListJobs\x12\x1b.hotclip.v1.ListJobsRequest\x1a\x1c.hotclip.v1.ListJobsResponse\x12?\n\x08WatchJob\x12\x1b.hotclip.v1.WatchJobRequest\x1a\x14.hotclip.v1.JobEvent0\x01\x12Q\n\x0cGetJobReport\x12\x1f.hotclip.v1.GetJobReportRequest\x1a .hotclip.v1.GetJobReportResponse\x12:\n\tCancelJob\x12\x1c.hotclip.v1.CancelJobRequest\x1a\x0f.hotclip.v1.Job\x12:\n\tResumeJob\x12\x1c.hotclip.v1.ResumeJobRequest\x1a\x0f.hotclip.v1.Job\x12H\n\tDeleteJob\x12\x1c.hotclip.v1.DeleteJobRequest\x1a\x1d.hotclip.v1.DeleteJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hotclip_proto.v1.job_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBKIND']._serialized_start=2173
-  _globals['_JOBKIND']._serialized_end=2360
-  _globals['_JOBSTATE']._serialized_start=2363
-  _globals['_JOBSTATE']._serialized_end=2595
-  _globals['_JOBERROR']._serialized_start=105
-  _globals['_JOBERROR']._serialized_end=162
-  _globals['_JOB']._serialized_start=165
-  _globals['_JOB']._serialized_end=635
-  _globals['_STATEEVENT']._serialized_start=637
-  _globals['_STATEEVENT']._serialized_end=703
-  _globals['_LOGEVENT']._serialized_start=706
-  _globals['_LOGEVENT']._serialized_end=860
-  _globals['_LOGEVENT_LEVEL']._serialized_start=778
-  _globals['_LOGEVENT_LEVEL']._serialized_end=860
-  _globals['_METRICEVENT']._serialized_start=863
-  _globals['_METRICEVENT']._serialized_end=1126
-  _globals['_METRICEVENT_STAGE']._serialized_start=1011
-  _globals['_METRICEVENT_STAGE']._serialized_end=1126
-  _globals['_CHECKPOINTEVENT']._serialized_start=1128
-  _globals['_CHECKPOINTEVENT']._serialized_end=1188
-  _globals['_RESUMEDEVENT']._serialized_start=1190
-  _globals['_RESUMEDEVENT']._serialized_end=1240
-  _globals['_EXAMPLEEVENT']._serialized_start=1242
-  _globals['_EXAMPLEEVENT']._serialized_end=1320
-  _globals['_HEARTBEATEVENT']._serialized_start=1322
-  _globals['_HEARTBEATEVENT']._serialized_end=1338
-  _globals['_JOBEVENT']._serialized_start=1341
-  _globals['_JOBEVENT']._serialized_end=1726
-  _globals['_GETJOBREQUEST']._serialized_start=1728
-  _globals['_GETJOBREQUEST']._serialized_end=1756
-  _globals['_LISTJOBSREQUEST']._serialized_start=1758
-  _globals['_LISTJOBSREQUEST']._serialized_end=1849
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1851
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1925
-  _globals['_WATCHJOBREQUEST']._serialized_start=1927
-  _globals['_WATCHJOBREQUEST']._serialized_end=1976
-  _globals['_GETJOBREPORTREQUEST']._serialized_start=1978
-  _globals['_GETJOBREPORTREQUEST']._serialized_end=2012
-  _globals['_GETJOBREPORTRESPONSE']._serialized_start=2014
-  _globals['_GETJOBREPORTRESPONSE']._serialized_end=2050
-  _globals['_CANCELJOBREQUEST']._serialized_start=2052
-  _globals['_CANCELJOBREQUEST']._serialized_end=2083
-  _globals['_RESUMEJOBREQUEST']._serialized_start=2085
-  _globals['_RESUMEJOBREQUEST']._serialized_end=2116
-  _globals['_DELETEJOBREQUEST']._serialized_start=2118
-  _globals['_DELETEJOBREQUEST']._serialized_end=2149
-  _globals['_DELETEJOBRESPONSE']._serialized_start=2151
-  _globals['_DELETEJOBRESPONSE']._serialized_end=2170
-  _globals['_JOBSERVICE']._serialized_start=2598
-  _globals['_JOBSERVICE']._serialized_end=3077
+  _globals['_JOBKIND']._serialized_start=2244
+  _globals['_JOBKIND']._serialized_end=2431
+  _globals['_JOBSTATE']._serialized_start=2434
+  _globals['_JOBSTATE']._serialized_end=2666
+  _globals['_JOBERROR']._serialized_start=135
+  _globals['_JOBERROR']._serialized_end=192
+  _globals['_JOB']._serialized_start=195
+  _globals['_JOB']._serialized_end=706
+  _globals['_STATEEVENT']._serialized_start=708
+  _globals['_STATEEVENT']._serialized_end=774
+  _globals['_LOGEVENT']._serialized_start=777
+  _globals['_LOGEVENT']._serialized_end=931
+  _globals['_LOGEVENT_LEVEL']._serialized_start=849
+  _globals['_LOGEVENT_LEVEL']._serialized_end=931
+  _globals['_METRICEVENT']._serialized_start=934
+  _globals['_METRICEVENT']._serialized_end=1197
+  _globals['_METRICEVENT_STAGE']._serialized_start=1082
+  _globals['_METRICEVENT_STAGE']._serialized_end=1197
+  _globals['_CHECKPOINTEVENT']._serialized_start=1199
+  _globals['_CHECKPOINTEVENT']._serialized_end=1259
+  _globals['_RESUMEDEVENT']._serialized_start=1261
+  _globals['_RESUMEDEVENT']._serialized_end=1311
+  _globals['_EXAMPLEEVENT']._serialized_start=1313
+  _globals['_EXAMPLEEVENT']._serialized_end=1391
+  _globals['_HEARTBEATEVENT']._serialized_start=1393
+  _globals['_HEARTBEATEVENT']._serialized_end=1409
+  _globals['_JOBEVENT']._serialized_start=1412
+  _globals['_JOBEVENT']._serialized_end=1797
+  _globals['_GETJOBREQUEST']._serialized_start=1799
+  _globals['_GETJOBREQUEST']._serialized_end=1827
+  _globals['_LISTJOBSREQUEST']._serialized_start=1829
+  _globals['_LISTJOBSREQUEST']._serialized_end=1920
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1922
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1996
+  _globals['_WATCHJOBREQUEST']._serialized_start=1998
+  _globals['_WATCHJOBREQUEST']._serialized_end=2047
+  _globals['_GETJOBREPORTREQUEST']._serialized_start=2049
+  _globals['_GETJOBREPORTREQUEST']._serialized_end=2083
+  _globals['_GETJOBREPORTRESPONSE']._serialized_start=2085
+  _globals['_GETJOBREPORTRESPONSE']._serialized_end=2121
+  _globals['_CANCELJOBREQUEST']._serialized_start=2123
+  _globals['_CANCELJOBREQUEST']._serialized_end=2154
+  _globals['_RESUMEJOBREQUEST']._serialized_start=2156
+  _globals['_RESUMEJOBREQUEST']._serialized_end=2187
+  _globals['_DELETEJOBREQUEST']._serialized_start=2189
+  _globals['_DELETEJOBREQUEST']._serialized_end=2220
+  _globals['_DELETEJOBRESPONSE']._serialized_start=2222
+  _globals['_DELETEJOBRESPONSE']._serialized_end=2241
+  _globals['_JOBSERVICE']._serialized_start=2669
+  _globals['_JOBSERVICE']._serialized_end=3148
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Durable long-running operations with a gapless event log."""
 from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
+from google.protobuf import struct_pb2 as struct_pb2
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
 from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
@@ -158,6 +159,7 @@ class Job(message.Message):
     METRICS_FIELD_NUMBER: builtins.int
     ARTIFACTS_FIELD_NUMBER: builtins.int
     ADVICE_FIELD_NUMBER: builtins.int
+    CONFIG_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Made by the server."""
     name: builtins.str
@@ -206,6 +208,14 @@ class Job(message.Message):
     def artifacts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Ids of the artifacts that it made; empty before its end."""
 
+    @builtins.property
+    def config(self) -> struct_pb2.Struct:
+        """What it was told, with defaults filled in and names resolved: for a fine-tune base_version,
+        the ids of its datasets, and the settings that Lineage.config of its result has too. What the
+        model decides when the run begins and nobody gave is null (learning_rate) or "auto" (loss,
+        precision). Without the texts of a comparison or a bridge. Unset in ListJobs.
+        """
+
     def __init__(
         self,
         *,
@@ -226,10 +236,11 @@ class Job(message.Message):
         metrics: abc.Iterable[types_pb2.Metric] | None = ...,
         artifacts: abc.Iterable[builtins.str] | None = ...,
         advice: builtins.str = ...,
+        config: struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["config", b"config", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["activated", b"activated", "advice", b"advice", "artifacts", b"artifacts", "create_time", b"create_time", "description", b"description", "end_time", b"end_time", "error", b"error", "id", b"id", "kind", b"kind", "last_seq", b"last_seq", "metrics", b"metrics", "model", b"model", "name", b"name", "progress", b"progress", "result_version", b"result_version", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["activated", b"activated", "advice", b"advice", "artifacts", b"artifacts", "config", b"config", "create_time", b"create_time", "description", b"description", "end_time", b"end_time", "error", b"error", "id", b"id", "kind", b"kind", "last_seq", b"last_seq", "metrics", b"metrics", "model", b"model", "name", b"name", "progress", b"progress", "result_version", b"result_version", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,4 +1,10 @@
-"""Writes a stored version as an artifact."""
+"""Writes a stored version as an artifact.
+
+Its config names the text tower as the architecture does. If that is a hub's name (XLM-RoBERTa),
+plain open_clip asks the hub for the tower's config unless it is given `text_cfg` with the folder
+as `hf_model_name`: it knows paths that are absolute, or relative to the working directory, and an
+archive can't know either.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from hotclip_server.services.finetune_requests import (
     check_fine_tune,
     prompts_of,
 )
-from hotclip_server.services.jobs import job_to_proto
+from hotclip_server.services.jobs import job_config, job_to_proto
 from hotclip_server.trackers.known import require_installed
 from hotclip_server.training.metrics import Compat
 
@@ -100,6 +100,7 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
                 model=model,
                 description=request.description,
                 advice=advice,
+                config=job_config(spec.to_json()),
             )
         new = NewJob(
             kind=JobKind.FINE_TUNE,
@@ -180,7 +181,9 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
         shown = ", ".join(names[:SHOWN]) + (" and others" if len(names) > SHOWN else "")
         return (
             f"image vectors of {shown} are of {spec.base_version} and must be made anew for the "
-            "result; with lock_image, or the method lit, they stay valid and a reindex copies them"
+            "result; with lock_image, or the method lit, they stay valid: a collection of images "
+            "alone that is bound to the live version follows when the result goes live, any other "
+            "takes a reindex, which copies them"
         )
 
     def _base(self, request: finetune_pb2.EvaluateRequest, version: str) -> str:

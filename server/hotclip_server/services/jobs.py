@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
+from google.protobuf.struct_pb2 import Struct
 
 from hotclip_proto.v1 import job_pb2, job_pb2_grpc
 from hotclip_server.errors import InvalidArgument
@@ -17,6 +18,8 @@ from hotclip_server.services.datasets import newest_first_key
 from hotclip_server.services.paging import PageRequest
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_NOT_TOLD = frozenset({"model", "datasets", "texts"})
+"""Of a specification: what a job says elsewhere, and what may be megabytes."""
 
 
 class JobService(job_pb2_grpc.JobServiceServicer):
@@ -44,7 +47,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         rows = await self._jobs.list(limit=page.size + 1, before=before, kind=kind)
         rows, token = page.cut(rows, key=lambda row: (row.create_time.isoformat(), row.id))
         return job_pb2.ListJobsResponse(
-            jobs=[job_to_proto(row) for row in rows], next_page_token=token
+            jobs=[job_to_proto(row, config=False) for row in rows], next_page_token=token
         )
 
     async def WatchJob(  # noqa: N802 - named by the proto
@@ -80,8 +83,8 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         return job_pb2.DeleteJobResponse()
 
 
-def job_to_proto(record: JobRecord) -> job_pb2.Job:
-    """As the wire has it."""
+def job_to_proto(record: JobRecord, *, config: bool = True) -> job_pb2.Job:
+    """As the wire has it; `config` is left out where a thousand of them would be too much."""
     job = job_pb2.Job(
         id=record.id,
         name=record.name,
@@ -106,7 +109,16 @@ def job_to_proto(record: JobRecord) -> job_pb2.Job:
         job.error.message = record.error.message
     for name, value in sorted(record.metrics.items()):
         job.metrics.add(name=name, value=value)
+    if config:
+        job.config.CopyFrom(job_config(record.spec))
     return job
+
+
+def job_config(spec: Mapping[str, Any]) -> Struct:
+    """What a job was told, as JSON, from its specification."""
+    told = Struct()
+    told.update({name: value for name, value in spec.items() if name not in _NOT_TOLD})
+    return told
 
 
 def _kind(kind: int) -> JobKind | None:

@@ -1,7 +1,9 @@
 """Losses and miners of pytorch-metric-learning that a run may name, with what they take.
 
-Left out are losses with weights of their own for each class (ArcFace, ProxyNCA, ...), because
-these are no part of a CLIP model, and what wraps other losses. No torch here.
+Left out are losses with weights of their own for classes or proxies (ArcFace, ProxyNCA, ...),
+because these are no part of a CLIP model, what wraps other losses, and what remembers batches or
+draws by chance: a run that goes on would not end with the same bits. `examples/migration.md` names
+each. No torch here.
 """
 
 from __future__ import annotations

@@ -7,11 +7,20 @@ import inspect
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pytorch_metric_learning import losses, miners
 
 import hotclip
+from hotclip._finetune_request import finetune_request
+from hotclip._jobs import job
+from hotclip.errors import InvalidArgument
+from hotclip_proto.v1 import job_pb2
+from hotclip_server import errors
 from hotclip_server.config import ServerConfig
+from hotclip_server.services.finetune_requests import check_fine_tune
+from hotclip_server.training.metric_names import METRIC_LOSSES, METRIC_MINERS
 
 PAGE = (Path(__file__).parents[3] / "examples/migration.md").read_text("utf-8")
 ROOTS = {"hotclip": hotclip, "client": hotclip.Client, "run": hotclip.Run}
@@ -109,6 +118,84 @@ def test_every_row_says_what_to_do() -> None:
     for theirs, here, remark in rows():
         assert theirs or here, remark
         assert here == "—" or "`" in here, here
+        assert here != "—" or len(remark.split()) > 1, f"{theirs}: what to do instead?"
+
+
+ATTRIBUTES = {
+    "run": hotclip.Run(None, job(job_pb2.Job())),  # type: ignore[arg-type]  # it calls nothing
+    "run.job()": job(job_pb2.Job()),
+}
+
+
+def test_every_attribute_of_a_run_exists() -> None:
+    named = [
+        (ATTRIBUTES[ast.unparse(node.value)], node.attr)
+        for code in ours()
+        if not code.startswith("hotclip-")
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ATTRIBUTES
+    ]
+    assert len(named) > 15
+    assert [name for owner, name in named if not hasattr(owner, name)] == []
+
+
+def check_finetune(call: ast.Call) -> bool:
+    """Whether it is a fine-tune; client and server then take the values that it spells out."""
+    if ast.unparse(call.func) != "client.finetune":
+        return False
+    known = inspect.signature(finetune_request).parameters
+    values: dict[str, Any] = {
+        name: parameter.default
+        for name, parameter in inspect.signature(hotclip.Client.finetune).parameters.items()
+        if name in known
+    }
+    for keyword in call.keywords:
+        if keyword.arg in known:
+            try:
+                values[keyword.arg] = ast.literal_eval(keyword.value)
+            except ValueError:  # a variable
+                continue
+    request = finetune_request(**values)
+    request.train_dataset = "pairs"
+    check_fine_tune(request)
+    return True
+
+
+def test_client_and_server_take_what_fine_tunes_are_told() -> None:
+    found = [code for code in ours() if not code.startswith("hotclip-")]
+    assert sum(check_finetune(call) for code in found for call in calls(code)) > 20
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "loss='ArcFaceLoss'",
+        "loss='TripletMarginLoss', loss_options={'margn': 0.2}",
+        "loss='TripletMarginLoss', miner='TripletMiner'",
+        "loss='TripletMarginLoss', miner='TripletMarginMiner', miner_options={'epsilon': 0.2}",
+        "early_stopping={'patients': 2}",
+        "early_stopping={'monitor': 'val_loss'}",
+        "optimizer='Adam', optimizer_options={'beta': 0.9}",
+        "scheduler='linear', warmup=10",
+        "trackers=['neptune']",
+    ],
+)
+def test_a_wrong_value_would_be_found(arguments: str) -> None:
+    with pytest.raises((InvalidArgument, errors.InvalidArgument)):
+        list(map(check_finetune, calls(f"client.finetune(pairs, {arguments})")))
+
+
+def test_losses_and_miners_are_those_of_the_server_and_the_others_of_the_library() -> None:
+    section = PAGE.split("### Losses and miners of pytorch-metric-learning")[1].split("\n## ")[0]
+    taken, others = (set(re.findall(r"`([A-Z]\w+)`", part)) for part in section.split("Not taken:"))
+    assert taken == {*METRIC_LOSSES, *METRIC_MINERS}
+    known = {
+        name
+        for module in (losses, miners)
+        for name, made in vars(module).items()
+        if inspect.isclass(made) and not name.startswith("Base") and not name.endswith("Mixin")
+    }
+    assert others == known - taken
 
 
 FINETUNER_ARGUMENTS = """
