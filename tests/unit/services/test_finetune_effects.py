@@ -56,7 +56,11 @@ def dataset(uncaptioned: int) -> DatasetRecord:
         size_bytes=9,
     )
     return DatasetRecord(
-        id="d", name="d", description="", counts=counts, create_time=datetime(2026, 1, 1, tzinfo=UTC)
+        id="d",
+        name="d",
+        description="",
+        counts=counts,
+        create_time=datetime(2026, 1, 1, tzinfo=UTC),
     )
 
 

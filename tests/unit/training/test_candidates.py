@@ -25,9 +25,7 @@ MANY = 500
 
 def test_each_image_is_kept_once(tmp_path: Path) -> None:
     pauses: list[None] = []
-    copy_candidates(
-        [b"one", b"two", b"one"], tmp_path / CANDIDATES, lambda: pauses.append(None)
-    )
+    copy_candidates([b"one", b"two", b"one"], tmp_path / CANDIDATES, lambda: pauses.append(None))
     found = Candidates(tmp_path / CANDIDATES)
     assert [found.image_bytes(key) for key in found.keys] == [b"one", b"two"]
     assert len(pauses) == 3

@@ -1,4 +1,4 @@
-"""Room on the disk: asked for before the first step, and by a run that goes on for the rest alone."""
+"""Room on the disk: asked for before the first step, by a run that goes on for the rest alone."""
 
 from __future__ import annotations
 
