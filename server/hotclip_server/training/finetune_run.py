@@ -297,8 +297,11 @@ class Run:
         return True
 
     def _consider(self, found: Evaluation, trainer: Trainer) -> bool:
-        """Keeps the weights of an epoch that are the best or may go into a soup; whether they are the
-        best."""
+        """Keeps the weights of an epoch that are the best or may go into a soup.
+
+        Returns:
+            Whether they are the best.
+        """
         standing = self._standing
         better = standing.best is None or found.score > standing.best.score
         if not better and not self.spec.soup:
