@@ -144,13 +144,13 @@ def _set_metric_loss(
     items_per_class: int | None,
 ) -> None:
     if not name:
-        for field, value in (
-            ("loss_options", options),
-            ("miner", miner),
-            ("miner_options", miner_options),
-            ("items_per_class", items_per_class),
+        for field, asked in (
+            ("loss_options", bool(options)),
+            ("miner", bool(miner)),
+            ("miner_options", bool(miner_options)),
+            ("items_per_class", items_per_class is not None),
         ):
-            if value:
+            if asked:
                 known = ", ".join(names.METRIC_LOSSES)
                 raise InvalidArgument.field(field, f"is of use with the losses {known} alone")
         return

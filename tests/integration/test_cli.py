@@ -116,6 +116,7 @@ def test_jobs_are_found_shown_and_reported(shell: Shell, tuned: str, tmp_path: P
 
     logs, _ = shell.run("jobs", "logs", tuned)
     assert "INFO training on" in logs
+    assert "INFO epoch 1 of " in logs
     assert shell.run("jobs", "logs", "-f", tuned)[0] == logs
 
     page = tmp_path / "page.html"
@@ -240,7 +241,9 @@ def test_evaluate_follows_the_job(shell: Shell, tuned: str) -> None:
     rows = shell.run("datasets", "list")[0].splitlines()[1:]
     assert ["shapes", "32"] in [row.split()[:2] for row in rows]
     assert "bad rows, left out         1" in shell.run("datasets", "report", "shapes")[0]
-    assert shell.run("finetune", "shapes", "--validate-only")[0] == "valid\n"
+    advice = shell.json("finetune", "shapes", "--validate-only")["advice"]
+    checked = shell.run("finetune", "shapes", "--validate-only")[0].splitlines()
+    assert checked == ["valid", *advice.splitlines()]
     old = shell.folder / "old.csv"
     old.write_bytes("image;text\n0.png;ein Würfel\nnone.png;nichts\n".encode("latin-1"))
     _, err = shell.run("datasets", "upload", "old.csv", exits=2)

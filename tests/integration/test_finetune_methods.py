@@ -170,9 +170,13 @@ def test_scores_negatives_and_the_base_are_minded(client: Client) -> None:
         ({"device": "cuda:99"}, ["device"]),
         ({"device": "tpu"}, ["device"]),
         ({"device": "tpu", "loss": "siglip"}, ["device", "loss"]),
+        ({"layer_decay": 0.9}, ["layer_decay"]),  # so few pairs: LoRA
+        ({"prompts": ["a {label}"]}, ["prompts"]),
+        ({"prompts": ["a {label}"], "replay_data": PAIRS}, ["prompts"]),
+        ({"prompts": ["a {label}"], "layer_decay": 0.9}, ["layer_decay", "prompts"]),
     ],
 )
-def test_what_the_model_or_the_machine_cannot_do_is_refused_at_once(
+def test_what_cannot_be_done_or_does_nothing_is_refused_at_once(
     client: Client, changes: dict[str, Any], fields: list[str]
 ) -> None:
     for validate_only in (False, True):
@@ -188,3 +192,21 @@ def test_what_is_held_out_does_not_change_the_method(client: Client) -> None:
     run = client.finetune(pairs, **{**FEW, "max_steps": 1})
     told = [line.message for line in run.stream_logs()]
     assert any(line.startswith("method full,") for line in told), told
+    with pytest.raises(InvalidArgument) as refused:
+        client.finetune(pairs, **FEW, lora={"rank": 4})
+    assert [violation.field for violation in refused.value.fields] == ["lora"]
+    client.finetune(pairs, **FEW, layer_decay=0.9, validate_only=True)
+
+
+@pytest.mark.parametrize("extra", ["replay_data", "index_data"])
+def test_prompts_are_of_use_where_any_image_waits_for_a_text(client: Client, extra: str) -> None:
+    more: dict[str, Any] = {extra: labelled()}
+    client.finetune(PAIRS, **FEW, prompts=["a {label}"], **more, validate_only=True)
+
+
+def test_an_evaluation_refuses_prompts_that_name_nothing(client: Client) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        client.evaluate(PAIRS, prompts=["a {label}"])
+    assert [violation.field for violation in refused.value.fields] == ["prompts"]
+    run = client.evaluate(PAIRS, index_data=labelled(), prompts=["a {label}"])
+    run.wait(60)

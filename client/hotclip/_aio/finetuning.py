@@ -112,7 +112,7 @@ async def finetune(
             "projection": the last matrix of each tower; "lit": clip-text alone; "auto": lora
             below 1,000 pairs, else full.
         lora: Of "lora": {"rank": 2, "alpha": 2.0, "dora": False, "targets": ["q", "k", "v"]};
-            targets may also be "out" and "mlp".
+            targets may also be "out" and "mlp". Refused where "auto" is full.
         freeze: True: all but the projections. A number: the first blocks of each tower.
             "image" or "text": that tower.
         lock_image: clip-vision stays as it is: stored image vectors stay valid.
@@ -131,7 +131,8 @@ async def finetune(
         mining: Hard negatives that the model finds itself. True: among the images and texts of
             train_data; a str: also among the images of that collection; or {"collection": "",
             "count": 1, "pool": 8, "ceiling": 0.95, "every": 1}.
-        prompts: Texts of labelled images without a text, e.g. ["a photo of {label}"].
+        prompts: Texts of labelled images without a text, e.g. ["a photo of {label}"]; refused
+            where there are none.
         preserve: Weight of the distance of each layer to that of the base, 0 to 1,000: more of
             it forgets less.
         optimizer: "AdamW", "Adam" or "SGD".
@@ -143,7 +144,8 @@ async def finetune(
             "cosine_with_restarts" or "polynomial".
         scheduler_options: {"cycles": 2} of cosine_with_restarts, {"power": 2.0} of polynomial.
         weight_decay: Decay of matrices, >= 0.
-        layer_decay: Learning rate of a block as a share of that of the next, in (0, 1].
+        layer_decay: Learning rate of a block as a share of that of the next, in (0, 1]; of "full"
+            and "lit".
         clip_norm: Largest gradient norm, > 0.
         ema: Horizon of the moving average of the weights, which is kept, as a share of all
             steps, in [0, 1]; None: 0, off.

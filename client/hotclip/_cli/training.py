@@ -9,7 +9,7 @@ from hotclip import Client
 from hotclip._cli.arguments import add_options
 from hotclip._cli.inputs import data
 from hotclip._cli.jobs import follow
-from hotclip._cli.output import print_json
+from hotclip._cli.output import clean, print_json
 from hotclip._sync.jobs import Run
 
 _DATA = ("train_data", "eval_data", "replay_data", "index_data", "data", "upload_progress")
@@ -58,9 +58,11 @@ def _finetune(client: Client, options: argparse.Namespace) -> int:
     )
     if given.get("validate_only"):
         if options.json:
-            print_json({"valid": True})
+            print_json({"valid": True, "advice": run.advice})
         else:
             print("valid")
+            for line in run.advice.splitlines():
+                print(clean(line))
         return 0
     return _started(run, options)
 

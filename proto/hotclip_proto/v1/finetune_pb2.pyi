@@ -628,7 +628,7 @@ class FineTuneRequest(message.Message):
     """
     layer_decay: builtins.float
     """Each block learns at so many times the rate of the one after it, above 0, at most 1; 1 is
-    off; default 1. With method FULL or LIT.
+    off; default 1. With method FULL or LIT, or AUTO where that takes FULL; refused otherwise.
     """
     positives: Positives.ValueType
     """Default OFF."""
@@ -682,16 +682,18 @@ class FineTuneRequest(message.Message):
     replay_dataset: builtins.str
     """Old pairs that are trained on too, so that what they say is not forgotten: dataset id or
     name; empty: none. None is held out, and none is used that has an image or a text in common
-    with what is.
+    with what is. An image comes once an epoch, with one of its texts; an old pair is listed twice,
+    so that of an old and a new text of an image the old one is drawn in two epochs of three.
     """
     @builtins.property
     def lora(self) -> Lora:
-        """With method LORA, or AUTO when that takes it."""
+        """With method LORA, or AUTO where that takes it; refused otherwise."""
 
     @builtins.property
     def prompts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Texts of labelled images that have none: templates with "{label}" in each, one is drawn
-        each epoch; at most 256 of at most 512 bytes; none: "a photo of {label}".
+        each epoch; at most 256 of at most 512 bytes; none: "a photo of {label}". Refused where no
+        dataset of the request has such an image.
         """
 
     @builtins.property

@@ -54,8 +54,9 @@ class FineTuneServiceServicer(object):
 
     def FineTune(self, request, context):
         """Checks the whole request, queues a job and returns it at once. Its metric events
-        carry loss, learning_rate, logit_scale, grad_norm, samples_per_second, and since
-        training began: data_wait_s (for images), yielded_share (of the time, to serving) and
+        carry loss, learning_rate, logit_scale, grad_norm, samples_per_second, chunk_size (images
+        or texts that a tower saw at a time), and since training began: data_wait_s (for images),
+        yielded_share (of the time, to serving) and
         skipped_steps (that were not finite) (stage STEP, at most five events a second);
         epoch_loss, yielded_s and skipped_steps (EPOCH); and with held-out data (BEFORE, EPOCH,
         AFTER) the retrieval metrics in both directions, validation_loss (InfoNCE in batches as

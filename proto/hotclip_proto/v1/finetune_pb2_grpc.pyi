@@ -36,8 +36,9 @@ class FineTuneServiceStub:
     def __new__(cls, channel: _aio.Channel) -> FineTuneServiceAsyncStub: ...
     FineTune: _grpc.UnaryUnaryMultiCallable[_finetune_pb2.FineTuneRequest, _job_pb2.Job]
     """Checks the whole request, queues a job and returns it at once. Its metric events
-    carry loss, learning_rate, logit_scale, grad_norm, samples_per_second, and since
-    training began: data_wait_s (for images), yielded_share (of the time, to serving) and
+    carry loss, learning_rate, logit_scale, grad_norm, samples_per_second, chunk_size (images
+    or texts that a tower saw at a time), and since training began: data_wait_s (for images),
+    yielded_share (of the time, to serving) and
     skipped_steps (that were not finite) (stage STEP, at most five events a second);
     epoch_loss, yielded_s and skipped_steps (EPOCH); and with held-out data (BEFORE, EPOCH,
     AFTER) the retrieval metrics in both directions, validation_loss (InfoNCE in batches as
@@ -66,8 +67,9 @@ class FineTuneServiceAsyncStub(FineTuneServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     FineTune: _aio.UnaryUnaryMultiCallable[_finetune_pb2.FineTuneRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Checks the whole request, queues a job and returns it at once. Its metric events
-    carry loss, learning_rate, logit_scale, grad_norm, samples_per_second, and since
-    training began: data_wait_s (for images), yielded_share (of the time, to serving) and
+    carry loss, learning_rate, logit_scale, grad_norm, samples_per_second, chunk_size (images
+    or texts that a tower saw at a time), and since training began: data_wait_s (for images),
+    yielded_share (of the time, to serving) and
     skipped_steps (that were not finite) (stage STEP, at most five events a second);
     epoch_loss, yielded_s and skipped_steps (EPOCH); and with held-out data (BEFORE, EPOCH,
     AFTER) the retrieval metrics in both directions, validation_loss (InfoNCE in batches as
@@ -99,8 +101,9 @@ class FineTuneServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Checks the whole request, queues a job and returns it at once. Its metric events
-        carry loss, learning_rate, logit_scale, grad_norm, samples_per_second, and since
-        training began: data_wait_s (for images), yielded_share (of the time, to serving) and
+        carry loss, learning_rate, logit_scale, grad_norm, samples_per_second, chunk_size (images
+        or texts that a tower saw at a time), and since training began: data_wait_s (for images),
+        yielded_share (of the time, to serving) and
         skipped_steps (that were not finite) (stage STEP, at most five events a second);
         epoch_loss, yielded_s and skipped_steps (EPOCH); and with held-out data (BEFORE, EPOCH,
         AFTER) the retrieval metrics in both directions, validation_loss (InfoNCE in batches as

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 from typing import Any, cast
 
 import grpc
@@ -14,6 +15,7 @@ from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.errors import (
     AlreadyExists,
     FailedPrecondition,
+    FieldViolation,
     InvalidArgument,
     NotFound,
 )
@@ -23,6 +25,7 @@ from hotclip_server.jobs.specs import EvaluateSpec, FineTuneSpec
 from hotclip_server.models.registry import ModelRegistry
 from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.services.finetune_choices import choice_of
+from hotclip_server.services.finetune_effects import method_problems, prompt_problems
 from hotclip_server.services.finetune_requests import (
     TrainingGround,
     check_evaluate,
@@ -86,9 +89,17 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
             replay_dataset=old.id if old else "",
             **{**wish.spec, "config": config},
         )
-        problems = await asyncio.to_thread(
-            self._ground.problems, spec.config, version, request.device, pairs
-        )
+        problems = [
+            *method_problems(request, config.method, pairs),
+            *await self._prompt_problems(
+                request.prompts,
+                *(request.train_dataset, request.replay_dataset),
+                *(request.eval_dataset, request.index_dataset),
+            ),
+            *await asyncio.to_thread(
+                self._ground.problems, spec.config, version, request.device, pairs
+            ),
+        ]
         if problems:
             raise InvalidArgument.fields(problems)
         advice = self._advice(spec)
@@ -137,6 +148,11 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
             alphas=tuple(sorted(set(request.alphas))),
             prompts=prompts_of(request.prompts),
         )
+        problems = await self._prompt_problems(
+            request.prompts, request.dataset, request.index_dataset
+        )
+        if problems:
+            raise InvalidArgument.fields(problems)
         new = NewJob(
             kind=JobKind.EVALUATE,
             spec=spec.to_json(),
@@ -195,6 +211,15 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
             problem = f"version {version} has no parent: name the version at alpha 0"
             raise InvalidArgument.field("base_version", problem)
         return self._models.get_version(base).id
+
+    async def _prompt_problems(
+        self, prompts: Sequence[str], *datasets: str
+    ) -> list[FieldViolation]:
+        """What is wrong with templates for these datasets; an empty name is none."""
+        if not prompts:
+            return []
+        records = [await self._datasets.get(dataset) for dataset in datasets if dataset]
+        return list(prompt_problems(prompts, records))
 
     async def _dataset_id(self, dataset: str) -> str:
         return (await self._datasets.get(dataset)).id if dataset else ""

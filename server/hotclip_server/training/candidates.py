@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from hotclip_server.errors import DataLoss
+from hotclip_server.pace import Pause
 from hotclip_server.storage.atomic import new_folder, publish_folder, raise_if_disk_full
 
 CANDIDATES = "candidates"
@@ -54,8 +55,12 @@ class Candidates:
         return data
 
 
-def copy_candidates(images: Iterable[bytes], folder: Path) -> None:
+def copy_candidates(images: Iterable[bytes], folder: Path, pause: Pause) -> None:
     """Writes encoded images, each once; the folder is there whole or not at all.
+
+    Args:
+        images: Read one by one.
+        pause: Called after each; may wait, or raise to end it.
 
     Raises:
         ResourceExhausted: the disk is full; reason DISK_FULL.
@@ -69,6 +74,7 @@ def copy_candidates(images: Iterable[bytes], folder: Path) -> None:
                 if key not in places:
                     places[key] = (file.tell(), len(data))
                     file.write(data)
+                pause()
         index = [[key, start, length] for key, (start, length) in places.items()]
         (temporary / _INDEX).write_text(json.dumps(index), encoding="utf-8")
         publish_folder(temporary, folder)

@@ -73,6 +73,12 @@ class Checkpoints:
         self._damaged: set[str] = set()
         remove_leftovers(folder)
 
+    @property
+    def size_bytes(self) -> int:
+        """What the files of its states and weights take on the disk."""
+        folders = [*self._folders(STATE), *self._folders(WEIGHTS)]
+        return sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+
     def save(self, snapshot: Snapshot, notes: Mapping[str, Any], used: Collection[str]) -> int:
         """Writes a state, then removes what is no longer needed.
 

@@ -216,6 +216,7 @@ class TrainConfig:
         if self.method != "auto":
             return self
         if pairs < AUTO_LORA_BELOW:
+            # It has one rate; a request that gives others is refused.
             return replace(self, method="lora", layer_decay=None)
         return replace(self, method="full")
 

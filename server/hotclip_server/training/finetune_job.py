@@ -16,7 +16,7 @@ from hotclip_server.training.candidates import CANDIDATES, MOST_CANDIDATES, copy
 from hotclip_server.training.child_work import child_work
 from hotclip_server.training.config import Method
 from hotclip_server.training.finetune_work import Made, Work, Workplace, local_work
-from hotclip_server.training.jobs import MONITOR
+from hotclip_server.training.jobs import MONITOR, giving_way
 
 ACTIVATION_ATTEMPTS = 5
 MEMORY_FACTORS: Mapping[Method, int] = {"full": 6, "lit": 4, "lora": 3, "projection": 3, "auto": 3}
@@ -76,9 +76,8 @@ class FineTuneHandler:
             return
         if self._sample_images is None:
             raise RuntimeError("nothing here reads collections. This is a bug.")
-        copy_candidates(
-            self._sample_images(mining.collection, MOST_CANDIDATES, spec.config.seed), folder
-        )
+        images = self._sample_images(mining.collection, MOST_CANDIDATES, spec.config.seed)
+        copy_candidates(images, folder, giving_way(job))
 
     def _require_memory(self, place: Workplace, spec: FineTuneSpec) -> None:
         """A process that the kernel ends for want of memory serves nobody."""

@@ -32,6 +32,7 @@ from hotclip_server.training.progress import Snapshot
 from hotclip_server.training.prompts import count_pairs
 from hotclip_server.training.soup import greedy_soup
 from hotclip_server.training.standing import Standing
+from hotclip_server.training.summaries import end_line, epoch_line
 from hotclip_server.training.trainer import Trainer
 from hotclip_server.training.wise_ft import ALPHAS, interpolate, sweep
 
@@ -176,6 +177,7 @@ class Run:
         self.job.metric(
             "AFTER", metrics_of(after), step=self._step, total_steps=self._steps, progress=0.97
         )
+        self.job.log(end_line(metrics_of(before), metrics_of(after)))
         old = {example.query: example.found for example in before.examples}
         for example in after.examples:
             self.job.example(
@@ -273,13 +275,15 @@ class Run:
         }
         if math.isfinite(event.mean_loss):
             metrics["epoch_loss"] = event.mean_loss
+        best = False
         if self._evaluator is not None:
             found = self._measured()
             metrics.update(metrics_of(found))
-            self._consider(found, trainer)
+            best = self._consider(found, trainer)
         self.job.metric(
             "EPOCH", metrics, step=event.step, total_steps=event.steps, epoch=event.epoch - 1
         )
+        self.job.log(epoch_line(event, metrics, best=best))
         self._due = -math.inf  # what was measured should not be measured again
         rule = self.spec.early_stopping
         if rule is None or rule.monitor not in metrics or event.step == event.steps:
@@ -292,17 +296,22 @@ class Run:
         )
         return True
 
-    def _consider(self, found: Evaluation, trainer: Trainer) -> None:
-        """Keeps the weights of an epoch, if they are the best or may go into a soup."""
+    def _consider(self, found: Evaluation, trainer: Trainer) -> bool:
+        """Keeps the weights of an epoch that are the best or may go into a soup.
+
+        Returns:
+            Whether they are the best.
+        """
         standing = self._standing
         better = standing.best is None or found.score > standing.best.score
         if not better and not self.spec.soup:
-            return
+            return False
         name = self._checkpoints.save_weights(trainer.changed())
         if better:
             standing.best, standing.best_weights, self._new_best = found, name, True
         if self.spec.soup:
             standing.last = [*standing.last, (name, found.score)][-self.spec.soup :]
+        return better
 
     def _choose(self) -> None:
         """Puts the best weights into the model, or a soup that is better."""

@@ -179,8 +179,8 @@ class LocalWork:
         """See `Work`."""
         place, job, spec = self._place, self._job, self._spec
         folder = place.folders / job.id
-        self._require_disk(folder)
         checkpoints = Checkpoints(folder, spec.keep_checkpoints)
+        self._require_disk(folder, checkpoints)
         clip = load_clip(place.versions, spec.base_version, place.device)
         job.running()
         run = Run(
@@ -239,8 +239,9 @@ class LocalWork:
         self._job.log(f"mining {len(found.keys)} images of {mining.collection}")
         return found
 
-    def _require_disk(self, folder: Path) -> None:
-        """A run that fills the disk an hour later helps nobody."""
+    def _require_disk(self, folder: Path, checkpoints: Checkpoints) -> None:
+        """A run that fills the disk an hour later helps nobody. What one that goes on has written
+        already is of what it needs."""
         spec = self._spec
         weights = self._place.versions.read_manifest(spec.base_version).size_bytes
         method = spec.config.method
@@ -250,7 +251,8 @@ class LocalWork:
         states = DISK_FACTORS[method] * (max(1, spec.keep_checkpoints) + 1)
         needed = round(weights * (states + 2 + spec.soup))
         folder.mkdir(parents=True, exist_ok=True)
-        require_free_space(folder, needed, floor=self._place.min_free_disk_bytes)
+        more = max(0, needed - checkpoints.size_bytes)
+        require_free_space(folder, more, floor=self._place.min_free_disk_bytes)
 
 
 def _divide(

@@ -217,10 +217,13 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer, finetune_pb2_grpc.FineTuneServic
         self.watches: list[int] = []
         self.final = job_pb2.JOB_STATE_SUCCEEDED
         self.hang = False
+        self.advice = ""
 
     def FineTune(self, request: Any, context: Any) -> job_pb2.Job:
         self.started.append(request)
-        return self.GetJob(request, context)
+        job = self.GetJob(request, context)
+        job.advice = self.advice
+        return job
 
     def GetJob(self, request: Any, context: Any) -> job_pb2.Job:
         return job_pb2.Job(id="j-1", name="run", state=self.final, last_seq=self.events)

@@ -200,6 +200,8 @@ def test_finetuners_freeze_leaves_the_projections(fake: FakeEncode) -> None:
         ({"early_stopping": {"patience": -1}}, "early_stopping.patience"),
         ({"wise_ft": {"alpha": "half"}}, "wise_ft.alpha"),
         ({"loss": "NCALoss", "items_per_class": -4}, "items_per_class"),
+        ({"loss": "CLIPLoss", "items_per_class": 0}, "items_per_class"),
+        ({"loss": "CLIPLoss", "items_per_class": 4}, "items_per_class"),
     ],
 )
 def test_a_name_that_is_not_known_is_refused(
