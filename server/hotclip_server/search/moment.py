@@ -7,6 +7,7 @@ encoder then, and may be gone again before the read ends.
 
 from __future__ import annotations
 
+from hotclip_server.models.state import ModelState
 from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.search.encoding import Versions
 from hotclip_server.search.records import CollectionRecord
@@ -25,7 +26,7 @@ class Moment:
         self._versions = versions
         self.record = catalogue.get(name)
         """Its row."""
-        self._flips = self._revision()
+        self._model = self._state()
 
     def moved(self) -> bool:
         """Whether its row is another one by now."""
@@ -37,13 +38,15 @@ class Moment:
         now = self._catalogue.get(self.record.name)
         if now == self.record:  # Points of another kind would have changed it.
             return True
-        # Owners change in flips alone: one that is the same before and after at most one flip was
-        # the owner all the time. A reindex changes the row again and again, but flips nothing.
-        owned = _owner(self.record, shard) == version == _owner(now, shard)
-        return owned and self._revision() <= self._flips + 1
+        # Who owns it now as then may have been away: a live version goes in one flip and comes
+        # back in another; any other version can go without one, when a reindex lets the
+        # collection catch up. What a reindex else changes in the row, again and again, is no flip.
+        flips = self._state().revision - self._model.revision
+        stayed = flips == 0 or (flips == 1 and version == self._model.live_version)
+        return stayed and _owner(self.record, shard) == version == _owner(now, shard)
 
-    def _revision(self) -> int:
-        return self._versions.model_state(self.record.model).revision
+    def _state(self) -> ModelState:
+        return self._versions.model_state(self.record.model)
 
 
 def _owner(record: CollectionRecord, shard: str) -> str:

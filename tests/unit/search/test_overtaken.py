@@ -89,6 +89,29 @@ async def test_a_version_that_is_followed_and_left_again(world: World, store: La
     check(world, found, PICTURES)
 
 
+async def test_a_version_that_is_left_for_the_live_one_by_a_reindex(
+    world: World, store: LateStore
+) -> None:
+    one, locked = world.live, await world.load("tuned@one")
+    await world.registry.activate("default", await world.load("two"))
+    await world.registry.activate("default", locked)
+    assert record_of(world, "c").version == one
+    store.hold("search")
+    searching = asyncio.create_task(search(world, "c"))
+    await store.held("search")
+    await reindexed(world, locked)
+    assert record_of(world, "c").version == locked
+    await world.collections.writer.upsert("c", [text_point("t", "text")])
+    await store.do("search")
+    await take_back_text(world)
+    await world.registry.activate("default", one)
+    assert record_of(world, "c").version == one
+    store.late["search"].set()
+    found = await searching
+    assert found.version == one
+    check(world, found, PICTURES)
+
+
 async def test_what_no_other_version_writes_to_is_searched_once(
     world: World, store: LateStore
 ) -> None:
