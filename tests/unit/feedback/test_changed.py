@@ -40,9 +40,7 @@ TAKEN = row(EncodeItem(image=b"an image"), 1)
     ],
 )
 def test_what_a_point_holds_decides(found: SourceRow, reason: str) -> None:
-    choice = Choice(
-        query="q", point_id="p", time=now(), revision=1, content=content_of(TAKEN)
-    )
+    choice = Choice(query="q", point_id="p", time=now(), revision=1, content=content_of(TAKEN))
     assert _reason(choice, found, kept=True) == reason
 
 
