@@ -129,8 +129,8 @@ def sources_of(
     )
     return {
         row.point_id: SourceRow(
+            point_id=row.point_id,
             revision=row.revision,
-            content=row.content or "",
             kind=row.kind,
             item=row.item,
             blob=row.blob,
