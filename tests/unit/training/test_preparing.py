@@ -116,7 +116,11 @@ def open_files() -> int:
 
 def test_threads_that_read_ahead_do_not_pause() -> None:
     pauses: list[int] = []
-    pairs = Paused([Pair("image", "text")] * 2 * PIECE, lambda: pauses.append(threading.get_ident()))
+
+    def pause() -> None:
+        pauses.append(threading.get_ident())
+
+    pairs = Paused([Pair("image", "text")] * 2 * PIECE, pause)
     for thread in [threading.Thread(target=list, args=[pairs]) for _ in range(2)]:
         thread.start()
         thread.join()
