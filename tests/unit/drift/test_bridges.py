@@ -103,15 +103,20 @@ async def test_a_new_kind_that_is_taken_back_meanwhile_is_not_mapped(bridged: Br
     world, store = bridged.world, bridged.store
     await world.registry.activate("default", bridged.locked)
     store.hold("search")
+    store.hold("retrieve")
     searching = asyncio.create_task(bridged.search())
     await store.held("search")
     await bridged.write(text_point("t", "a text of the tuned version"))
     await store.do("search")
+    store.late["search"].set()
+    # It is found, and its vector is read to be mapped.
+    await store.held("retrieve")
+    await store.do("retrieve")
     await world.collections.writer.delete("c", ["t"])
     await world.collections.catalogue.change(
         "c", lambda _, record: record.with_sides((False, True, False))
     )
-    store.late["search"].set()
+    store.late["retrieve"].set()
     found = await searching
     assert found.version == bridged.two
     assert {match.id for match in found.matches[0]} == PICTURES
