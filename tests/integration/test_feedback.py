@@ -63,6 +63,10 @@ def test_choices_become_the_pairs_that_they_are(server: ServerProcess) -> None:
 
         client.upsert("chosen", [Point("p2", drawn[0][0])])
         client.delete_points("chosen", ["p3"])
+        # Another payload, or the same image once more, changes nothing.
+        client.upsert("chosen", [Point("p4", drawn[4][0], {"price": 3})])
+        client.delete_points("chosen", ["p5"])
+        client.upsert("chosen", [Point("p5", drawn[5][0])])
         counted = client.feedback_dataset("chosen", start=NOON, validate_only=True)
         assert counted.dataset is None
         built = client.feedback_dataset("chosen", start=NOON, name="clicks", description="of March")

@@ -7,6 +7,9 @@ import json
 import subprocess
 import sys
 import threading
+import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -25,6 +28,7 @@ from hotclip_server.testing import RunningServer, running_server
 
 IMAGE = b"\x89PNG an image"
 SOURCE = "fake:moved"
+REQUEST = encode_pb2.EncodeRequest(items=[EncodeItem(text="a text")])
 
 
 async def stage_moved(server: RunningServer, client: AsyncClient) -> tuple[str, MovedEncoder]:
@@ -156,6 +160,61 @@ async def test_requests_neither_fail_nor_change_under_a_flood_and_copies_are_dro
         assert found.failed == {"ENCODE_FAILED": found.compared}
         assert found.towers["clip-text"].items >= found.compared
         assert found.towers["clip-vision"].items == 0
+
+
+def ask(address: str, received: threading.Event) -> None:
+    with grpc.insecure_channel(address) as channel:
+        encode_pb2_grpc.EncodeServiceStub(channel).Encode(REQUEST)
+        received.set()
+
+
+def ask_in_a_stream(address: str, received: threading.Event) -> None:
+    request = encode_pb2.EncodeStreamRequest(id=1, request=REQUEST)
+    with grpc.insecure_channel(address) as channel:
+        answers = encode_pb2_grpc.EncodeServiceStub(channel).EncodeStream(iter([request]))
+        assert next(answers).HasField("limits")
+        assert next(answers).answer.id == 1
+        received.set()
+
+
+@pytest.mark.parametrize("asks", [ask, ask_in_a_stream])
+async def test_an_answer_has_left_before_its_copy_is_taken(
+    asks: Callable[[str, threading.Event], None],
+) -> None:
+    async with running_server() as server:
+        received = threading.Event()
+        had_been_received: list[bool] = []
+
+        def take() -> None:
+            # Until it returns the loop of the server does nothing else.
+            had_been_received.append(received.wait(20))
+
+        server.app.parts.traffic.offer = lambda *_: take  # type: ignore[method-assign]  # a witness of this test
+        await asyncio.to_thread(asks, server.address, received)
+        assert had_been_received == [True]
+
+
+async def test_a_stream_keeps_nothing_of_what_it_has_answered() -> None:
+    async with (
+        running_server() as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        kept: list[weakref.ref[Callable[[], None]]] = []
+
+        def offer(*request: object) -> Callable[[], None]:
+            take = partial(len, request)
+            kept.append(weakref.ref(take))
+            return take  # type: ignore[return-value]  # nobody looks at what it gives
+
+        server.app.parts.traffic.offer = offer  # type: ignore[method-assign]  # a witness of this test
+        stream = encode_pb2_grpc.EncodeServiceStub(channel).EncodeStream()
+        await stream.write(encode_pb2.EncodeStreamRequest(id=1, request=REQUEST))
+        assert (await stream.read()).HasField("limits")
+        assert (await stream.read()).answer.id == 1
+        async with asyncio.timeout(10):
+            while kept[0]() is not None:  # noqa: ASYNC110 - no event for it
+                await asyncio.sleep(0.005)
+        stream.cancel()
 
 
 async def test_a_caller_that_goes_away_leaves_nobody_who_keeps_the_version() -> None:

@@ -266,7 +266,8 @@ def watch_models(
     Args:
         model: Name of the model; empty: all.
         after: The last revision by model that was seen before, e.g. {"default": 7}: those after
-            it come first, without their staged versions.
+            it come first, without their staged versions. Where all models are watched, those that
+            it does not name are new: all of their revisions come.
     """
     connection, attempts = self._connection, Attempts()
     seen: dict[str, Model] = {}

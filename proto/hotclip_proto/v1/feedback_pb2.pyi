@@ -313,9 +313,10 @@ class UnusedChoices(message.Message):
     POINT_IDS_FIELD_NUMBER: builtins.int
     reason: builtins.str
     """DUPLICATE (the same text and image once more), POINT_GONE (deleted since), POINT_CHANGED
-    (holds something else since), NO_SOURCE (the collection keeps none, or the point is a vector
-    that the caller gave), NOT_AN_IMAGE (the point is a text, or pixels without a file),
-    IMAGE_UNFIT (no image for training; the dataset's report says why).
+    (holds something else since; of a choice that an older server kept: was written since),
+    NO_SOURCE (the collection keeps none, or the point is a vector that the caller gave),
+    NOT_AN_IMAGE (the point is a text, or pixels without a file), IMAGE_UNFIT (no image for
+    training; the dataset's report says why).
     """
     choices: builtins.int
     @builtins.property

@@ -723,7 +723,9 @@ class WatchModelsRequest(message.Message):
     @builtins.property
     def after_revisions(self) -> containers.ScalarMap[builtins.str, builtins.int]:
         """The last revision of each model that the caller has seen: those after it come first,
-        without their staged_versions.
+        without their staged_versions. If it names one and all models are watched, a model that it
+        does not name is new to the caller, and all of its revisions come. Empty: each begins with its
+        state now.
         """
 
     def __init__(

@@ -224,8 +224,9 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchModels(self, request, context):
-        """Sends the model's state now, then each change of it. No revision is left out, also not
-        over a broken connection, if the next call says which was the last. Errors: NOT_FOUND.
+        """Sends the model's state now, then each change of it. No revision is left out, also not of
+        models that are made meanwhile, and not over a broken connection, if the next call says which
+        were the last. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

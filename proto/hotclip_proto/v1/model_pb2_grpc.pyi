@@ -94,8 +94,9 @@ class ModelServiceStub:
     BASE_VERSION_MISSING (a delta of a version that is not here), DATA_LOSS.
     """
     WatchModels: _grpc.UnaryStreamMultiCallable[_model_pb2.WatchModelsRequest, _model_pb2.Model]
-    """Sends the model's state now, then each change of it. No revision is left out, also not
-    over a broken connection, if the next call says which was the last. Errors: NOT_FOUND.
+    """Sends the model's state now, then each change of it. No revision is left out, also not of
+    models that are made meanwhile, and not over a broken connection, if the next call says which
+    were the last. Errors: NOT_FOUND.
     """
     DescribeArchitectures: _grpc.UnaryUnaryMultiCallable[_model_pb2.DescribeArchitecturesRequest, _model_pb2.DescribeArchitecturesResponse]
     """Architectures that LoadVersion knows, and weights to begin with. Errors: INVALID_ARGUMENT
@@ -167,8 +168,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     BASE_VERSION_MISSING (a delta of a version that is not here), DATA_LOSS.
     """
     WatchModels: _aio.UnaryStreamMultiCallable[_model_pb2.WatchModelsRequest, _model_pb2.Model]  # type: ignore[assignment]
-    """Sends the model's state now, then each change of it. No revision is left out, also not
-    over a broken connection, if the next call says which was the last. Errors: NOT_FOUND.
+    """Sends the model's state now, then each change of it. No revision is left out, also not of
+    models that are made meanwhile, and not over a broken connection, if the next call says which
+    were the last. Errors: NOT_FOUND.
     """
     DescribeArchitectures: _aio.UnaryUnaryMultiCallable[_model_pb2.DescribeArchitecturesRequest, _model_pb2.DescribeArchitecturesResponse]  # type: ignore[assignment]
     """Architectures that LoadVersion knows, and weights to begin with. Errors: INVALID_ARGUMENT
@@ -315,8 +317,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.WatchModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_model_pb2.Model], _abc.AsyncIterator[_model_pb2.Model]]:
-        """Sends the model's state now, then each change of it. No revision is left out, also not
-        over a broken connection, if the next call says which was the last. Errors: NOT_FOUND.
+        """Sends the model's state now, then each change of it. No revision is left out, also not of
+        models that are made meanwhile, and not over a broken connection, if the next call says which
+        were the last. Errors: NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

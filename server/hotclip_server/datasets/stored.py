@@ -70,9 +70,9 @@ class StoredDataset:
         return _Places(map(json.loads, self._lines(IMAGE_INDEX)))
 
     @property
-    def image_keys(self) -> Sequence[str]:
-        """All of them, in stored order, read anew."""
-        return [json.loads(line)["key"] for line in self._lines(IMAGE_INDEX)]
+    def image_keys(self) -> Iterator[str]:
+        """All of them, in stored order, read anew, each when it is asked for."""
+        return (json.loads(line)["key"] for line in self._lines(IMAGE_INDEX))
 
     def image_bytes(self, image_key: str) -> bytes:
         """The image as it was uploaded. Any thread. Raises KeyError for an unknown key."""

@@ -18,6 +18,7 @@ from hotclip_server.drift.bridges import Bridges, StoredBridge
 from hotclip_server.errors import FailedPrecondition, NotFound
 from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.search.encoding import Versions
+from hotclip_server.search.moment import Moment
 from hotclip_server.search.protocol import Match, VectorStore
 from hotclip_server.search.records import CollectionRecord, binding_of
 from hotclip_server.search.searcher import MAX_LIMIT, Found, Searcher, SearchOptions
@@ -60,7 +61,8 @@ class BridgedSearcher:
         self._searcher.check(queries, options)
         while True:
             bridge, current = await self._bridges.get(name)
-            record = self._catalogue.get(name)
+            moment = Moment(self._catalogue, self._versions, name)
+            record = moment.record
             if record.version == bridge.facts.version:
                 return await self._searcher.search(name, queries, options)
             if not current:
@@ -70,13 +72,10 @@ class BridgedSearcher:
                 found = await self._search(record, bridge, queries, options)
             except NotFound as error:
                 # A flip put another shard in place of the one that this search had begun on.
-                moved = self._catalogue.get(name).shard != record.shard
-                if error.reason != "SHARD_NOT_FOUND" or not moved:
+                if error.reason != "SHARD_NOT_FOUND" or not moment.moved():
                     raise
             else:
-                # Points of another version may have come into the shard meanwhile.
-                now = self._catalogue.get(name)
-                if now.shard != record.shard or bridge.serves(now):
+                if moment.holds(bridge.facts.bound_version, record.shard):
                     return found
 
     async def _search(

@@ -40,6 +40,7 @@ from hotclip_server.search.collections import Collections
 from hotclip_server.search.protocol import PointMeta, VectorStore
 from hotclip_server.search.records import CollectionRecord, SourceRow
 from hotclip_server.storage.database import Database
+from hotclip_server.training.lazy_pairs import Paused, in_pieces
 
 TOWER_NUMBERS = {Tower.TEXT: types_pb2.TOWER_TEXT, Tower.VISION: types_pb2.TOWER_VISION}
 _STORED = 4 * AT_ONCE
@@ -134,7 +135,8 @@ class Comparison:
             )
         captions: list[str] = []
         if dataset is not None:
-            known = dict.fromkeys(pair.text for pair in dataset.pairs if pair.text)
+            pairs = Paused(dataset.pairs, self._job.give_way)
+            known = dict.fromkeys(pair.text for pair in pairs if pair.text)
             captions = self._some(list(known))
         return list(dict.fromkeys([*self._spec.texts, *asked, *captions]))
 
@@ -166,7 +168,7 @@ class Comparison:
         self._moved(Tower.TEXT, old[good], new[good])
 
     def _compare_images(self, dataset: StoredDataset) -> None:
-        keys = self._some(dataset.image_keys)
+        keys = self._some(list(in_pieces(dataset.image_keys, self._job.give_way)))
         for start in range(0, len(keys), AT_ONCE):
             part = keys[start : start + AT_ONCE]
             self._compare_rows([image_row(dataset.image_bytes(key)) for key in part])

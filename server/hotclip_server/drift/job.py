@@ -77,6 +77,7 @@ class DriftHandler:
             return comparison.run(None)
         dataset = self._datasets.load(spec.dataset)
         try:
+            dataset.locate(job.give_way)
             return comparison.run(dataset)
         finally:
             dataset.close()

@@ -269,14 +269,15 @@ class ShadowTraffic:
         items: Sequence[EncodeItem],
         answer: Encoded,
         truncate: Truncate,
-    ) -> None:
-        """Takes a copy of an answered request, or none; at once, and never raises."""
+    ) -> Callable[[], None] | None:
+        """Draws whether a request that is about to be answered is copied; see `Witness`."""
         shadow = self._active.get(resident.model)
         if shadow is None or resident.version_id != shadow.base_version:
-            return
+            return None
         shadow.requests += 1
-        if self._draw() < shadow.share:
-            self._take(shadow, list(items[:MOST_ITEMS]), answer, truncate)
+        if self._draw() >= shadow.share:
+            return None
+        return partial(self._take, shadow, list(items[:MOST_ITEMS]), answer, truncate)
 
     def drawn(
         self,
@@ -308,7 +309,9 @@ class ShadowTraffic:
     ) -> None:
         shadow.copied += 1
         size = sum(item.ByteSize() for item in items)
-        if len(self._line) >= MOST_WAITING or self._bytes + size > MOST_BYTES:
+        if self._active.get(shadow.model) is not shadow:  # It has ended since it was drawn.
+            shadow.dropped[ENDED] += 1
+        elif len(self._line) >= MOST_WAITING or self._bytes + size > MOST_BYTES:
             shadow.dropped[BUSY] += 1
         elif self._pressure_s() > HEADROOM_S:
             shadow.dropped[PRESSURE] += 1

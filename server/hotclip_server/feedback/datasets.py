@@ -20,7 +20,7 @@ from hotclip_server.datasets.store import DatasetStore
 from hotclip_server.datasets.upload import DatasetUpload
 from hotclip_server.errors import FailedPrecondition, InvalidArgument
 from hotclip_server.feedback import records
-from hotclip_server.feedback.records import Choice, Window
+from hotclip_server.feedback.records import Choice, Window, content_of
 from hotclip_server.search.blobs import SourceBlobs
 from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.search.records import SourceRow
@@ -240,11 +240,16 @@ def _reason(choice: Choice, row: SourceRow | None, *, kept: bool) -> str:
     """Why a choice makes no pair; empty if it may."""
     if row is None:
         return POINT_GONE if kept else NO_SOURCE
-    if row.revision != choice.revision:
+    if row.revision != choice.revision and not _same(choice, row):
         return POINT_CHANGED
     if row.kind == "vector":
         return NO_SOURCE
     return "" if row.kind == "image" else NOT_AN_IMAGE
+
+
+def _same(choice: Choice, row: SourceRow) -> bool:
+    """Whether a point that was written again holds the same image, perhaps with another payload."""
+    return bool(choice.content) and choice.content == content_of(row)
 
 
 def _unusable(collection: str, tally: Tally) -> FailedPrecondition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -19,6 +19,8 @@ from hotclip_server.storage.database import Database, now
 
 MAX_CHOICES = 1000
 """Of one call."""
+_AT_ONCE = 64
+"""Points whose sources are read in one step: bounds the images in memory."""
 LONGEST_REQUEST_ID = 128
 CLOCKS_DIFFER = timedelta(minutes=5)
 """How far ahead of this server's clock a caller's may be."""
@@ -83,6 +85,7 @@ class FeedbackLog:
                 errors[at] = problem
         good = [at for at in range(len(choices)) if at not in errors]
         stored = await self._retrieve(collection, list({choices[at].point_id for at in good}))
+        contents = await self._contents(collection, stored.revisions)
         keep: list[Choice] = []
         for at in good:
             choice = choices[at]
@@ -94,7 +97,8 @@ class FeedbackLog:
                     reason="POINT_NOT_FOUND",
                 )
             else:
-                keep.append(replace(choice, revision=revision))
+                content = contents.get(choice.point_id, "")
+                keep.append(replace(choice, revision=revision, content=content))
         recorded = await self._database.run(lambda c: self._insert(c, collection, keep))
         return Recorded(recorded=recorded, known=len(keep) - recorded, errors=errors)
 
@@ -148,6 +152,17 @@ class FeedbackLog:
                 moved = self._catalogue.get(collection).shard != shard
                 if error.reason != "SHARD_NOT_FOUND" or not moved:
                     raise
+
+    async def _contents(self, collection: str, revisions: Mapping[str, int]) -> dict[str, str]:
+        """`content_of` those of the points that are not being written at this moment."""
+        found: dict[str, str] = {}
+        if self._catalogue.get(collection).keep_sources:
+            for start in range(0, len(revisions), _AT_ONCE):
+                part = dict(list(revisions.items())[start : start + _AT_ONCE])
+                found |= await self._database.run(
+                    lambda c, part=part: records.contents_of(c, collection, part)  # type: ignore[misc]  # mypy can't infer lambdas with defaults
+                )
+        return found
 
     def _insert(self, connection: Connection, collection: str, choices: Sequence[Choice]) -> int:
         """Adds those that are new; on the database's thread, where nobody else counts."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,7 +27,9 @@ class Choice:
     time: datetime
     request_id: str = ""
     revision: int = 0
-    """Of the point when it was taken: tells whether it has been replaced since."""
+    """Of the point when it was taken: it holds the same as long as it has this one."""
+    content: str = ""
+    """`content_of` the point when it was taken; empty also if it was not known."""
     seq: int = 0
     """Grows with every choice that is kept."""
 
@@ -71,6 +74,7 @@ def insert(connection: Connection, collection: str, choices: Sequence[Choice]) -
                     "query": choice.query,
                     "point_id": choice.point_id,
                     "revision": choice.revision,
+                    "content": choice.content or None,
                     "time": choice.time,
                     "request_id": choice.request_id or None,
                 }
@@ -100,6 +104,7 @@ def newest(
             time=aware(row.time),
             request_id=row.request_id or "",
             revision=row.revision,
+            content=row.content or "",
             seq=row.seq,
         )
         for row in connection.execute(query)
@@ -132,6 +137,29 @@ def sources_of(
             payload={},
         )
         for row in connection.execute(query)
+    }
+
+
+def content_of(row: SourceRow) -> str:
+    """sha256 of the image that a point holds, as it is stored, hex; empty if it holds none."""
+    if row.kind != "image":
+        return ""
+    return row.blob or hashlib.sha256(row.item or b"").hexdigest()
+
+
+def contents_of(
+    connection: Connection, collection: str, revisions: Mapping[str, int]
+) -> dict[str, str]:
+    """`content_of` points by id; without those that have another revision by now.
+
+    Args:
+        revisions: Of the points, by id.
+    """
+    found = sources_of(connection, collection, list(revisions))
+    return {
+        point_id: content_of(row)
+        for point_id, row in found.items()
+        if row.revision == revisions[point_id]
     }
 
 

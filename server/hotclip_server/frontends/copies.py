@@ -9,6 +9,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,25 +78,38 @@ class CopySender:
         items: Sequence[EncodeItem],
         answer: Encoded,
         truncate: Truncate,
-    ) -> None:
+    ) -> Callable[[], None] | None:
         """See `Witness`."""
-        version, share = self._shares.get(resident.model, ("", 0.0))
+        model = resident.model
+        version, share = self._shares.get(model, ("", 0.0))
         if version != resident.version_id:
-            return
-        self._requests[resident.model] += 1
+            return None
+        self._requests[model] += 1
         if self._draw() >= share:
-            return
+            return None
         chosen = list(items[:MOST_ITEMS])
-        if sum(item.ByteSize() for item in chosen) > MOST_BYTES:
-            chosen = []
+        whole = len(chosen) == len(items)
+        return partial(self._send, model, version, chosen, answer, truncate, whole=whole)
+
+    def _send(
+        self,
+        model: str,
+        version: str,
+        items: Sequence[EncodeItem],
+        answer: Encoded,
+        truncate: Truncate,
+        *,
+        whole: bool,
+    ) -> None:
+        fit = sum(item.ByteSize() for item in items) <= MOST_BYTES
         copy = Copy(
-            model=resident.model,
+            model=model,
             version=version,
-            requests=self._requests.pop(resident.model),
-            items=chosen,
+            requests=self._requests.pop(model, 0),
+            items=items if fit else [],
             answer=answer,
             truncate=truncate,
-            whole=len(chosen) == len(items),
+            whole=whole and fit,
         )
         self._frames.send(Kind.COPY, copy.pack())
 

@@ -10,7 +10,7 @@ from hotclip_proto.v1 import encode_pb2
 from hotclip_server.drain import Drain
 from hotclip_server.frontends.versions import FrontVersions
 from hotclip_server.pipeline import EncodePipeline
-from hotclip_server.services.encode import EncodeService, Witness
+from hotclip_server.services.encode import EncodeService, Later, Witness
 
 
 class FrontEncodeService(EncodeService):
@@ -39,6 +39,6 @@ class FrontEncodeService(EncodeService):
         response: encode_pb2.EncodeResponse,
         request: encode_pb2.EncodeRequest,
         deadline: float | None,
-    ) -> None:
+    ) -> Later | None:
         await self._front.admitted()
-        await super()._encode_into(response, request, deadline)
+        return await super()._encode_into(response, request, deadline)

@@ -205,6 +205,15 @@ class JobContext:
         """Waits while requests wait for the device, but not for ever; see `Yielding`."""
         self.yielding(self.check_cancelled)
 
+    def give_way(self) -> None:
+        """Call it between pieces of work: it waits while requests wait for the device.
+
+        Raises:
+            Cancelled, Interrupted: as `check_cancelled`.
+        """
+        self.check_cancelled()
+        self.yield_to_serving()
+
     def flush(self) -> None:
         """Writes the step event that was held back, if any."""
         if self._held_back is not None:

@@ -65,7 +65,8 @@ class Gates:
             live: Version id; empty if none is.
 
         Raises:
-            NotFound: no such dataset; reason DATASET_NOT_FOUND.
+            NotFound: no such dataset, reason DATASET_NOT_FOUND, or version, reason
+                VERSION_NOT_FOUND.
             FailedPrecondition: something is not measured, reason GATE_NOT_MEASURED, or a bound
                 is not reached, reason GATE_NOT_REACHED.
         """
@@ -97,8 +98,12 @@ def _measured(
     if gate.dataset:
         evaluations = _evaluations(connection, _dataset_id(connection, gate.dataset), version)
     else:
-        row = connection.execute(sa.select(versions.c.metrics).where(versions.c.id == version))
-        evaluations = [(row.scalar_one(), {})]
+        kept = connection.execute(
+            sa.select(versions.c.metrics).where(versions.c.id == version)
+        ).scalar_one_or_none()
+        if kept is None:  # Deleted since the caller's request was looked at.
+            raise NotFound(f"version: there is no version {version!r}", reason="VERSION_NOT_FOUND")
+        evaluations = [(kept, {})]
     for metrics, told in evaluations:
         if gate.metric in metrics and settings in (None, told):
             return float(metrics[gate.metric]), told

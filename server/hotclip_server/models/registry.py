@@ -341,7 +341,7 @@ class ModelRegistry:
 
         Args:
             after: The last revision, by model, that the caller has seen: what came after it comes
-                first.
+                first. Where all are watched and it names one, what the others were comes too.
 
         Raises:
             NotFound: no such model.

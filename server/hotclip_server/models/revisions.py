@@ -25,9 +25,14 @@ async def watch_models(
     """
     if model:
         catalog.model(model)
-    revisions = _Revisions(catalog, state, after)
     with changes.subscribe() as watcher:
         names = {model} if model else set(catalog.models)
+        seen = {name: after[name] for name in names if name in after}
+        if model or not after:
+            # These begin with what they are now, also if that is something else when their turn
+            # comes. Every other model is new to this watcher, which gets all that it was.
+            seen = {name: state(name).revision - 1 for name in names} | seen
+        revisions = _Revisions(catalog, state, seen)
         while names:
             for name in sorted(names):
                 for unseen in await revisions.unseen(name):
@@ -42,7 +47,7 @@ class _Revisions:
     """Remembers the last revision of each model that a watcher got.
 
     Args:
-        seen: Revisions by model that it had got before.
+        seen: Revisions by model that it has got before; of the others it has got none.
     """
 
     def __init__(
@@ -53,9 +58,9 @@ class _Revisions:
         self._seen = dict(seen)
 
     async def unseen(self, model: str) -> list[ModelState]:
-        """Every revision since then, and the state now, which is the last."""
+        """Every revision since that one, and the state now, which is the last."""
         state = self._state(model)
-        known = self._seen.get(model, state.revision)
+        known = self._seen.get(model, 0)
         self._seen[model] = state.revision
         if known + 1 >= state.revision:
             return [state]

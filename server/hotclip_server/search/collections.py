@@ -76,7 +76,7 @@ class Collections:
             max_payload_bytes=max_payload_bytes,
         )
         self.searcher = Searcher(store, versions, encoder, self.catalogue)
-        self.reader = Reader(database, store, self.catalogue, blobs)
+        self.reader = Reader(database, store, versions, self.catalogue, blobs)
         self.reindexer = Reindexer(database, store, versions, self.catalogue, self.writer, sources)
         self.sampler = ImageSampler(database, blobs)
 

@@ -16,8 +16,10 @@ from hotclip_server.errors import InvalidArgument, NotFound, ResourceExhausted
 from hotclip_server.search import records
 from hotclip_server.search.blobs import SourceBlobs
 from hotclip_server.search.catalogue import Catalogue
+from hotclip_server.search.encoding import Versions
 from hotclip_server.search.filters import PayloadFilter
 from hotclip_server.search.ids import cursor_of
+from hotclip_server.search.moment import Moment
 from hotclip_server.search.protocol import PointMeta, ShardInfo, VectorStore
 from hotclip_server.search.records import CollectionRecord, SourceRow
 from hotclip_server.storage.database import Database
@@ -65,10 +67,16 @@ class Reader:
     """Reads points of collections. Event loop only."""
 
     def __init__(
-        self, database: Database, store: VectorStore, catalogue: Catalogue, blobs: SourceBlobs
+        self,
+        database: Database,
+        store: VectorStore,
+        versions: Versions,
+        catalogue: Catalogue,
+        blobs: SourceBlobs,
     ) -> None:
         self._database = database
         self._store = store
+        self._versions = versions
         self._catalogue = catalogue
         self._blobs = blobs
 
@@ -104,7 +112,7 @@ class Reader:
                 )
             return ReadPoints(points=points, record=record)
 
-        return await self._on_live_shard(name, read)
+        return await self._on_live_shard(name, read, vectors=fields.vectors)
 
     async def page(
         self,
@@ -142,20 +150,28 @@ class Reader:
                 following = cursor_of(left[0]) if left else following
             return ReadPoints(points=points, record=record, following=following)
 
-        return await self._on_live_shard(name, read)
+        return await self._on_live_shard(name, read, vectors=fields.vectors)
 
     async def _on_live_shard(
-        self, name: str, read: Callable[[CollectionRecord], Awaitable[T]]
+        self,
+        name: str,
+        read: Callable[[CollectionRecord], Awaitable[T]],
+        *,
+        vectors: bool = False,
     ) -> T:
-        """Reads the collection as it is; again if a flip dropped its shard meanwhile."""
+        """Reads the collection as it is; again if a flip dropped its shard meanwhile or, where
+        `vectors` are read, if one of them may be of another version than the collection was."""
         while True:
-            record = self._catalogue.get(name)
+            moment = Moment(self._catalogue, self._versions, name)
+            record = moment.record
             try:
-                return await read(record)
+                found = await read(record)
             except NotFound as error:
-                moved = self._catalogue.get(name).shard != record.shard
-                if error.reason != "SHARD_NOT_FOUND" or not moved:
+                if error.reason != "SHARD_NOT_FOUND" or not moment.moved():
                     raise
+            else:
+                if not vectors or moment.holds(record.version, record.shard):
+                    return found
 
     async def _read(
         self, record: CollectionRecord, ids: Sequence[str], fields: Fields, most: int

@@ -17,6 +17,7 @@ from hotclip_server.errors import FailedPrecondition, InvalidArgument, NotFound
 from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.search.encoding import ItemEncoder, Versions
 from hotclip_server.search.filters import PayloadFilter
+from hotclip_server.search.moment import Moment
 from hotclip_server.search.points import Space
 from hotclip_server.search.protocol import Match, VectorStore
 from hotclip_server.search.queries import Part, combine, parse_query
@@ -89,24 +90,18 @@ class Searcher:
         """
         self.check(queries, options)
         while True:
-            live = self._catalogue.get(name)
-            record = of_space(live, options.expected_space_id, self._versions)
+            moment = Moment(self._catalogue, self._versions, name)
+            record = of_space(moment.record, options.expected_space_id, self._versions)
             if not options.expected_space_id:
                 record = _of_vectors(record, queries, self._versions)
             try:
                 found = await self._search(record, queries, options)
             except NotFound as error:
                 # A flip put another shard in place of the one that this search had begun on.
-                moved = self._catalogue.get(name).generation != live.generation
-                if error.reason != "SHARD_NOT_FOUND" or not moved:
+                if error.reason != "SHARD_NOT_FOUND" or not moment.moved():
                     raise
             else:
-                now = self._catalogue.get(name)
-                owners = {shard: version for version, shard in now.targets().items()}
-                # Points that another version made may have come into the shard meanwhile, and
-                # be gone again.
-                unchanged = now.generation == live.generation
-                if unchanged or owners.get(record.shard) == record.version:
+                if moment.holds(record.version, record.shard):
                     return found
 
     def check(self, queries: Sequence[search_pb2.Query], options: SearchOptions) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -53,6 +55,10 @@ class Versions(Protocol):
         """Holds the version that answers."""
 
 
+Later = Callable[[], None]
+"""To be called when an answer is on its way; raises nothing."""
+
+
 class Witness(Protocol):
     """Is told of answered requests; `ShadowTraffic` is one."""
 
@@ -62,8 +68,27 @@ class Witness(Protocol):
         items: Sequence[types_pb2.EncodeItem],
         answer: Encoded,
         truncate: Truncate,
-    ) -> None:
-        """A request was answered; returns at once, raises nothing."""
+    ) -> Later | None:
+        """A request is about to be answered; returns at once, raises nothing.
+
+        Returns:
+            What takes longer, and keeps the request until it is called; None for most requests,
+            of which nothing is kept.
+        """
+
+
+@dataclass
+class _Answered:
+    """An answer, and what is to be called when it is on its way."""
+
+    message: encode_pb2.EncodeStreamResponse
+    later: Later | None
+
+    def handed_over(self) -> encode_pb2.EncodeStreamResponse:
+        """For who sends it in this turn of the loop."""
+        _after_this_turn(self.later)
+        self.later = None  # What holds this until the next answer holds no request.
+        return self.message
 
 
 class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
@@ -96,7 +121,7 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
     ) -> encode_pb2.EncodeResponse:
         """Encodes one list."""
         response = encode_pb2.EncodeResponse()
-        await self._encode_into(response, request, deadline_of(context))
+        _after_this_turn(await self._encode_into(response, request, deadline_of(context)))
         return response
 
     async def EncodeStream(  # noqa: N802 - named by the proto
@@ -109,17 +134,15 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
         yield encode_pb2.EncodeStreamResponse(limits=limits)
         deadline = deadline_of(context)
 
-        async def answer(
-            request: encode_pb2.EncodeStreamRequest,
-        ) -> encode_pb2.EncodeStreamResponse:
+        async def answer(request: encode_pb2.EncodeStreamRequest) -> _Answered:
             return await self._answer(request, deadline)
 
         answers = answer_in_order(
             request_iterator, answer, self._max_in_flight, self._drain.draining
         )
         async with aclosing(answers):
-            async for message in answers:
-                yield message
+            async for answered in answers:
+                yield answered.handed_over()
         if self._drain.draining.is_set():
             raise self._drain.error()
 
@@ -153,24 +176,26 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
 
     async def _answer(
         self, request: encode_pb2.EncodeStreamRequest, deadline: float | None
-    ) -> encode_pb2.EncodeStreamResponse:
+    ) -> _Answered:
         message = encode_pb2.EncodeStreamResponse()
         message.answer.id = request.id
+        later = None
         try:
-            await self._encode_into(message.answer.response, request.request, deadline)
+            later = await self._encode_into(message.answer.response, request.request, deadline)
         except HotclipError as error:
             _fail(message.answer, error)
         except Exception as error:  # noqa: BLE001
             # One request of a stream fails alone; the log has the traceback.
             _fail(message.answer, internal_error(STREAM_METHOD, error))
-        return message
+        return _Answered(message, later)
 
     async def _encode_into(
         self,
         response: encode_pb2.EncodeResponse,
         request: encode_pb2.EncodeRequest,
         deadline: float | None,
-    ) -> None:
+    ) -> Later | None:
+        """What is to be called when the answer is on its way, if anything is."""
         # Written in place: protobuf copies a message that is put into another one.
         started = time.perf_counter()
         dtype = check_dtype(request.dtype)
@@ -199,8 +224,16 @@ class EncodeService(encode_pb2_grpc.EncodeServiceServicer):
         response.text_encoder_id = spec.text_encoder_id
         response.vision_encoder_id = spec.vision_encoder_id
         response.timings.CopyFrom(timings_to_proto([encoded], started))
-        if self._witness is not None:
-            self._witness.offer(resident, request.items, encoded, truncate)
+        if self._witness is None:
+            return None
+        return self._witness.offer(resident, request.items, encoded, truncate)
+
+
+def _after_this_turn(later: Later | None) -> None:
+    """Has it called in the next turn of the loop: gRPC sends an answer in the turn in which it
+    gets it."""
+    if later is not None:
+        asyncio.get_running_loop().call_soon(later)
 
 
 def deadline_of(context: Context) -> float | None:

@@ -202,8 +202,11 @@ feedback = Table(
     ),
     Column("query", Text, nullable=False),
     Column("point_id", String(512), nullable=False),
-    # Of the point when it was taken: tells whether it has been replaced since.
+    # Of the point when it was taken: it holds the same as long as it has this one.
     Column("revision", BigInteger, nullable=False),
+    # sha256 of the image that the point held then: it may be written again with the same one. Null:
+    # it held none, or that was not known.
+    Column("content", String(64)),
     Column("time", DateTime(timezone=True), nullable=False),
     # The caller's, so that recording may be tried again; null: none.
     Column("request_id", String(128)),

@@ -58,22 +58,10 @@ def load_clip(versions: Versions, version_id: str, device: str) -> Clip:
     return clip_of(encoder.model, encoder.tokenizer)
 
 
-def giving_way(job: JobContext) -> Callable[[], None]:
-    """To be called between pieces of work: it waits while serving is asked, and ends with the
-    job."""
-
-    def pause() -> None:
-        job.check_cancelled()
-        job.yield_to_serving()
-
-    return pause
-
-
 @contextmanager
 def opened(job: JobContext, datasets: Datasets, *ids: str) -> Iterator[list[PairSet | None]]:
     """Datasets to read on the thread of the job, which gives way as it reads their rows; closed
     at the end. None for each empty id."""
-    pause = giving_way(job)
     with ExitStack() as stack:
         found: list[PairSet | None] = []
         for dataset_id in ids:
@@ -82,8 +70,8 @@ def opened(job: JobContext, datasets: Datasets, *ids: str) -> Iterator[list[Pair
                 continue
             stored = datasets.load(dataset_id)
             stack.callback(stored.close)
-            stored.locate(pause)
-            found.append(SomePairs(Paused(stored.pairs, pause), stored))
+            stored.locate(job.give_way)
+            found.append(SomePairs(Paused(stored.pairs, job.give_way), stored))
         yield found
 
 
@@ -123,7 +111,7 @@ def measure(job: JobContext, evaluator: Evaluator, clip: Clip) -> Evaluation:
         FailedPrecondition: an embedding is not finite; reason VERSION_UNFIT.
     """
     try:
-        return evaluator.evaluate(clip, examples=EXAMPLES, pause=giving_way(job))
+        return evaluator.evaluate(clip, examples=EXAMPLES, pause=job.give_way)
     except InvalidPairs:
         raise
     except ValueError as error:

@@ -46,13 +46,15 @@ async def test_a_sender_counts_draws_and_keeps_to_the_sizes() -> None:
     resident = Resident(version_id="live", model="m", encoder=FakeEncoder())
     other = Resident(version_id="other", model="m", encoder=FakeEncoder())
     text = [EncodeItem(text="a")]
-    sender.offer(resident, text, answered(1), Truncate.END)  # Nothing is to be copied yet.
+    # Nothing is to be copied yet.
+    assert sender.offer(resident, text, answered(1), Truncate.END) is None
     sender.apply({"shares": [["m", "live", 0.5]]})
-    sender.offer(other, text, answered(1), Truncate.END)
+    assert sender.offer(other, text, answered(1), Truncate.END) is None
     for items in (text, text, [EncodeItem(image=bytes(MOST_BYTES))], text * (MOST_ITEMS + 1)):
-        sender.offer(resident, items, answered(len(items)), Truncate.END)
+        if later := sender.offer(resident, items, answered(len(items)), Truncate.END):
+            later()
     sender.apply({"shares": []})
-    sender.offer(resident, text, answered(1), Truncate.END)
+    assert sender.offer(resident, text, answered(1), Truncate.END) is None
     async with asyncio.timeout(5):
         while len(came) < 3:  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.001)

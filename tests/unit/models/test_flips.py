@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from hotclip_server.errors import (
 )
 from hotclip_server.models import quiet, slots
 from hotclip_server.models.registry import ModelRegistry
+from hotclip_server.models.state import ModelState
 
 
 class Participant:
@@ -209,6 +210,48 @@ async def test_a_watcher_goes_on_where_it_was(tmp_path: Path, loader: FakeLoader
         # Of another server's past nothing is made up.
         ahead = registry.watch("default", {"default": 99, "other": 1})
         assert (await anext(ahead)).revision == 7
+
+
+async def test_a_model_that_is_made_while_a_watcher_is_slow_or_away(
+    registry: ModelRegistry,
+) -> None:
+    async def flip(model: str, *seeds: str) -> None:
+        for seed in seeds:
+            version = await registry.load_version(model, f"fake:{model}-{seed}")
+            await registry.activate(model, version.id)
+
+    async def told(watch: AsyncGenerator[ModelState, None], count: int) -> list[tuple[str, int]]:
+        found: dict[tuple[str, int], None] = {}  # What is staged comes under the same revision.
+        async with asyncio.timeout(10):
+            while len(found) < count:
+                state = await anext(watch)
+                found[state.name, state.revision] = None
+        return list(found)
+
+    await flip("old", "a")
+    slow = registry.watch()
+    assert (await anext(slow)).name == "default"
+    await flip("old", "b")  # whose turn has not come
+    await flip("slow", "a", "b", "c")
+    assert await told(slow, 5) == [("old", 1), ("old", 2), *(("slow", n) for n in (1, 2, 3))]
+    # One that was told of these and was away since.
+    await flip("late", "a", "b")
+    back = registry.watch("", {"default": 1, "old": 2, "slow": 2})
+    assert await told(back, 5) == [
+        ("default", 1),
+        ("late", 1),
+        ("late", 2),
+        ("old", 2),
+        ("slow", 3),
+    ]
+    # Who has seen nothing gets what is now, also of one model.
+    assert await told(registry.watch(), 4) == [
+        ("default", 1),
+        ("late", 2),
+        ("old", 2),
+        ("slow", 3),
+    ]
+    assert await told(registry.watch("late", {"slow": 1}), 1) == [("late", 2)]
 
 
 async def test_a_flip_waits_until_no_item_waits_and_not_for_ever(

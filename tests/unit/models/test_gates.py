@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import Connection
 from support.registry import load, pinned
 from support.versions import FakeLoader
 
@@ -171,3 +172,22 @@ async def test_it_is_compared_with_what_is_replaced(
         await waiting
     assert caught.value.reason == "GATE_NOT_REACHED"
     assert registry.model_state().live_version == "v-c"
+
+
+async def test_a_version_that_is_deleted_while_its_gate_is_looked_at(
+    registry: ModelRegistry, loader: FakeLoader
+) -> None:
+    await registry.register("", loader.import_source("fake:b"), {"monitor": 0.5})
+    catalog = registry._catalog
+    check = catalog.check
+
+    async def late(work: Callable[[Connection], None]) -> None:
+        await registry.delete("v-b")
+        await check(work)
+
+    catalog.check = late  # type: ignore[method-assign]  # between the two looks of an activation
+    gate = MetricGate(metric="monitor", at_least=0.5)
+    with pytest.raises(NotFound, match="version: ") as gone:
+        await registry.activate("", "v-b", gates=[gate])
+    assert gone.value.reason == "VERSION_NOT_FOUND"
+    assert pinned(registry) == "v-a"

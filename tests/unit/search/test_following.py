@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -260,56 +259,6 @@ async def test_a_search_that_a_flip_and_a_new_kind_overtake_is_done_again(world:
     found = await searching
     assert found.version == locked
     check(world, found, PICTURES | {"t": EncodeItem(text="text")})
-
-
-class LateStore(LocalStore):
-    """One that can hold answers back."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.late: dict[str, asyncio.Event] = {}
-
-    async def _call(
-        self, op: str, *, body: bytes = b"", timeout_s: float | None = None, **header: object
-    ) -> tuple[Any, bytes]:
-        answer = await super()._call(op, body=body, timeout_s=timeout_s, **header)
-        if op in self.late:
-            self.waiting.add(f"late {op}")
-            await self.late[op].wait()
-        return answer
-
-
-async def test_a_search_overtaken_by_a_new_kind_that_is_taken_back_is_done_again(
-    tmp_path: Path,
-) -> None:
-    store = LateStore(tmp_path / "vectors")
-
-    async def waiting(name: str) -> None:
-        async with asyncio.timeout(10):
-            while name not in store.waiting:  # noqa: ASYNC110 - no event
-                await asyncio.sleep(0.005)
-
-    async with search_world(tmp_path, store=store) as world:
-        catalogue = world.collections.catalogue
-        await catalogue.create("c")
-        await store_pictures(world, "c")
-        pictures = record_of(world, "c")
-        # It has the pictures' tower, but another one for texts.
-        locked = await world.load("tuned@one")
-        space = world.loader.encoders[locked].spec.space_id
-        store.gates["search"], store.late["search"] = asyncio.Event(), asyncio.Event()
-        searching = asyncio.create_task(search(world, "c", space=space))
-        await waiting("search")
-        await world.collections.writer.upsert("c", [text_point("t", "text")])
-        store.gates["search"].set()
-        await waiting("late search")
-        # As a write is taken back that the disk has no room for.
-        await world.collections.writer.delete("c", ["t"])
-        await catalogue.change("c", lambda _, record: record.with_sides(pictures.sides))
-        store.late["search"].set()
-        found = await searching
-        assert found.version == locked
-        check(world, found, PICTURES)
 
 
 @pytest.mark.parametrize("back", [False, True])
