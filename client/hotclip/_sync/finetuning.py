@@ -109,7 +109,7 @@ def finetune(
         index_data: Further images that evaluation searches among.
         val_split: Share of the groups held out without eval_data, in [0, 0.5]; None: 0.1, with
             query_data 0.
-        monitor: Metric of held-out data that decides which weights are kept and whether they go
+        monitor: Metric of held-out data that decides which weights are kept, averaged and put
             live: "monitor" (mean reciprocal rank of both directions, also if empty),
             "validation_loss" or a name such as "clip-text-to-clip-vision_ndcg_at_k".
         epochs: Passes over the data, 1 to 1,000.

@@ -78,8 +78,9 @@ class Evaluator:
     texts of `index`. Relevant is what `Relevance` says of the pairs of both. Without `index`
     the queries are searched among themselves. The loss is that of the pairs of `rated`, or of the
     queries, in batches of `loss_batch`; what is in `rated` alone is not searched. `monitor` goes
-    into each `Evaluation`. With `image_locked` every evaluation is of the same vision tower, which then sees each
-    image once. While others wait, of which `waits` tells on any thread, no image is decoded ahead.
+    into each `Evaluation`. With `image_locked` every evaluation is of the same vision tower, which
+    then sees each image once. While others wait, of which `waits` tells on any thread, no image is
+    decoded ahead.
     Raises InvalidPairs if `queries` or `rated` is empty or an image can't be decoded.
     """
 
