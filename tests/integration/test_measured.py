@@ -20,15 +20,18 @@ COUNTED = ("yielded", "samples", "data_wait")
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hotclip.Client]:
     folder = tmp_path_factory.mktemp("measured") / "data"
-    with start_server(folder, "--device", "cpu", "--threads", "1") as running:
-        with hotclip.Client(running.address) as client:
-            for name, pairs in (
-                ("train", PAIRS[:20]),
-                ("eval", PAIRS[18:26]),
-                ("queries", PAIRS[26:]),
-                ("index", PAIRS[10:24]),
-            ):
-                client.upload_dataset(name, pairs)
+    with (
+        start_server(folder, "--device", "cpu", "--threads", "1") as running,
+        hotclip.Client(running.address) as client,
+    ):
+        for name, pairs in (
+            ("train", PAIRS[:20]),
+            ("eval", PAIRS[18:26]),
+            ("queries", PAIRS[26:]),
+            ("index", PAIRS[10:24]),
+        ):
+            client.upload_dataset(name, pairs)
+        yield client
             yield client
 
 

@@ -14,7 +14,6 @@ from hotclip_server.errors import FieldViolation, InvalidArgument
 from hotclip_server.jobs.specs import ActivationRule, EarlyStopping, Isolation, Tracker
 from hotclip_server.services.datasets import name_violations, request_id_violations
 from hotclip_server.services.finetune_choices import CHOICES, choice_of
-from hotclip_server.training.monitors import EPOCH_LOSS, MONITOR, higher_is_better, is_monitor
 from hotclip_server.training.config import (
     CROPS,
     AugmentConfig,
@@ -27,6 +26,7 @@ from hotclip_server.training.config import (
 from hotclip_server.training.errors import InvalidTrainConfig
 from hotclip_server.training.metric_names import Option
 from hotclip_server.training.metrics import DEFAULT_K
+from hotclip_server.training.monitors import EPOCH_LOSS, MONITOR, higher_is_better, is_monitor
 from hotclip_server.training.prompts import DEFAULT_PROMPT, PLACE
 
 DEFAULT_VAL_SPLIT = 0.1
