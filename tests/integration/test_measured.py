@@ -32,7 +32,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hotclip.Client]
         ):
             client.upload_dataset(name, pairs)
         yield client
-            yield client
 
 
 @dataclass(frozen=True)
