@@ -14,6 +14,7 @@ from benchmarks.finetune_serving import measure_serving
 from benchmarks.settings import Settings, label
 from benchmarks.timing import paired_ratio
 from benchmarks.worker import Worker
+from hotclip_server.training.child_work import TRAINER_DEFAULTS
 
 MINI, VIT = "builtin:mini", "ViT-B-32::"
 CHECKED = 8
@@ -118,7 +119,9 @@ def _over_open_clip(source: str, plan: Plan, settings: Settings, folder: Path) -
 def _both_loops() -> Iterator[tuple[Worker, Worker]]:
     """Ours and open_clip's."""
     with (
-        Worker("benchmarks.finetune_ours", defaults=SERVER_DEFAULTS) as ours,
+        Worker(
+            "benchmarks.finetune_ours", defaults={**SERVER_DEFAULTS, **TRAINER_DEFAULTS}
+        ) as ours,
         Worker("benchmarks.finetune_plain") as plain,
     ):
         yield ours, plain

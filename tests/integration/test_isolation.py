@@ -15,6 +15,7 @@ from support.learning import Stubs
 from support.server import ServerProcess, start_server
 
 from hotclip_proto.v1 import finetune_pb2, job_pb2
+from hotclip_server.training.child_work import TRAINER_DEFAULTS
 
 Request = finetune_pb2.FineTuneRequest
 IN_PROCESS, PROCESS = finetune_pb2.ISOLATION_IN_PROCESS, finetune_pb2.ISOLATION_PROCESS
@@ -101,6 +102,7 @@ def test_its_process_shares_the_servers_session_and_not_its_group(
     (trainer,) = trainers(server)
     assert os.getsid(trainer.pid) == os.getsid(server.process.pid)
     assert os.getpgid(trainer.pid) == trainer.pid
+    assert trainer.environ().items() >= TRAINER_DEFAULTS.items()
     stubs.jobs.CancelJob(job_pb2.CancelJobRequest(job=job))
     assert stubs.wait(job).state == job_pb2.JOB_STATE_CANCELLED
     stubs.jobs.DeleteJob(job_pb2.DeleteJobRequest(job=job))

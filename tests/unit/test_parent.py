@@ -37,7 +37,7 @@ def test_it_ends_with_its_parent_whatever_it_is_at() -> None:
 
 
 def test_it_does_not_begin_without_its_parent() -> None:
-    command = [sys.executable, "-c", CHILD, "1"]
+    command = [sys.executable, "-c", CHILD, "-1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert (done.stdout, done.stderr) == ("", "the process that began this one is gone\n")

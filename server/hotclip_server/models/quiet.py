@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,20 +21,34 @@ MOST_S = 1.0
 FIRST_S = 0.2
 """Longest wait before the first."""
 CHECK_S = 0.002
+SAMPLED = 1 / math.e
 
 
-async def quiet_moment(
-    pressure_s: Callable[[], float], most_s: float, *, running: bool = False
-) -> None:
-    """Waits until nothing waits for the device, at most so many seconds. Event loop only.
-
-    Args:
-        running: Whether something may run.
-    """
+async def quiet_moment(pressure_s: Callable[[], float], most_s: float) -> None:
+    """Waits until nothing waits for the device and nothing runs, at most so many seconds. Event
+    loop only."""
     loop = asyncio.get_running_loop()
     until = loop.time() + most_s
-    enough_s = RUNNING_S if running else 0.0
-    while pressure_s() > enough_s and loop.time() < until:  # noqa: ASYNC110 - nothing tells
+    while pressure_s() > 0 and loop.time() < until:  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(CHECK_S)
+
+
+async def quietest_moment(pressure_s: Callable[[], float], most_s: float) -> None:
+    """Waits until nothing waits for the device, at most so many seconds; something may run. Event
+    loop only.
+
+    Where there is no such moment, with two towers whose items wait for each other's batches, the
+    next best: after SAMPLED of the time the first in which no more waits than ever did till then
+    (the rule for who sees each candidate once: Gilbert and Mosteller 1966).
+    """
+    loop = asyncio.get_running_loop()
+    began, least_s = loop.time(), math.inf
+    while (waits_s := pressure_s()) > RUNNING_S:
+        passed_s = loop.time() - began
+        if passed_s >= most_s or (passed_s >= SAMPLED * most_s and waits_s <= least_s):
+            return
+        if passed_s < SAMPLED * most_s:
+            least_s = min(least_s, waits_s)
         await asyncio.sleep(CHECK_S)
 
 

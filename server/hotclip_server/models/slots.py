@@ -16,16 +16,16 @@ from hotclip_server.models.audience import Alone, Audience
 from hotclip_server.models.catalog import Catalog, RequestNote
 from hotclip_server.models.directory import Selection
 from hotclip_server.models.flip import FlipParticipant
-from hotclip_server.models.quiet import quiet_moment
+from hotclip_server.models.quiet import quietest_moment
 from hotclip_server.models.residents import Pin, Resident, Residents
 from hotclip_server.models.staging import Stager
 from hotclip_server.models.state import ModelRow, ModelState, VersionRecord, VersionState
 from hotclip_server.models.watch import Changes
 
 LULL_S = 0.25
-"""Longest that a flip waits for a moment in which no item waits for the device. Those that wait
-while versions change are of another version than those that come next, and run in batches of
-their own: a flip then costs others up to a batch a tower."""
+"""Longest that a flip waits for a moment in which no item, or few, waits for the device. Those
+that wait while versions change are of another version than those that come next, and run in
+batches of their own: a flip then costs others up to a batch a tower."""
 
 
 class Slots:
@@ -173,13 +173,14 @@ class Slots:
                 new = row.changed(live=version_id, previous=row.live)
             # A staging meanwhile may push it out of its slot; the pin keeps it from closing.
             with Pin(self.residents, resident):
-                if resident is not self.live.get(model) and not trial:
-                    await quiet_moment(self._pressure_s, LULL_S, running=True)
                 actions = await self._catalog.write_flip(
                     row, new, (*gates, *self.participants), collections, trial=trial, note=note
                 )
                 if trial:
                     return True
+                if resident is not self.live.get(model):
+                    # After the commit: the disk may take longer than the moment lasts.
+                    await quietest_moment(self._pressure_s, LULL_S)
                 async with self.audience.held():
                     # One step of the loop in here: no request sees a half of it.
                     self.residents.adopt(version_id)

@@ -32,6 +32,14 @@ LIVES = 3
 LOOK_S = 0.25
 PATIENCE_S = 30.0
 """After a wish to end, a process that says nothing for so long is killed."""
+TRAINER_DEFAULTS = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+"""Variables of its process, unless they are set. Each step takes the same memory again; what glibc
+gives back to the system in between (mallopt(3)) must be cleared anew, a tenth of a step. The
+server itself, which is to hold little, has none of this."""
 _CALLS = frozenset(
     (
         *("running", "check_cancelled", "log", "metric", "checkpoint", "resumed", "example"),
@@ -185,7 +193,7 @@ class ChildWork:
                 ],
                 pass_fds=(theirs.fileno(), waiting.descriptor),
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+                env={**TRAINER_DEFAULTS, **os.environ, "OMP_WAIT_POLICY": "passive"},
                 # A group, not a session: Linux may divide processors among sessions first, and then
                 # the low weight of its threads would count within its own alone (sched(7)).
                 process_group=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -89,10 +90,12 @@ class Chained(LazyPairs):
 
 
 class Paused(LazyPairs):
-    """Another sequence, on one thread, with a pause after every `PIECE` reads."""
+    """Another sequence. Who makes this one has a pause after every `PIECE` reads; other threads,
+    such as those that decode images ahead, have none: a job gives way on its own thread."""
 
     def __init__(self, source: Sequence[Pair], pause: Callable[[], None]) -> None:
         self._source, self._pause = source, pause
+        self._thread = threading.get_ident()
         self._reads = 0
 
     def __len__(self) -> int:
@@ -100,7 +103,8 @@ class Paused(LazyPairs):
 
     def read(self, number: int) -> Pair:
         """See `LazyPairs`; raises what the pause does."""
-        self._reads += 1
-        if self._reads % PIECE == 0:
-            self._pause()
+        if threading.get_ident() == self._thread:
+            self._reads += 1
+            if self._reads % PIECE == 0:
+                self._pause()
         return self._source[number]

@@ -16,7 +16,8 @@ from hotclip_server.storage.database import Database
 from hotclip_server.training.child import DatasetFolders
 from hotclip_server.training.evaluate_job import EvaluateHandler
 from hotclip_server.training.finetune_work import Workplace, local_work
-from hotclip_server.training.lazy_pairs import PIECE
+from hotclip_server.training.lazy_pairs import PIECE, Paused
+from hotclip_server.training.pairs import Pair
 from tests.unit.training.test_finetune_job import CONFIG, Shelf
 from tests.unit.training.tiny import stored_pairs, tiny_clip
 
@@ -111,3 +112,18 @@ def test_it_ends_at_any_piece_and_gives_way_before_each(
 
 def open_files() -> int:
     return psutil.Process().num_fds()
+
+
+def test_threads_that_read_ahead_do_not_pause() -> None:
+    pauses: list[int] = []
+
+    def pause() -> None:
+        pauses.append(threading.get_ident())
+
+    pairs = Paused([Pair("image", "text")] * 2 * PIECE, pause)
+    for thread in [threading.Thread(target=list, args=[pairs]) for _ in range(2)]:
+        thread.start()
+        thread.join()
+    assert pauses == []
+    assert len(list(pairs)) == 2 * PIECE
+    assert pauses == [threading.get_ident()] * 2
