@@ -43,7 +43,7 @@ class Lineage:
     job: str
     """Id."""
     datasets: Mapping[str, str]
-    """Ids, which are content addresses, by use: "train", "replay", "eval", "index"."""
+    """Ids, which are content addresses, by use: "train", "replay", "eval", "query", "index"."""
     config: Mapping[str, Any]
     """All settings of the job; numbers are floats."""
 

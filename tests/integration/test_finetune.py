@@ -243,6 +243,7 @@ def test_bad_requests_name_every_field(stubs: Stubs) -> None:
         ({"train_dataset": "nobody"}, grpc.StatusCode.NOT_FOUND),
         ({"index_dataset": "nobody"}, grpc.StatusCode.NOT_FOUND),
         ({"replay_dataset": "nobody"}, grpc.StatusCode.NOT_FOUND),
+        ({"query_dataset": "nobody"}, grpc.StatusCode.NOT_FOUND),
         ({"eval_dataset": "nobody", "val_split": None}, grpc.StatusCode.NOT_FOUND),
         ({"eval_dataset": "shapes"}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"model": "nobody"}, grpc.StatusCode.NOT_FOUND),

@@ -58,7 +58,7 @@ async def all_events(runner: JobRunner, job: str, after: int = 0) -> list[job_pb
 
 
 async def ended(runner: JobRunner, job: str) -> JobRecord:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(200):
         await all_events(runner, job)
         return await runner.get(job)
 

@@ -38,8 +38,10 @@ async def finetune(
     model: str = "",
     base_version: str = "",
     replay_data: str | PairSource | None = None,
+    query_data: str | PairSource | None = None,
     index_data: str | PairSource | None = None,
     val_split: float | None = None,
+    monitor: str = "",
     epochs: int | None = None,
     max_steps: int | None = None,
     batch_size: int | None = None,
@@ -96,13 +98,20 @@ async def finetune(
         train_data: A str is a dataset's name or id. A pathlib.Path (CSV, JSON lines,
             WebDataset), a DatasetFile or a list of pairs is uploaded if the server does not
             have it; see upload_dataset.
-        eval_data: Held-out data, likewise; None: val_split of train_data.
+        eval_data: Held-out data, likewise; None: val_split of train_data. Gives the validation
+            loss and, without query_data, the retrieval metrics.
         model: Name of the model; empty: "default".
         base_version: Version to start from; empty: the live one.
         replay_data: Old pairs, likewise, that are trained on beside train_data so that what they
             say is not forgotten; none of them is held out.
+        query_data: Queries of the retrieval metrics, likewise, where those are not eval_data; with
+            neither eval_data nor val_split the validation loss is theirs too.
         index_data: Further images that evaluation searches among.
-        val_split: Share of the groups held out without eval_data, in [0, 0.5].
+        val_split: Share of the groups held out without eval_data, in [0, 0.5]; None: 0.1, with
+            query_data 0.
+        monitor: Metric of held-out data that decides which weights are kept, averaged and put
+            live: "monitor" (mean reciprocal rank of both directions, also if empty),
+            "validation_loss" or a name such as "clip-text-to-clip-vision_ndcg_at_k".
         epochs: Passes over the data, 1 to 1,000.
         max_steps: Steps in total, instead of epochs.
         batch_size: Pairs a step, 2 to 65,536.
@@ -154,7 +163,8 @@ async def finetune(
             sees each image in every epoch, else once.
         seed: Same seed, same data, same result.
         early_stopping: True, or {"monitor": "monitor", "patience": 2, "min_delta": 0.0,
-            "mode": "max"}: ends when an epoch no longer makes it better.
+            "mode": "max"}: ends when an epoch no longer makes it better. Left out, its monitor is
+            the one above and its mode follows from that.
         keep_checkpoints: Besides the best one, 1 to 100.
         wise_ft: Share of the trained weights in what is stored, the rest is the base's, in
             [0, 1]; or {"finetuned_weight": 0.5} or {"alpha": 0.5}.
@@ -183,6 +193,7 @@ async def finetune(
         model=model,
         base_version=base_version,
         val_split=val_split,
+        monitor=monitor,
         epochs=epochs,
         max_steps=max_steps,
         batch_size=batch_size,
@@ -236,6 +247,8 @@ async def finetune(
         request.replay_dataset = await dataset_for(self, replay_data, upload_progress)
     if eval_data is not None:
         request.eval_dataset = await dataset_for(self, eval_data, upload_progress)
+    if query_data is not None:
+        request.query_dataset = await dataset_for(self, query_data, upload_progress)
     if index_data is not None:
         request.index_dataset = await dataset_for(self, index_data, upload_progress)
     connection = self._connection

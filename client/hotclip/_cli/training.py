@@ -12,7 +12,10 @@ from hotclip._cli.jobs import follow
 from hotclip._cli.output import clean, print_json
 from hotclip._sync.jobs import Run
 
-_DATA = ("train_data", "eval_data", "replay_data", "index_data", "data", "upload_progress")
+_DATA = (
+    *("train_data", "eval_data", "query_data", "replay_data", "index_data", "data"),
+    "upload_progress",
+)
 _FILE_OR_NAME = "A file or folder to upload, or the name of a dataset"
 
 
@@ -33,6 +36,9 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         if method is Client.finetune:
             parser.add_argument("--eval-data", metavar="DATA", help="Held-out data, likewise")
             parser.add_argument(
+                "--query-data", metavar="DATA", help="Queries of the retrieval metrics, likewise"
+            )
+            parser.add_argument(
                 "--replay-data", metavar="DATA", help="Old data that is trained on too, likewise"
             )
         parser.add_argument(
@@ -51,6 +57,7 @@ def _finetune(client: Client, options: argparse.Namespace) -> int:
     run = client.finetune(
         data(options.data),
         _data_of(options.eval_data),
+        query_data=_data_of(options.query_data),
         replay_data=_data_of(options.replay_data),
         index_data=_data_of(options.index_data),
         upload_progress=not options.json,

@@ -232,7 +232,7 @@ class _ActivationEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Activation.
     ACTIVATION_UNSPECIFIED: _Activation.ValueType  # 0
     """IF_BETTER."""
     ACTIVATION_IF_BETTER: _Activation.ValueType  # 1
-    """If the held-out monitor beats the live version, or the base where none is live; with no
+    """If it beats the live version, or the base where none is live, by the monitor; with no
     held-out data it stays staged. Compare-and-set: measured against the version that is live
     at the end.
     """
@@ -247,7 +247,7 @@ class Activation(_Activation, metaclass=_ActivationEnumTypeWrapper):
 ACTIVATION_UNSPECIFIED: Activation.ValueType  # 0
 """IF_BETTER."""
 ACTIVATION_IF_BETTER: Activation.ValueType  # 1
-"""If the held-out monitor beats the live version, or the base where none is live; with no
+"""If it beats the live version, or the base where none is live, by the monitor; with no
 held-out data it stays staged. Compare-and-set: measured against the version that is live
 at the end.
 """
@@ -470,8 +470,8 @@ class EarlyStopping(message.Message):
     MODE_FIELD_NUMBER: builtins.int
     monitor: builtins.str
     """What to look at: "monitor", "validation_loss", "epoch_loss" or a retrieval metric, such
-    as "clip-text-to-clip-vision_reciprocal_rank"; empty: "monitor". "epoch_loss" alone needs
-    no held-out data.
+    as "clip-text-to-clip-vision_reciprocal_rank"; empty: what FineTuneRequest.monitor names.
+    "epoch_loss" alone needs no held-out data.
     """
     patience: builtins.int
     """Epochs without an improvement, 1 to 1,000; default 2."""
@@ -560,6 +560,8 @@ class FineTuneRequest(message.Message):
     COMPAT_FIELD_NUMBER: builtins.int
     MINING_FIELD_NUMBER: builtins.int
     REPLAY_DATASET_FIELD_NUMBER: builtins.int
+    QUERY_DATASET_FIELD_NUMBER: builtins.int
+    MONITOR_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     base_version: builtins.str
@@ -567,10 +569,13 @@ class FineTuneRequest(message.Message):
     train_dataset: builtins.str
     """Dataset id or name. Required."""
     eval_dataset: builtins.str
-    """Held-out dataset id or name; empty: val_split of the train dataset."""
+    """Held-out dataset id or name; empty: val_split of the train dataset. Gives the validation
+    loss and, unless there is a query_dataset, the retrieval metrics. Images and texts that are
+    trained on as well are told of; they are no negatives of what is trained on.
+    """
     val_split: builtins.float
     """Share of the groups held out when eval_dataset is empty, in [0, 0.5];
-    default 0.1. No text and no image is on both sides.
+    default 0.1, with a query_dataset 0. No text and no image is on both sides.
     """
     epochs: builtins.int
     """Passes over the data, 1 to 1,000; default 5."""
@@ -609,8 +614,8 @@ class FineTuneRequest(message.Message):
     validate_only: builtins.bool
     """Check everything, start nothing; the returned job has no id, but its config."""
     index_dataset: builtins.str
-    """Images that searches of the evaluation run over in addition to the held-out ones:
-    dataset id or name; empty: only the held-out images. Needs held-out data.
+    """Images that searches of the evaluation run over in addition to those of the queries:
+    dataset id or name; empty: none. Needs held-out data.
     """
     augment: builtins.bool
     """Random-resized crops of (0.9, 1) of the image; default false. With them a locked clip-vision
@@ -634,7 +639,7 @@ class FineTuneRequest(message.Message):
     """Default OFF."""
     negatives: builtins.int
     """How many of a row's own negative texts and of its negative images come into the batch with
-    it, 0 to 16; default 1.
+    it, 0 to 16; default 1. What is held out is none.
     """
     preserve: builtins.float
     """Weight of the squared distance of what each layer makes of the batch to what it makes with
@@ -684,6 +689,19 @@ class FineTuneRequest(message.Message):
     name; empty: none. None is held out, and none is used that has an image or a text in common
     with what is. An image comes once an epoch, with one of its texts; an old pair is listed twice,
     so that of an old and a new text of an image the old one is drawn in two epochs of three.
+    """
+    query_dataset: builtins.str
+    """Queries of the retrieval metrics, held out as eval_dataset is: dataset id or name. They are
+    searched among their own images and texts and those of index_dataset, and the examples are of
+    them. The validation loss stays that of eval_dataset or val_split; without either it is of the
+    queries too. Empty: what is held out is the queries.
+    """
+    monitor: builtins.str
+    """Which metric of held-out data decides: which weights are best, which a soup may average,
+    whether a candidate is better than the live version, and where early_stopping names none, when
+    the run ends. "monitor" (mean of both reciprocal ranks), "validation_loss" or a retrieval
+    metric, such as "clip-text-to-clip-vision_ndcg_at_k"; losses and ranks are better when lower.
+    Empty: "monitor". Needs held-out data. The metric that is called "monitor" stays what it is.
     """
     @builtins.property
     def lora(self) -> Lora:
@@ -771,10 +789,12 @@ class FineTuneRequest(message.Message):
         compat: MetricCompat.ValueType = ...,
         mining: Mining | None = ...,
         replay_dataset: builtins.str = ...,
+        query_dataset: builtins.str = ...,
+        monitor: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_k", b"_k", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "augment", b"augment", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "k", b"k", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lora", b"lora", "max_steps", b"max_steps", "metric_loss", b"metric_loss", "mining", b"mining", "momentum", b"momentum", "negatives", b"negatives", "preserve", b"preserve", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "val_split", b"val_split", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_k", b"_k", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "activation", b"activation", "augment", b"augment", "base_version", b"base_version", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "chunk_size", b"chunk_size", "clip_norm", b"clip_norm", "compat", b"compat", "description", b"description", "device", b"device", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "eval_dataset", b"eval_dataset", "export_onnx", b"export_onnx", "freeze_layers", b"freeze_layers", "index_dataset", b"index_dataset", "isolation", b"isolation", "k", b"k", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lock_image", b"lock_image", "lock_text", b"lock_text", "lora", b"lora", "loss", b"loss", "max_steps", b"max_steps", "method", b"method", "metric_loss", b"metric_loss", "mining", b"mining", "model", b"model", "momentum", b"momentum", "name", b"name", "negatives", b"negatives", "optimizer", b"optimizer", "positives", b"positives", "precision", b"precision", "preserve", b"preserve", "prompts", b"prompts", "replay_dataset", b"replay_dataset", "request_id", b"request_id", "scheduler", b"scheduler", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "seed", b"seed", "soup", b"soup", "trackers", b"trackers", "train_dataset", b"train_dataset", "val_split", b"val_split", "validate_only", b"validate_only", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_augment", b"_augment", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_ema", b"_ema", "_epochs", b"_epochs", "_k", b"_k", "_keep_checkpoints", b"_keep_checkpoints", "_layer_decay", b"_layer_decay", "_learning_rate", b"_learning_rate", "_max_steps", b"_max_steps", "_momentum", b"_momentum", "_negatives", b"_negatives", "_preserve", b"_preserve", "_scheduler_cycles", b"_scheduler_cycles", "_scheduler_power", b"_scheduler_power", "_val_split", b"_val_split", "_warmup", b"_warmup", "_weight_decay", b"_weight_decay", "_wise_ft", b"_wise_ft", "activation", b"activation", "augment", b"augment", "base_version", b"base_version", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "chunk_size", b"chunk_size", "clip_norm", b"clip_norm", "compat", b"compat", "description", b"description", "device", b"device", "early_stopping", b"early_stopping", "ema", b"ema", "epochs", b"epochs", "eval_dataset", b"eval_dataset", "export_onnx", b"export_onnx", "freeze_layers", b"freeze_layers", "index_dataset", b"index_dataset", "isolation", b"isolation", "k", b"k", "keep_checkpoints", b"keep_checkpoints", "layer_decay", b"layer_decay", "learning_rate", b"learning_rate", "lock_image", b"lock_image", "lock_text", b"lock_text", "lora", b"lora", "loss", b"loss", "max_steps", b"max_steps", "method", b"method", "metric_loss", b"metric_loss", "mining", b"mining", "model", b"model", "momentum", b"momentum", "monitor", b"monitor", "name", b"name", "negatives", b"negatives", "optimizer", b"optimizer", "positives", b"positives", "precision", b"precision", "preserve", b"preserve", "prompts", b"prompts", "query_dataset", b"query_dataset", "replay_dataset", b"replay_dataset", "request_id", b"request_id", "scheduler", b"scheduler", "scheduler_cycles", b"scheduler_cycles", "scheduler_power", b"scheduler_power", "seed", b"seed", "soup", b"soup", "trackers", b"trackers", "train_dataset", b"train_dataset", "val_split", b"val_split", "validate_only", b"validate_only", "warmup", b"warmup", "weight_decay", b"weight_decay", "wise_ft", b"wise_ft"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__augment: _TypeAlias = typing.Literal["augment"]  # noqa: Y015
     _WhichOneofArgType__augment: _TypeAlias = typing.Literal["_augment", b"_augment"]  # noqa: Y015

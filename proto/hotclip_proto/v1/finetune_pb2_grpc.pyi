@@ -42,8 +42,8 @@ class FineTuneServiceStub:
     skipped_steps (that were not finite) (stage STEP, at most five events a second);
     epoch_loss, yielded_s and skipped_steps (EPOCH); and with held-out data (BEFORE, EPOCH,
     AFTER) the retrieval metrics in both directions, validation_loss (InfoNCE in batches as
-    large as those of training, if there are so many pairs) and "monitor", the mean of both reciprocal ranks, which
-    decides which weights are best.
+    large as those of training, if there are so many pairs) and "monitor", the mean of both
+    reciprocal ranks. The one that FineTuneRequest.monitor names decides which weights are best.
     AFTER tells of the best weights: those are stored. Errors:
     INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset, collection),
     ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version),
@@ -73,8 +73,8 @@ class FineTuneServiceAsyncStub(FineTuneServiceStub):
     skipped_steps (that were not finite) (stage STEP, at most five events a second);
     epoch_loss, yielded_s and skipped_steps (EPOCH); and with held-out data (BEFORE, EPOCH,
     AFTER) the retrieval metrics in both directions, validation_loss (InfoNCE in batches as
-    large as those of training, if there are so many pairs) and "monitor", the mean of both reciprocal ranks, which
-    decides which weights are best.
+    large as those of training, if there are so many pairs) and "monitor", the mean of both
+    reciprocal ranks. The one that FineTuneRequest.monitor names decides which weights are best.
     AFTER tells of the best weights: those are stored. Errors:
     INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset, collection),
     ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version),
@@ -107,8 +107,8 @@ class FineTuneServiceServicer(metaclass=_abc_1.ABCMeta):
         skipped_steps (that were not finite) (stage STEP, at most five events a second);
         epoch_loss, yielded_s and skipped_steps (EPOCH); and with held-out data (BEFORE, EPOCH,
         AFTER) the retrieval metrics in both directions, validation_loss (InfoNCE in batches as
-        large as those of training, if there are so many pairs) and "monitor", the mean of both reciprocal ranks, which
-        decides which weights are best.
+        large as those of training, if there are so many pairs) and "monitor", the mean of both
+        reciprocal ranks. The one that FineTuneRequest.monitor names decides which weights are best.
         AFTER tells of the best weights: those are stored. Errors:
         INVALID_ARGUMENT (each bad field named), NOT_FOUND (model, version, dataset, collection),
         ALREADY_EXISTS (name), FAILED_PRECONDITION/NO_LIVE_VERSION (no base_version),

@@ -181,7 +181,7 @@ class Lineage(message.Message):
     """Job id."""
     @builtins.property
     def datasets(self) -> containers.ScalarMap[builtins.str, builtins.str]:
-        """Dataset ids, which are content addresses, by use: "train", "replay", "eval", "index"."""
+        """Dataset ids, which are content addresses, by use: "train", "replay", "eval", "query", "index"."""
 
     @builtins.property
     def config(self) -> struct_pb2.Struct:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hotclip_server.training.config import TrainConfig
 from hotclip_server.training.metrics import DEFAULT_K, Compat
+from hotclip_server.training.monitors import MONITOR
 from hotclip_server.training.prompts import DEFAULT_PROMPT
 
 
@@ -39,7 +40,7 @@ class Tracker(StrEnum):
 class EarlyStopping:
     """When a run no longer gets better; looked at after each epoch."""
 
-    monitor: str = "monitor"
+    monitor: str = MONITOR
     """Name of a metric of the stage EPOCH."""
     patience: int = 2
     """Epochs without an improvement after which it ends."""
@@ -60,6 +61,10 @@ class FineTuneSpec:
     index_dataset: str
     val_split: float
     """Share held out where `eval_dataset` is none."""
+    query_dataset: str = ""
+    """Queries of the retrieval metrics; none: what is held out."""
+    monitor: str = MONITOR
+    """Name of the metric of held-out data that says which weights are better."""
     activation: ActivationRule
     config: TrainConfig
     replay_dataset: str = ""
@@ -91,7 +96,7 @@ class FineTuneSpec:
         """`datasets` keeps the datasets from being deleted."""
         used = (
             *(self.train_dataset, self.eval_dataset, self.index_dataset),
-            self.replay_dataset,
+            *(self.query_dataset, self.replay_dataset),
         )
         return {**asdict(self), "datasets": sorted({dataset for dataset in used if dataset})}
 

@@ -12,6 +12,7 @@ _DATASETS = {
     "train": "train_dataset",
     "replay": "replay_dataset",
     "eval": "eval_dataset",
+    "query": "query_dataset",
     "index": "index_dataset",
 }
 _NAMES = frozenset({"model", "base_version", "datasets", *_DATASETS.values()})
@@ -24,7 +25,7 @@ class Lineage:
     job: str
     """Id."""
     datasets: Mapping[str, str]
-    """Ids, which are content addresses, by use: "train", "replay", "eval", "index"."""
+    """Ids, which are content addresses, by use: "train", "replay", "eval", "query", "index"."""
     config: Mapping[str, Any]
     """All settings of the job, as JSON."""
 

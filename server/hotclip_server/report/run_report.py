@@ -34,6 +34,7 @@ ROLES = {
     "train_dataset": "trained on",
     "replay_dataset": "replayed",
     "eval_dataset": "measured with",
+    "query_dataset": "queries",
     "dataset": "measured with",
     "index_dataset": "searched among as well",
 }

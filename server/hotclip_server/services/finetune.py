@@ -85,6 +85,7 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
             base_version=version,
             train_dataset=train.id,
             eval_dataset=await self._dataset_id(request.eval_dataset),
+            query_dataset=await self._dataset_id(request.query_dataset),
             index_dataset=await self._dataset_id(request.index_dataset),
             replay_dataset=old.id if old else "",
             **{**wish.spec, "config": config},

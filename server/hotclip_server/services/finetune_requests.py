@@ -14,7 +14,6 @@ from hotclip_server.errors import FieldViolation, InvalidArgument
 from hotclip_server.jobs.specs import ActivationRule, EarlyStopping, Isolation, Tracker
 from hotclip_server.services.datasets import name_violations, request_id_violations
 from hotclip_server.services.finetune_choices import CHOICES, choice_of
-from hotclip_server.services.monitors import higher_is_better, is_monitor
 from hotclip_server.training.config import (
     CROPS,
     AugmentConfig,
@@ -27,6 +26,7 @@ from hotclip_server.training.config import (
 from hotclip_server.training.errors import InvalidTrainConfig
 from hotclip_server.training.metric_names import Option
 from hotclip_server.training.metrics import DEFAULT_K
+from hotclip_server.training.monitors import EPOCH_LOSS, MONITOR, higher_is_better, is_monitor
 from hotclip_server.training.prompts import DEFAULT_PROMPT, PLACE
 
 DEFAULT_VAL_SPLIT = 0.1
@@ -36,6 +36,7 @@ MOST_ALPHAS = 32
 MOST_PROMPTS = 256
 LONGEST_PROMPT = 512
 DEFAULT_KEPT = 2
+_NEEDS = "needs held-out data: eval_dataset, query_dataset or val_split"
 
 _OPTIONAL = (
     *("epochs", "max_steps", "batch_size", "learning_rate", "warmup", "weight_decay"),
@@ -87,6 +88,7 @@ def check_fine_tune(request: pb.FineTuneRequest) -> FineTuneWish:
         *_data_problems(request),
         *_prompt_problems(request.prompts),
         *_k_problems(request),
+        *_monitor_problems(request),
         *_end_problems(request),
         *_stopping_problems(request),
     ]
@@ -95,6 +97,7 @@ def check_fine_tune(request: pb.FineTuneRequest) -> FineTuneWish:
         raise InvalidArgument.fields(problems)
     spec = {
         "val_split": _val_split(request),
+        "monitor": request.monitor or MONITOR,
         "activation": ActivationRule(choice_of("activation", request.activation)),
         "config": config,
         "prompts": prompts_of(request.prompts),
@@ -259,7 +262,7 @@ def _data_problems(request: pb.FineTuneRequest) -> Iterator[FieldViolation]:
     if request.HasField("val_split") and request.val_split and request.eval_dataset:
         yield FieldViolation("val_split", "contradicts eval_dataset: give one of them")
     if request.index_dataset and not _measured(request):
-        yield FieldViolation("index_dataset", "needs held-out data: eval_dataset or val_split")
+        yield FieldViolation("index_dataset", _NEEDS)
 
 
 def _prompt_problems(prompts: Sequence[str]) -> Iterator[FieldViolation]:
@@ -275,6 +278,16 @@ def _prompt_problems(prompts: Sequence[str]) -> Iterator[FieldViolation]:
             yield FieldViolation(f"prompts[{place}]", reason)
 
 
+def _monitor_problems(request: pb.FineTuneRequest) -> Iterator[FieldViolation]:
+    name = request.monitor
+    if name == EPOCH_LOSS:
+        yield FieldViolation("monitor", f"{name} says nothing of held-out data, which decides")
+    elif name and not is_monitor(name):
+        yield FieldViolation("monitor", f"{name!r} is no metric of an epoch")
+    elif name and not _measured(request):
+        yield FieldViolation("monitor", f"{name} {_NEEDS}")
+
+
 def _end_problems(request: pb.FineTuneRequest) -> Iterator[FieldViolation]:
     """What happens with the weights at the end."""
     if request.HasField("wise_ft") and not 0 <= request.wise_ft <= 1:
@@ -282,7 +295,7 @@ def _end_problems(request: pb.FineTuneRequest) -> Iterator[FieldViolation]:
     if request.soup and not 2 <= request.soup <= 20:
         yield FieldViolation("soup", f"must be 0 or in 2 to 20, is {request.soup}")
     elif request.soup and not _measured(request):
-        yield FieldViolation("soup", "needs held-out data: eval_dataset or val_split")
+        yield FieldViolation("soup", _NEEDS)
     if not 1 <= _kept(request) <= 100:
         yield FieldViolation("keep_checkpoints", f"must be in 1 to 100, is {_kept(request)}")
 
@@ -291,11 +304,12 @@ def _stopping_problems(request: pb.FineTuneRequest) -> Iterator[FieldViolation]:
     if not request.HasField("early_stopping"):
         return
     given, path = request.early_stopping, "early_stopping"
-    monitor = given.monitor or EarlyStopping().monitor
-    if not is_monitor(monitor):
+    # What the request itself names is checked there.
+    monitor = given.monitor or ("" if request.monitor else MONITOR)
+    if monitor and not is_monitor(monitor):
         yield FieldViolation(f"{path}.monitor", f"{monitor!r} is no metric of an epoch")
-    elif monitor != "epoch_loss" and not _measured(request):
-        reason = f"{monitor} needs held-out data: eval_dataset or val_split"
+    elif monitor not in ("", EPOCH_LOSS) and not _measured(request):
+        reason = f"{monitor} {_NEEDS}"
         yield FieldViolation(f"{path}.monitor", reason)
     if given.HasField("patience") and not 1 <= given.patience <= 1000:
         yield FieldViolation(f"{path}.patience", f"must be in 1 to 1000, is {given.patience}")
@@ -309,7 +323,7 @@ def _stopping(request: pb.FineTuneRequest) -> EarlyStopping | None:
     if not request.HasField("early_stopping"):
         return None
     given, default = request.early_stopping, EarlyStopping()
-    monitor = given.monitor or default.monitor
+    monitor = given.monitor or request.monitor or default.monitor
     modes = {pb.EarlyStopping.MODE_MIN: False, pb.EarlyStopping.MODE_MAX: True}
     return EarlyStopping(
         monitor=monitor,
@@ -320,7 +334,9 @@ def _stopping(request: pb.FineTuneRequest) -> EarlyStopping | None:
 
 
 def _val_split(request: pb.FineTuneRequest) -> float:
-    return request.val_split if request.HasField("val_split") else DEFAULT_VAL_SPLIT
+    """Who gives queries has something to measure with."""
+    default = 0.0 if request.query_dataset else DEFAULT_VAL_SPLIT
+    return request.val_split if request.HasField("val_split") else default
 
 
 def _kept(request: pb.FineTuneRequest) -> int:
@@ -329,4 +345,4 @@ def _kept(request: pb.FineTuneRequest) -> int:
 
 def _measured(request: pb.FineTuneRequest) -> bool:
     """Whether there is data to measure with."""
-    return bool(request.eval_dataset) or _val_split(request) > 0
+    return bool(request.eval_dataset or request.query_dataset) or _val_split(request) > 0

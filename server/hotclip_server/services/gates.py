@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from hotclip_proto.v1 import model_pb2
 from hotclip_server.errors import FieldViolation, InvalidArgument
 from hotclip_server.models.gates import MetricGate
-from hotclip_server.services.monitors import higher_is_better
+from hotclip_server.training.monitors import higher_is_better
 
 MOST_GATES = 32
 _BOUNDS = ("at_least", "at_most", "live_margin")

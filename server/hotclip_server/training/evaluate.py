@@ -17,6 +17,7 @@ from hotclip_server.training.errors import InvalidPairs
 from hotclip_server.training.held_out_loss import held_out_loss
 from hotclip_server.training.images import ImageStore, nobody_waits
 from hotclip_server.training.metrics import Compat, retrieval_metrics
+from hotclip_server.training.monitors import MONITOR, VALIDATION_LOSS, signed
 from hotclip_server.training.pairs import Pair, PairSet
 from hotclip_server.training.texts import TextStore
 
@@ -42,14 +43,31 @@ class Evaluation:
     metrics: dict[str, float]
     k: int
     loss: float
-    """Of the queries' pairs; see `held_out_loss`."""
+    """Of the queries' pairs or of others, see `Evaluator`; as `held_out_loss` has it."""
     examples: tuple[Example, ...] = ()
+    monitor: str = MONITOR
+    """Name of the one of `metrics_of` that says which of two is better."""
+
+    @property
+    def mean_reciprocal_rank(self) -> float:
+        """The mean of both directions."""
+        names = (f"{TEXT_TO_IMAGE}_reciprocal_rank", f"{IMAGE_TO_TEXT}_reciprocal_rank")
+        return sum(self.metrics[name] for name in names) / len(names)
 
     @property
     def score(self) -> float:
-        """Mean reciprocal rank of both directions: what "better" means for a candidate."""
-        names = (f"{TEXT_TO_IMAGE}_reciprocal_rank", f"{IMAGE_TO_TEXT}_reciprocal_rank")
-        return sum(self.metrics[name] for name in names) / len(names)
+        """What `monitor` names, negated where lower is better: a higher score always is."""
+        return signed(self.monitor, metrics_of(self)[self.monitor])
+
+
+def metrics_of(evaluation: Evaluation) -> dict[str, float]:
+    """As events and versions carry them. Whatever decided, the one that is called "monitor" is the
+    mean reciprocal rank of both directions, so that versions can be compared."""
+    return {
+        **evaluation.metrics,
+        MONITOR: evaluation.mean_reciprocal_rank,
+        VALIDATION_LOSS: evaluation.loss,
+    }
 
 
 class Evaluator:
@@ -58,10 +76,12 @@ class Evaluator:
 
     Texts of `queries` are searched among all images of `index`, images of `queries` among all
     texts of `index`. Relevant is what `Relevance` says of the pairs of both. Without `index`
-    the queries are searched among themselves. `loss_batch` is the size of the batches of the
-    loss. With `image_locked` every evaluation is of the same vision tower, which then sees each
-    image once. While others wait, of which `waits` tells on any thread, no image is decoded ahead.
-    Raises InvalidPairs if `queries` is empty or an image can't be decoded.
+    the queries are searched among themselves. The loss is that of the pairs of `rated`, or of the
+    queries, in batches of `loss_batch`; what is in `rated` alone is not searched. `monitor` goes
+    into each `Evaluation`. With `image_locked` every evaluation is of the same vision tower, which
+    then sees each image once. While others wait, of which `waits` tells on any thread, no image is
+    decoded ahead.
+    Raises InvalidPairs if `queries` or `rated` is empty or an image can't be decoded.
     """
 
     def __init__(
@@ -70,6 +90,8 @@ class Evaluator:
         queries: PairSet,
         index: PairSet | None = None,
         *,
+        rated: PairSet | None = None,
+        monitor: str = MONITOR,
         k: int = 20,
         compat: Compat = "standard",
         batch_size: int = 256,
@@ -77,24 +99,28 @@ class Evaluator:
         image_locked: bool = False,
         waits: Callable[[], bool] | None = None,
     ) -> None:
-        if not queries.pairs:
+        if not queries.pairs or (rated is not None and not rated.pairs):
             raise InvalidPairs("no pairs to evaluate")
         index = queries if index is None else index
-        self._k, self._compat = k, compat
+        rated = queries if rated is None else rated
+        self._k, self._compat, self._monitor = k, compat, monitor
         self._batch_size, self._loss_batch = batch_size, loss_batch
         self._image_locked = image_locked
         self._known_images: NDArray[np.float64] | None = None
         # Once: of a stored set each pass reads its file.
         asked = list(queries.pairs)
         found = asked if index is queries else list(index.pairs)
-        known = [*found, *asked]
+        judged = asked if rated is queries else list(rated.pairs)
+        known = [*found, *asked] if judged is asked else [*found, *asked, *judged]
         require_texts(known)
         self._texts = list(dict.fromkeys(pair.text for pair in known))
         self._images = list(dict.fromkeys(pair.image_key for pair in known))
         in_index = {pair.image_key for pair in found}
+        in_queries = {pair.image_key for pair in asked}
 
         def read(key: str) -> bytes:
-            return (index if key in in_index else queries).image_bytes(key)
+            source = index if key in in_index else queries if key in in_queries else rated
+            return source.image_bytes(key)
 
         self._tokens = TextStore(clip, self._texts)
         self._store = ImageStore(clip, self._images, read, waits=waits or nobody_waits)
@@ -104,9 +130,14 @@ class Evaluator:
         self._index_images = _numbers(image_number, [pair.image_key for pair in found])
         self._query_texts = _numbers(text_number, [pair.text for pair in asked])
         self._query_images = _numbers(image_number, [pair.image_key for pair in asked])
-        self._pair_texts = np.array([text_number[pair.text] for pair in asked])
-        self._pair_images = np.array([image_number[pair.image_key] for pair in asked])
+        self._pair_texts = np.array([text_number[pair.text] for pair in judged])
+        self._pair_images = np.array([image_number[pair.image_key] for pair in judged])
         self._relevance = Relevance(asked, found, text_number, image_number)
+        self._rated_relevance = (
+            self._relevance
+            if judged is asked
+            else Relevance(judged, found, text_number, image_number)
+        )
 
     def evaluate(
         self, clip: Clip, *, examples: int = 0, pause: Callable[[], None] = lambda: None
@@ -152,11 +183,12 @@ class Evaluator:
         return Evaluation(
             metrics=metrics,
             k=self._k,
+            monitor=self._monitor,
             loss=held_out_loss(
                 images[self._pair_images],
                 texts[self._pair_texts],
                 clip.model.logit_scale,
-                lambda row: self._relevance.images_of(int(self._pair_texts[row]))[
+                lambda row: self._rated_relevance.images_of(int(self._pair_texts[row]))[
                     self._pair_images
                 ],
                 batch_size=self._loss_batch,

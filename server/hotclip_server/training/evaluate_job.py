@@ -7,14 +7,13 @@ from hotclip_server.jobs.context import JobContext, JobResult
 from hotclip_server.jobs.records import JobKind
 from hotclip_server.jobs.specs import EvaluateSpec
 from hotclip_server.training.clip import Clip
-from hotclip_server.training.evaluate import Evaluation, Evaluator
+from hotclip_server.training.evaluate import Evaluation, Evaluator, metrics_of
 from hotclip_server.training.jobs import (
     Datasets,
     Versions,
     evaluator_of,
     load_clip,
     measure,
-    metrics_of,
     opened,
     own_stream,
     training_errors,

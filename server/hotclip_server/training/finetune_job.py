@@ -16,7 +16,8 @@ from hotclip_server.training.candidates import CANDIDATES, MOST_CANDIDATES, copy
 from hotclip_server.training.child_work import child_work
 from hotclip_server.training.config import Method
 from hotclip_server.training.finetune_work import Made, Work, Workplace, local_work
-from hotclip_server.training.jobs import MONITOR, giving_way
+from hotclip_server.training.jobs import giving_way
+from hotclip_server.training.monitors import signed
 
 ACTIVATION_ATTEMPTS = 5
 MEMORY_FACTORS: Mapping[Method, int] = {"full": 6, "lit": 4, "lora": 3, "projection": 3, "auto": 3}
@@ -132,6 +133,10 @@ class FineTuneHandler:
     ) -> JobResult:
         """Compare-and-set: against whatever is live now, on the same held-out data; against the
         base where nothing is."""
+
+        def shown(score: float) -> str:
+            return f"{signed(spec.monitor, score):.4f}"
+
         for _ in range(ACTIVATION_ATTEMPTS):
             state = self._releases.state(spec.model)
             live = state.live_version
@@ -142,14 +147,14 @@ class FineTuneHandler:
             present = work.score_of(rival)
             if not score > present:
                 whose = "live version" if live else "nothing is live, its base"
-                why = f"staged: {MONITOR} {score:.4f}, {whose} {rival} has {present:.4f}"
+                why = f"staged: {spec.monitor} {shown(score)}, {whose} {rival} has {shown(present)}"
                 return _result(job, version, False, why)
             try:
                 self._releases.activate(spec.model, version, etag=state.etag)
             except Aborted:
                 job.log("another version went live meanwhile; comparing again")
                 continue
-            why = f"activated: {MONITOR} {score:.4f}, version {rival} had {present:.4f}"
+            why = f"activated: {spec.monitor} {shown(score)}, version {rival} had {shown(present)}"
             return _result(job, version, True, why)
         return _result(job, version, False, "staged: the live version kept changing")
 

@@ -13,7 +13,7 @@ from hotclip_server.jobs.context import Cancelled, Interrupted, JobContext
 from hotclip_server.jobs.specs import FineTuneSpec
 from hotclip_server.training.checkpoints import Checkpoints, Stored, library_versions
 from hotclip_server.training.clip import Clip, count_weights
-from hotclip_server.training.evaluate import Evaluation, Evaluator
+from hotclip_server.training.evaluate import Evaluation, Evaluator, metrics_of
 from hotclip_server.training.events import (
     Chunk,
     ChunkHalved,
@@ -26,7 +26,7 @@ from hotclip_server.training.events import (
     TrainEvent,
 )
 from hotclip_server.training.gradients import Drawing
-from hotclip_server.training.jobs import evaluator_of, measure, metrics_of
+from hotclip_server.training.jobs import measure
 from hotclip_server.training.pairs import ImageSet, PairSet
 from hotclip_server.training.progress import Snapshot
 from hotclip_server.training.prompts import count_pairs
@@ -46,8 +46,7 @@ class Run:
     """At its end `clip` holds the weights to keep.
 
     Args:
-        held_out: What is measured; None: nothing, and the last weights are kept.
-        extra: Searched besides `held_out`.
+        evaluator: Measures held-out data; None: nothing is measured, and the last weights are kept.
         checkpoints: States of this run; if there is one, it goes on from there.
         every_s: Least time between two states.
         breathes: Whether serving may go first between two layers too, not only between chunks.
@@ -58,8 +57,7 @@ class Run:
         job: JobContext,
         spec: FineTuneSpec,
         clip: Clip,
-        held_out: PairSet | None,
-        extra: PairSet | None,
+        evaluator: Evaluator | None,
         checkpoints: Checkpoints,
         *,
         every_s: float = CHECKPOINT_EVERY_S,
@@ -73,18 +71,7 @@ class Run:
         self._breathes = breathes
         self._due = -math.inf
         self._standing = Standing()
-        self._evaluator: Evaluator | None = None
-        if held_out is not None:
-            self._evaluator = evaluator_of(
-                clip,
-                held_out,
-                extra,
-                k=spec.k,
-                compat=spec.compat,
-                loss_batch=spec.config.batch_size,
-                image_locked=spec.config.locks_image,
-                waits=job.yielding.waits,
-            )
+        self._evaluator = evaluator
         self._new_best = False
         """Since the last state."""
         self._saved: object = None
@@ -177,7 +164,7 @@ class Run:
         self.job.metric(
             "AFTER", metrics_of(after), step=self._step, total_steps=self._steps, progress=0.97
         )
-        self.job.log(end_line(metrics_of(before), metrics_of(after)))
+        self.job.log(end_line(metrics_of(before), metrics_of(after), self.spec.monitor))
         old = {example.query: example.found for example in before.examples}
         for example in after.examples:
             self.job.example(
@@ -283,7 +270,7 @@ class Run:
         self.job.metric(
             "EPOCH", metrics, step=event.step, total_steps=event.steps, epoch=event.epoch - 1
         )
-        self.job.log(epoch_line(event, metrics, best=best))
+        self.job.log(epoch_line(event, metrics, self.spec.monitor, best=best))
         self._due = -math.inf  # what was measured should not be measured again
         rule = self.spec.early_stopping
         if rule is None or rule.monitor not in metrics or event.step == event.steps:

@@ -13,16 +13,17 @@ from typing import Protocol
 
 import torch
 
+from hotclip_server.datasets.joined import JoinedPairs
 from hotclip_server.jobs.context import JobContext
 from hotclip_server.jobs.specs import FineTuneSpec
 from hotclip_server.shared_flag import SharedFlag
 from hotclip_server.storage.atomic import require_free_space
 from hotclip_server.training.candidates import CANDIDATES, Candidates
 from hotclip_server.training.checkpoints import Checkpoints
+from hotclip_server.training.clip import Clip
 from hotclip_server.training.config import AUTO_LORA_BELOW, Method
-from hotclip_server.training.evaluate import Evaluation
+from hotclip_server.training.evaluate import Evaluation, Evaluator, metrics_of
 from hotclip_server.training.finetune_run import CHECKPOINT_EVERY_S, Run
-from hotclip_server.training.flat import HashSet
 from hotclip_server.training.gradients import Drawing
 from hotclip_server.training.jobs import (
     Datasets,
@@ -30,16 +31,16 @@ from hotclip_server.training.jobs import (
     evaluator_of,
     load_clip,
     measure,
-    metrics_of,
     opened,
     openmp_in_background,
     own_stream,
     training_errors,
 )
-from hotclip_server.training.pairs import PairSet
+from hotclip_server.training.overlap import overlap
+from hotclip_server.training.pairs import PairSet, SomePairs
 from hotclip_server.training.prompts import count_pairs, with_texts
 from hotclip_server.training.replay import with_replay
-from hotclip_server.training.split import split_pairs
+from hotclip_server.training.split import split_pairs, without_negatives_of
 
 DISK_FACTORS: Mapping[Method, float] = {"full": 4, "lit": 3, "lora": 0.5, "projection": 0.5}
 """Bytes of a state, a byte of the weights file: of what is trained the weights, their average and
@@ -110,11 +111,29 @@ class Workplace:
     waiting: SharedFlag | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a run is measured with, in which every image has a text."""
+
+    queries: PairSet
+    """Of the retrieval metrics."""
+    rated: PairSet | None
+    """Pairs of the validation loss; None: the queries."""
+    extra: PairSet | None
+    """Searched besides the queries' own images and texts."""
+
+    @property
+    def image_keys(self) -> set[str]:
+        """Of the images that must not be trained on, which those of `extra` may be."""
+        sets = [one for one in (self.queries, self.rated) if one is not None]
+        return {pair.image_key for one in sets for pair in one.pairs}
+
+
 @contextmanager
 def local_work(place: Workplace, job: JobContext, spec: FineTuneSpec) -> Iterator[Work]:
     """A fine-tune on this thread; its data is closed at the end."""
     names = (
-        *(spec.train_dataset, spec.eval_dataset, spec.index_dataset),
+        *(spec.train_dataset, spec.eval_dataset, spec.query_dataset, spec.index_dataset),
         spec.replay_dataset,
     )
     if place.device == "cpu":
@@ -124,22 +143,23 @@ def local_work(place: Workplace, job: JobContext, spec: FineTuneSpec) -> Iterato
         _own_threads(place.threads),
         own_stream(place.device),
         openmp_in_background(place.device) if place.cooperates else nullcontext(),
-        opened(job, place.datasets, *names) as (train_set, eval_set, index_set, old_set),
+        opened(job, place.datasets, *names) as (train_set, eval_set, query_set, index_set, old_set),
     ):
         if train_set is None:
             raise RuntimeError("a fine-tune without data. This is a bug.")
-        training, held_out = _divide(job, spec, train_set, eval_set)
+        training, held_out = _divide(job, spec, train_set, eval_set, query_set)
         if old_set is not None:
-            training = _replayed(job, training, old_set, held_out)
+            training = _replayed(job, training, old_set, _joined(held_out, query_set))
         # Prompts come after the split: they would tie all images of a label together.
-        yield LocalWork(
-            place,
-            job,
-            spec,
-            with_texts(training, spec.prompts),
-            with_texts(held_out, spec.prompts),
-            with_texts(index_set, spec.prompts),
-        )
+        queries = with_texts(held_out if query_set is None else query_set, spec.prompts)
+        measured = None
+        if queries is not None:
+            measured = Measured(
+                queries=queries,
+                rated=None if query_set is None else with_texts(held_out, spec.prompts),
+                extra=with_texts(index_set, spec.prompts),
+            )
+        yield LocalWork(place, job, spec, with_texts(training, spec.prompts), measured)
 
 
 @contextmanager
@@ -164,15 +184,13 @@ class LocalWork:
         job: JobContext,
         spec: FineTuneSpec,
         training: PairSet,
-        held_out: PairSet | None,
-        extra: PairSet | None,
+        measured: Measured | None,
     ) -> None:
         self._place = place
         self._job = job
         self._spec = spec
         self._training = training
-        self._held_out = held_out
-        self._extra = extra
+        self._measured = measured
         self._before: Evaluation | None = None
 
     def make(self) -> Made:
@@ -187,8 +205,7 @@ class LocalWork:
             job,
             spec,
             clip,
-            self._held_out,
-            self._extra,
+            self._evaluator(clip),
             checkpoints,
             every_s=place.every_s,
             # A GPU is asked for whole steps at once: there is nothing to wait between.
@@ -212,30 +229,39 @@ class LocalWork:
 
     def score_of(self, version: str) -> float:
         """See `Work`."""
-        spec = self._spec
-        if version == spec.base_version and self._before is not None:
+        if version == self._spec.base_version and self._before is not None:
             return self._before.score
-        if self._held_out is None:
-            raise RuntimeError("nothing to compare on. This is a bug.")
         clip = load_clip(self._place.versions, version, self._place.device)
-        # Its own evaluator: tokenizer and image size may differ.
-        evaluator = evaluator_of(
+        evaluator = self._evaluator(clip)
+        if evaluator is None:
+            raise RuntimeError("nothing to compare on. This is a bug.")
+        return measure(self._job, evaluator, clip).score
+
+    def _evaluator(self, clip: Clip) -> Evaluator | None:
+        """For this model and no other: tokenizer and image size may differ."""
+        measured, spec = self._measured, self._spec
+        if measured is None:
+            return None
+        return evaluator_of(
             clip,
-            self._held_out,
-            self._extra,
+            measured.queries,
+            measured.extra,
+            rated=measured.rated,
+            monitor=spec.monitor,
             k=spec.k,
             compat=spec.compat,
+            loss_batch=spec.config.batch_size,
+            image_locked=spec.config.locks_image,
             waits=self._job.yielding.waits,
         )
-        return measure(self._job, evaluator, clip).score
 
     def _candidates(self, folder: Path) -> Candidates | None:
         mining = self._spec.config.mining
         if mining is None or not mining.collection:
             return None
         # What is measured must not be trained on, as a wrong answer least of all.
-        held_out = self._held_out.pairs if self._held_out is not None else ()
-        found = Candidates(folder / CANDIDATES, {pair.image_key for pair in held_out})
+        without = self._measured.image_keys if self._measured is not None else set()
+        found = Candidates(folder / CANDIDATES, without)
         self._job.log(f"mining {len(found.keys)} images of {mining.collection}")
         return found
 
@@ -256,22 +282,43 @@ class LocalWork:
 
 
 def _divide(
-    job: JobContext, spec: FineTuneSpec, data: PairSet, eval_set: PairSet | None
+    job: JobContext,
+    spec: FineTuneSpec,
+    data: PairSet,
+    eval_set: PairSet | None,
+    query_set: PairSet | None,
 ) -> tuple[PairSet, PairSet | None]:
-    """What to train on, and what to measure with, if anything."""
-    if eval_set is not None:
-        seen = HashSet(pair.image_key for pair in data.pairs).count_common(
-            HashSet(pair.image_key for pair in eval_set.pairs)
-        )
-        if seen:
-            job.log(f"{seen} images of the evaluation are trained on: it flatters", "WARNING")
-        return data, eval_set
-    if spec.val_split == 0:
+    """What to train on, and what is held out besides the queries that were given, if anything."""
+    training, held_out = data, eval_set
+    if eval_set is None and spec.val_split > 0:
+        training, held_out = split_pairs(data, spec.val_split, spec.config.seed)
+        job.log(f"held out {len(held_out.pairs)} of {len(data.pairs)} pairs")
+    elif eval_set is None and query_set is None:
         job.log("no held-out data: nothing is measured, the last weights are kept")
-        return data, None
-    training, held_out = split_pairs(data, spec.val_split, spec.config.seed)
-    job.log(f"held out {len(held_out.pairs)} of {len(data.pairs)} pairs")
+    elif eval_set is None:
+        job.log("all pairs are trained on: the validation loss is that of the queries")
+    for measured, what in ((eval_set, "evaluation"), (query_set, "queries")):
+        if measured is not None:
+            training = _without(job, training, measured, what)
     return training, held_out
+
+
+def _without(job: JobContext, training: PairSet, measured: PairSet, what: str) -> PairSet:
+    """What to train on, without negatives that are measured. Pairs stay, and are told of: whoever
+    gave both sets may want it so."""
+    found = overlap(training.pairs, measured.pairs)
+    if found.images or found.texts:
+        job.log(f"{found} of the {what} are trained on: it flatters", "WARNING")
+    if not found.negatives:
+        return training
+    job.log(f"left out {found.negatives} negatives of training pairs that are of the {what}")
+    return SomePairs(without_negatives_of(training.pairs, measured.pairs), training)
+
+
+def _joined(*sets: PairSet | None) -> PairSet | None:
+    """Those that are there as one; None if there is none."""
+    found = [one for one in sets if one is not None]
+    return JoinedPairs(*found) if len(found) > 1 else next(iter(found), None)
 
 
 def _replayed(job: JobContext, new: PairSet, old: PairSet, held_out: PairSet | None) -> PairSet:

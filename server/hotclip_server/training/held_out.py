@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hotclip_server.jobs.context import JobContext
+from hotclip_server.training.evaluate import metrics_of
 from hotclip_server.training.jobs import (
     Datasets,
     Versions,
     evaluator_of,
     load_clip,
     measure,
-    metrics_of,
     opened,
     own_stream,
     training_errors,

@@ -22,14 +22,13 @@ from hotclip_server.training.errors import InvalidPairs, InvalidTrainConfig, Tra
 from hotclip_server.training.evaluate import Evaluation, Evaluator
 from hotclip_server.training.lazy_pairs import Paused
 from hotclip_server.training.metrics import Compat
+from hotclip_server.training.monitors import MONITOR
 from hotclip_server.training.pairs import PairSet, SomePairs
 
 _OWN = threading.local()
 """Ids of the workers of each thread that computes."""
 EXAMPLES = 10
 """Queries whose results are shown."""
-MONITOR = "monitor"
-"""Name of what decides which weights are better: mean MRR of both directions."""
 
 
 class Versions(Protocol):
@@ -80,14 +79,16 @@ def evaluator_of(
     queries: PairSet,
     extra: PairSet | None,
     *,
+    rated: PairSet | None = None,
+    monitor: str = MONITOR,
     k: int = 20,
     compat: Compat = "standard",
     loss_batch: int = 64,
     image_locked: bool = False,
     waits: Callable[[], bool],
 ) -> Evaluator:
-    """Searches `queries` among their own images and texts and those of `extra`. On a CPU nothing
-    is decoded ahead while somebody `waits`."""
+    """Searches `queries` among their own images and texts and those of `extra`, and measures the
+    loss of `rated`, or of the queries. On a CPU nothing is decoded ahead while somebody `waits`."""
     index = queries if extra is None else JoinedPairs(queries, extra)
     # Serving waits for a batch at most: on a CPU a small one is as fast an image as a large one.
     batch_size = 32 if clip.device.type == "cpu" else 256
@@ -95,6 +96,8 @@ def evaluator_of(
         clip,
         queries,
         index,
+        rated=rated,
+        monitor=monitor,
         k=k,
         compat=compat,
         batch_size=batch_size,
@@ -116,15 +119,6 @@ def measure(job: JobContext, evaluator: Evaluator, clip: Clip) -> Evaluation:
         raise
     except ValueError as error:
         raise FailedPrecondition(str(error), reason="VERSION_UNFIT") from error
-
-
-def metrics_of(evaluation: Evaluation) -> dict[str, float]:
-    """As events and versions carry them."""
-    return {
-        **evaluation.metrics,
-        MONITOR: evaluation.score,
-        "validation_loss": evaluation.loss,
-    }
 
 
 @contextmanager

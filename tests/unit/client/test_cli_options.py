@@ -96,6 +96,29 @@ def test_options_are_read_as_they_are_meant() -> None:
     assert options.server == "here:1"
 
 
+def test_data_of_every_kind_is_handed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    given: dict[str, object] = {}
+
+    class Taker:
+        def finetune(self, *data: object, **others: object) -> None:
+            given.update(others, data=data)
+
+    command = ["finetune", "pairs", "--eval-data", "e", "--query-data", "q", "--index-data", "i"]
+    command += ["--replay-data", "o", "--monitor", "validation_loss", "--validate-only"]
+    options = make_parser().parse_args(command)
+    assert options.run(Taker(), options) == 0
+    assert given == {
+        "data": ("pairs", "e"),
+        "query_data": "q",
+        "index_data": "i",
+        "replay_data": "o",
+        "monitor": "validation_loss",
+        "validate_only": True,
+        "upload_progress": True,
+    }
+    assert capsys.readouterr().out == "valid\n"
+
+
 def test_common_options_stand_before_or_after_the_command() -> None:
     before = make_parser().parse_args(["-s", "a:1", "--json", "jobs", "list"])
     after = make_parser().parse_args(["jobs", "list", "-s", "a:1", "--json"])

@@ -14,10 +14,12 @@ from hotclip_proto.v1 import finetune_pb2 as pb
 from hotclip_server.training import metric_names
 from tests.unit.client.conftest import FakeEncode
 
+DATA = {"eval_data": "e", "query_data": "q", "index_data": "i", "replay_data": "o"}
 EVERYTHING: dict[str, Any] = {
     "model": "m",
     "base_version": "v",
     "val_split": 0.2,
+    "monitor": "validation_loss",
     "epochs": 3,
     "max_steps": 9,
     "batch_size": 32,
@@ -67,16 +69,21 @@ EVERYTHING: dict[str, Any] = {
 
 async def test_both_clients_ask_for_the_same(fake: FakeEncode) -> None:
     with Client(fake.address) as client:
-        client.finetune("data", **EVERYTHING)
+        client.finetune("data", **DATA, **EVERYTHING)
     async with AsyncClient(fake.address) as twin:
-        await twin.finetune("data", **EVERYTHING)
+        await twin.finetune("data", **DATA, **EVERYTHING)
     first, second = fake.jobs.started
     assert first == second
     expected = pb.FineTuneRequest(
         model="m",
         base_version="v",
         train_dataset="data",
+        eval_dataset="e",
+        query_dataset="q",
+        index_dataset="i",
+        replay_dataset="o",
         val_split=0.2,
+        monitor="validation_loss",
         epochs=3,
         max_steps=9,
         batch_size=32,

@@ -41,12 +41,18 @@ def test_specs_survive_json() -> None:
         isolation=Isolation.PROCESS,
         trackers=(Tracker.WANDB,),
         replay_dataset="ds-3",
+        query_dataset="ds-4",
+        monitor="validation_loss",
         soup=3,
         device="cpu",
     )
     stored = json.loads(json.dumps(tune.to_json()))
-    assert stored["datasets"] == ["ds-1", "ds-2", "ds-3"]
+    assert stored["datasets"] == ["ds-1", "ds-2", "ds-3", "ds-4"]
     assert FineTuneSpec.from_json(stored) == tune
+    # A job that waits since before there were these.
+    for name in ("query_dataset", "monitor"):
+        del stored[name]
+    assert FineTuneSpec.from_json(stored) == replace(tune, query_dataset="", monitor="monitor")
     mined = replace(tune, config=TrainConfig(mining=MiningConfig(collection="c", every=2)))
     assert FineTuneSpec.from_json(json.loads(json.dumps(mined.to_json()))) == mined
     measure = EvaluateSpec(model="m", version="v", dataset="ds-1", index_dataset="", k=5)

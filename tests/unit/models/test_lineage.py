@@ -18,8 +18,9 @@ SPEC = {
     "base_version": "v-a",
     "train_dataset": "t" * 16,
     "eval_dataset": "",
+    "query_dataset": "q" * 16,
     "index_dataset": "i" * 16,
-    "datasets": ["i" * 16, "t" * 16],
+    "datasets": ["i" * 16, "q" * 16, "t" * 16],
     "config": {"learning_rate": 1e-4, "epochs": 3},
     "wise_ft": None,
 }
@@ -35,7 +36,7 @@ async def test_data_and_settings_outlive_the_job(tmp_path: Path, loader: FakeLoa
         made = (await registry.register("", manifest, {"monitor": 0.5})).lineage
         assert made is not None
         assert made.job == job.id
-        assert made.datasets == {"train": "t" * 16, "index": "i" * 16}
+        assert made.datasets == {"train": "t" * 16, "query": "q" * 16, "index": "i" * 16}
         assert made.config == {"config": SPEC["config"], "wise_ft": None}
         with database.transaction() as connection:
             jobs.set_state(connection, job.id, JobState.CANCELLED)

@@ -34,6 +34,7 @@ def test_an_empty_request_has_the_stated_defaults() -> None:
     spec = check_fine_tune(request()).spec
     assert spec == {
         "val_split": 0.1,
+        "monitor": "monitor",
         "activation": ActivationRule.IF_BETTER,
         "config": TrainConfig(method="auto"),
         "prompts": ("a photo of {label}",),
@@ -181,6 +182,22 @@ def metric(**values: Any) -> pb.MetricLoss:
         ({"optimizer": pb.OPTIMIZER_SGD, "beta1": 0.8, "beta2": 0.9}, ["beta1", "beta2"]),
         ({"epochs": 3, "max_steps": 9}, ["max_steps"]),
         ({"index_dataset": "more", "val_split": 0.0}, ["index_dataset"]),
+        ({"monitor": "accuracy"}, ["monitor"]),
+        ({"monitor": "epoch_loss"}, ["monitor"]),
+        ({"monitor": "clip-text-to-clip-vision_queries"}, ["monitor"]),
+        ({"monitor": "validation_loss", "val_split": 0.0}, ["monitor"]),
+        (
+            {"monitor": "accuracy", "early_stopping": pb.EarlyStopping(patience=0)},
+            ["monitor", "early_stopping.patience"],
+        ),
+        (
+            {
+                "monitor": "monitor",
+                "early_stopping": pb.EarlyStopping(monitor="monitor"),
+                "val_split": 0.0,
+            },
+            ["monitor", "early_stopping.monitor"],
+        ),
         (
             {**METRIC, "metric_loss": metric(**TRIPLET), "positives": pb.POSITIVES_SHARE},
             ["positives"],
@@ -284,6 +301,35 @@ def test_every_value_of_every_enum_is_understood() -> None:
     described = pb.FineTuneRequest.DESCRIPTOR.fields
     enums = {f.name: {v.number for v in f.enum_type.values} for f in described if f.enum_type}
     assert enums == numbers
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, EarlyStopping(monitor="validation_loss", higher=False)),
+        ({"mode": pb.EarlyStopping.MODE_MAX}, EarlyStopping(monitor="validation_loss")),
+        ({"monitor": "monitor"}, EarlyStopping()),
+        ({"monitor": "epoch_loss"}, EarlyStopping(monitor="epoch_loss", higher=False)),
+    ],
+)
+def test_what_decides_also_ends_a_run_unless_that_names_another(
+    given: Mapping[str, Any], expected: EarlyStopping
+) -> None:
+    stopping = pb.EarlyStopping(**given)
+    spec = check_fine_tune(request(monitor="validation_loss", early_stopping=stopping)).spec
+    assert (spec["monitor"], spec["early_stopping"]) == ("validation_loss", expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "split"),
+    [({}, 0.0), ({"val_split": 0.2}, 0.2), ({"val_split": 0.0}, 0.0), ({"eval_dataset": "e"}, 0.0)],
+)
+def test_queries_are_data_to_measure_with(changes: Mapping[str, Any], split: float) -> None:
+    """Nothing else is held out then, unless it is asked for."""
+    asked = {"index_dataset": "i", "soup": 2, "monitor": "monitor", **changes}
+    stopping = pb.EarlyStopping()
+    spec = check_fine_tune(request(query_dataset="q", early_stopping=stopping, **asked)).spec
+    assert spec["val_split"] == split
 
 
 def test_an_epoch_loss_needs_nothing_held_out() -> None:

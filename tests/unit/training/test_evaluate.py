@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hotclip_server.training.errors import InvalidPairs
-from hotclip_server.training.evaluate import Evaluator, Relevance
+from hotclip_server.training.evaluate import Evaluator, Relevance, metrics_of
+from hotclip_server.training.metrics import Compat
 from hotclip_server.training.pairs import MemoryPairs, Pair
 from tests.unit.training.tiny import colours, picture, tiny_clip
 
@@ -26,6 +27,41 @@ def test_score_is_the_mean_of_both_directions():
     evaluation = Evaluator(tiny_clip(), colours(8)).evaluate(tiny_clip())
     ranks = [v for name, v in evaluation.metrics.items() if name.endswith("_reciprocal_rank")]
     assert evaluation.score == pytest.approx(np.mean(ranks))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "sign"),
+    [
+        ("validation_loss", -1),
+        ("clip-text-to-clip-vision_median_rank", -1),
+        ("clip-vision-to-clip-text_ndcg_at_k", 1),
+    ],
+)
+@pytest.mark.parametrize("compat", ["standard", "finetuner", "clip_benchmark"])
+def test_a_higher_score_is_better_whatever_decides(monitor: str, sign: int, compat: Compat):
+    data, clip = colours(8), tiny_clip()
+    plain = metrics_of(Evaluator(clip, data, compat=compat).evaluate(clip))
+    found = Evaluator(clip, data, monitor=monitor, compat=compat).evaluate(clip)
+    assert found.score == sign * plain[monitor]
+    assert metrics_of(found) == plain
+
+
+def test_the_loss_may_be_of_other_pairs_which_nobody_searches():
+    data, clip = colours(20), tiny_clip()
+    queries, index, rated = (
+        MemoryPairs(pairs, {pair.image_key: data.images[pair.image_key] for pair in pairs})
+        for pairs in (data.pairs[:5], data.pairs[:12], data.pairs[10:])
+    )
+    found = Evaluator(clip, queries, index, rated=rated, loss_batch=4).evaluate(clip, examples=5)
+    alone = Evaluator(clip, queries, index, loss_batch=4).evaluate(clip, examples=5)
+    assert found.metrics == pytest.approx(alone.metrics, abs=1e-6)
+    assert found.examples == alone.examples
+    assert found.loss == pytest.approx(
+        Evaluator(clip, rated, loss_batch=4).evaluate(clip).loss, abs=1e-6
+    )
+    assert found.loss != pytest.approx(alone.loss, abs=1e-3)
+    with pytest.raises(InvalidPairs, match="no pairs"):
+        Evaluator(clip, queries, index, rated=MemoryPairs([], {}))
 
 
 class Counted(Sequence[Pair]):

@@ -20,7 +20,7 @@ from hotclip_server.jobs.states import JobState
 from hotclip_server.storage.database import Database
 from hotclip_server.training.events import EpochEnd
 from hotclip_server.training.finetune_job import FineTuneHandler
-from hotclip_server.training.summaries import epoch_line
+from hotclip_server.training.summaries import end_line, epoch_line
 from tests.unit.training.test_finetune_job import CONFIG, Desk, Shelf, place, spec
 from tests.unit.training.tiny import tiny_clip
 
@@ -121,6 +121,18 @@ async def test_a_resumed_run_tells_each_epoch_once(runner: JobRunner) -> None:
 
 def test_an_epoch_without_a_finite_step_says_so() -> None:
     end = EpochEnd(epoch=2, epochs=3, step=4, steps=6, mean_loss=math.nan)
-    assert epoch_line(end, {"monitor": 0.25}, best=False) == (
+    assert epoch_line(end, {"monitor": 0.25}, "monitor", best=False) == (
         "epoch 2 of 3: no step was finite, monitor 0.2500"
+    )
+
+
+def test_what_decides_is_told_first() -> None:
+    end = EpochEnd(epoch=1, epochs=3, step=2, steps=6, mean_loss=0.5)
+    found = {"epoch_loss": 0.5, "validation_loss": 0.75, "monitor": 0.25, "hits": 0.125, "other": 1}
+    assert epoch_line(end, found, "hits", best=True) == (
+        "epoch 1 of 3: loss 0.5000, hits 0.1250, validation loss 0.7500, monitor 0.2500, "
+        "the best so far"
+    )
+    assert end_line(found, found, "hits").startswith(
+        "the weights that are kept: hits 0.1250 (before 0.1250), validation loss"
     )
