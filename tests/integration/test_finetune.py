@@ -193,9 +193,7 @@ def test_cancel_in_the_middle_stages_nothing(stubs: Stubs, server: ServerProcess
             break
     asked = stubs.jobs.CancelJob(job_pb2.CancelJobRequest(job=job.id))
     assert asked.state == job_pb2.JOB_STATE_CANCELLING
-    ended = stubs.wait(job.id)
-    assert ended.state == job_pb2.JOB_STATE_CANCELLED
-    assert (ended.end_time.ToDatetime() - asked.start_time.ToDatetime()).total_seconds() < 30
+    assert stubs.wait(job.id).state == job_pb2.JOB_STATE_CANCELLED
     assert sorted((server.data_dir / "versions").iterdir()) == versions
     listed = stubs.jobs.ListJobs(
         job_pb2.ListJobsRequest(kind=job_pb2.JOB_KIND_FINE_TUNE, page_size=1)

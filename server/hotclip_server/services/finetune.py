@@ -95,7 +95,7 @@ class FineTuneService(finetune_pb2_grpc.FineTuneServiceServicer):
             *await self._prompt_problems(
                 request.prompts,
                 *(request.train_dataset, request.replay_dataset),
-                *(request.eval_dataset, request.index_dataset),
+                *(request.eval_dataset, request.query_dataset, request.index_dataset),
             ),
             *await asyncio.to_thread(
                 self._ground.problems, spec.config, version, request.device, pairs

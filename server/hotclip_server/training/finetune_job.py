@@ -16,7 +16,6 @@ from hotclip_server.training.candidates import CANDIDATES, MOST_CANDIDATES, copy
 from hotclip_server.training.child_work import child_work
 from hotclip_server.training.config import Method
 from hotclip_server.training.finetune_work import Made, Work, Workplace, local_work
-from hotclip_server.training.jobs import giving_way
 from hotclip_server.training.monitors import signed
 
 ACTIVATION_ATTEMPTS = 5
@@ -78,7 +77,7 @@ class FineTuneHandler:
         if self._sample_images is None:
             raise RuntimeError("nothing here reads collections. This is a bug.")
         images = self._sample_images(mining.collection, MOST_CANDIDATES, spec.config.seed)
-        copy_candidates(images, folder, giving_way(job))
+        copy_candidates(images, folder, job.give_way)
 
     def _require_memory(self, place: Workplace, spec: FineTuneSpec) -> None:
         """A process that the kernel ends for want of memory serves nobody."""
