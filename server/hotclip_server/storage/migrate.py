@@ -20,7 +20,7 @@ from hotclip_server.storage.schema import metadata
 if TYPE_CHECKING:
     from alembic.config import Config
 
-NEWEST = "0002"
+NEWEST = "0003"
 """The revision that `schema.py` describes."""
 _revisions = sa.Table(
     "alembic_version",
