@@ -29,14 +29,21 @@ def point(number: int, of: EncodeItem | None = None) -> search_pb2.Point:
 
 
 class Refusing(LocalStore):
-    """Has no room while `full`."""
+    """Has no room while `full`, and says so when `decided`."""
 
     full = False
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked, self.decided = asyncio.Event(), asyncio.Event()
+        self.decided.set()
 
     async def _call(
         self, op: str, *, body: bytes = b"", timeout_s: float | None = None, **header: object
     ) -> tuple[Any, bytes]:
         if op == "upsert" and self.full:
+            self.asked.set()
+            await self.decided.wait()
             raise ResourceExhausted("no room", reason="DISK_FULL")
         return await super()._call(op, body=body, timeout_s=timeout_s, **header)
 
@@ -94,6 +101,24 @@ async def test_a_refused_write_leaves_the_old_images_alone(tmp_path: Path, world
     with pytest.raises(ResourceExhausted):
         await world.collections.writer.upsert("c", [point(0, item(7)), point(8)])
     assert count(tmp_path) == 8
+    world.store.full = False
+    await world.collections.writer.settle("c")
+    await until(tmp_path, 6)
+    await check(world, list(range(6)))
+
+
+async def test_what_a_write_replaces_stays_until_it_is_decided(
+    tmp_path: Path, world: World
+) -> None:
+    world.store.full = True
+    world.store.decided.clear()
+    writing = asyncio.create_task(world.collections.writer.upsert("c", [point(0, item(7))]))
+    await asyncio.wait_for(world.store.asked.wait(), 30)
+    world.collections._sweeper.released(1)
+    await asyncio.sleep(0.4)
+    world.store.decided.set()
+    with pytest.raises(ResourceExhausted):
+        await writing
     world.store.full = False
     await world.collections.writer.settle("c")
     await until(tmp_path, 6)
