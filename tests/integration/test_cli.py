@@ -230,6 +230,24 @@ def test_search(shell: Shell) -> None:
     assert "JSON" in shell.run("count", "drawn", "--filter", "[1]", exits=2)[1]
 
 
+def test_a_collection_is_reindexed_and_what_was_made_is_given_up(shell: Shell, tuned: str) -> None:
+    version = shell.json("jobs", "show", tuned)["result_version"]
+    with hotclip.Client(shell.address) as client:
+        client.create_collection("shadowed")
+        client.upsert("shadowed", [("fox", "a fox")])
+    assert "SUCCEEDED" in shell.run("reindex", "shadowed", version)[0]
+    reindex = ("reindex", "shadowed", version, "--name", "again", "--detach")
+    assert shell.run(*reindex)[0] == "again\n"
+    shell.run("jobs", "watch", "again")
+    assert "DropShadow" in shell.run("delete-version", version, exits=1)[1]
+    dropped = shell.json("drop-shadow", "shadowed", version)
+    assert (dropped["name"], dropped["shadow_version"]) == ("shadowed", "")
+    refused = shell.run("drop-shadow", "shadowed", version, exits=1)[1]
+    assert "SHADOW_NOT_FOUND" in refused
+    with hotclip.Client(shell.address) as client:
+        client.delete_collection("shadowed")
+
+
 def test_evaluate_follows_the_job(shell: Shell, tuned: str) -> None:
     some = shell.folder / "some.csv"
     some.write_text("\n".join((shell.folder / "shapes.csv").read_text().splitlines()[:9]))

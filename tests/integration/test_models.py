@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from hotclip import AsyncClient
-from hotclip.errors import FailedPrecondition, NotFound
+from hotclip import AsyncClient, Image
+from hotclip.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from hotclip_proto.v1 import (
     encode_pb2,
     encode_pb2_grpc,
@@ -20,6 +21,7 @@ from hotclip_proto.v1 import (
     model_pb2_grpc,
     types_pb2,
 )
+from hotclip_server.config import ServerConfig
 from hotclip_server.testing import running_server
 
 
@@ -323,3 +325,50 @@ async def test_a_rollback_target_that_is_given_up_can_be_deleted() -> None:
         with pytest.raises(FailedPrecondition, match="live") as refused:
             await client.delete_version(new)
         assert refused.value.reason == "VERSION_IN_USE"
+
+
+async def test_a_version_whose_shadow_is_given_up_can_be_deleted() -> None:
+    async with running_server() as server, AsyncClient(server.address) as client:
+        live = (await client.create_collection("c")).version
+        await client.upsert("c", [("p", "a text")])
+        new = (await client.load_version("fake:new")).id
+        with pytest.raises(NotFound) as none:
+            await client.drop_shadow("c", new)
+        assert none.value.reason == "SHADOW_NOT_FOUND"
+        with pytest.raises(InvalidArgument) as unnamed:
+            await client.drop_shadow("c", "")
+        assert [violation.field for violation in unnamed.value.fields] == ["version"]
+        faults = server.loader.encoders[new].faults
+        faults.delay_s = 0.5
+        run = await client.reindex("c", new)
+        async with asyncio.timeout(30):
+            while not (await client.get_collection("c")).shadow_version:  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.01)
+        with pytest.raises(FailedPrecondition) as grows:
+            await client.drop_shadow("c", new)
+        assert (grows.value.reason, grows.value.metadata["job"]) == ("SHADOW_GROWS", run.id)
+        await run.wait(60)
+        with pytest.raises(FailedPrecondition, match="DropShadow"):
+            await client.delete_version(new)
+        found = await client.drop_shadow("c", new)
+        assert (found.version, found.shadow_version, found.points) == (live, "", 1)
+        await client.delete_version(new)
+
+
+async def test_points_whose_sources_are_lost_are_named(tmp_path: Path) -> None:
+    config = ServerConfig(port=0, data_dir=str(tmp_path))
+    async with running_server(config) as server, AsyncClient(server.address) as client:
+        await client.create_collection("c")
+        pictures = [b"\x89PNG" + bytes([number]) * 40_000 for number in range(2)]
+        points = [(f"p{n}", Image.from_bytes(data)) for n, data in enumerate(pictures)]
+        await client.upsert("c", points)
+        for file in (tmp_path / "sources").glob("*/*"):
+            if pictures[1][-99:] in file.read_bytes():
+                file.unlink()
+        with pytest.raises(DataLoss) as lost:
+            await client.get_points("c", ["p0", "p1"], sources=True)
+        assert (lost.value.reason, lost.value.metadata["ids"]) == ("SOURCE_DAMAGED", '["p1"]')
+        with pytest.raises(DataLoss, match="'p1'"):
+            [point async for point in client.list_points("c", sources=True)]
+        await client.upsert("c", points[1:])
+        assert len(await client.get_points("c", ["p0", "p1"], sources=True)) == 2

@@ -87,6 +87,7 @@ class AsyncClient:
     shadow_traffic = shadow.shadow_traffic
     clear_shadow_traffic = shadow.clear_shadow_traffic
     reindex = bridges.reindex
+    drop_shadow = bridges.drop_shadow
     fit_bridge = bridges.fit_bridge
     get_bridge = bridges.get_bridge
     delete_bridge = bridges.delete_bridge

@@ -190,6 +190,8 @@ async def get_points(
     Raises:
         NotFound: No such collection.
         ResourceExhausted: The answer is too large (reason ANSWER_TOO_LARGE): ask for fewer.
+        DataLoss: Sources are lost (reason SOURCE_DAMAGED; `.metadata`: `ids` of their points as
+            a JSON list): delete these points, or upsert them anew.
     """
     check_ids(ids)
     connection, found = self._connection, list[StoredPoint]()

@@ -18,6 +18,7 @@ from hotclip._cli import (
     feedback,
     jobs,
     models,
+    reindexing,
     search,
     shadow,
     training,
@@ -102,7 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     _add_common(shared, argparse.SUPPRESS)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    serving = (encode, search, feedback, models, drift, bridges, shadow)
+    serving = (encode, search, feedback, models, drift, reindexing, bridges, shadow)
     for module in (*serving, weights, training, datasets, jobs):
         module.add_commands(commands, shared)
     return parser

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hotclip import _bridge as parse
+from hotclip import _collections as collections
 from hotclip import _jobs
 from hotclip._bridge import Bridge
+from hotclip._collections import Collection
 from hotclip._message import made
 from hotclip._sync.jobs import Run
 from hotclip_proto.v1 import drift_pb2, search_pb2
@@ -57,6 +59,35 @@ def reindex(
     stub = connection.stubs().search
     started = connection.call(stub.Reindex, request, connection.deadline(timeout))
     return Run(connection, _jobs.job(started))
+
+
+def drop_shadow(
+    self: Client, collection: str, version: str, *, timeout: float | None = None
+) -> Collection:
+    """Gives up a shadow whose version is not to go live after all.
+
+    While it is there every point is encoded twice, points can't be given as vectors, and the
+    version stays in memory. reindex makes it anew.
+
+    Args:
+        collection: Its name.
+        version: Version that the shadow is for.
+        timeout: Seconds; None: the client's default.
+
+    Returns:
+        The collection as it is then.
+
+    Raises:
+        NotFound: No such collection, or it has no shadow for that version (reason
+            SHADOW_NOT_FOUND).
+        FailedPrecondition: A job still builds it (reason SHADOW_GROWS; `.metadata`: its id as
+            `job`): Run.cancel ends that, and no shadow stays.
+    """
+    connection = self._connection
+    request = made(search_pb2.DropShadowRequest, collection=collection, version=version)
+    stub = connection.stubs().search
+    reply = connection.call(stub.DropShadow, request, connection.deadline(timeout))
+    return collections.collection(reply)
 
 
 def fit_bridge(

@@ -86,6 +86,7 @@ class Client:
     shadow_traffic = shadow.shadow_traffic
     clear_shadow_traffic = shadow.clear_shadow_traffic
     reindex = bridges.reindex
+    drop_shadow = bridges.drop_shadow
     fit_bridge = bridges.fit_bridge
     get_bridge = bridges.get_bridge
     delete_bridge = bridges.delete_bridge

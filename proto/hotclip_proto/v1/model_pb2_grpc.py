@@ -181,8 +181,8 @@ class ModelServiceServicer(object):
 
     def DeleteVersion(self, request, context):
         """Removes a version and its files. Errors: NOT_FOUND,
-        FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection, needed by a
-        job that has not ended).
+        FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection or that of its
+        shadow, which SearchService.DropShadow gives up, needed by a job that has not ended).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,8 +67,8 @@ class ModelServiceStub:
     """
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteVersionRequest, _model_pb2.DeleteVersionResponse]
     """Removes a version and its files. Errors: NOT_FOUND,
-    FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection, needed by a
-    job that has not ended).
+    FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection or that of its
+    shadow, which SearchService.DropShadow gives up, needed by a job that has not ended).
     """
     MergeVersions: _grpc.UnaryUnaryMultiCallable[_model_pb2.MergeVersionsRequest, _model_pb2.Version]
     """A new stored version from fp32 weights of others; the same weights give the same
@@ -141,8 +141,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteVersionRequest, _model_pb2.DeleteVersionResponse]  # type: ignore[assignment]
     """Removes a version and its files. Errors: NOT_FOUND,
-    FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection, needed by a
-    job that has not ended).
+    FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection or that of its
+    shadow, which SearchService.DropShadow gives up, needed by a job that has not ended).
     """
     MergeVersions: _aio.UnaryUnaryMultiCallable[_model_pb2.MergeVersionsRequest, _model_pb2.Version]  # type: ignore[assignment]
     """A new stored version from fp32 weights of others; the same weights give the same
@@ -266,8 +266,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DeleteVersionResponse, _abc.Awaitable[_model_pb2.DeleteVersionResponse]]:
         """Removes a version and its files. Errors: NOT_FOUND,
-        FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection, needed by a
-        job that has not ended).
+        FAILED_PRECONDITION/VERSION_IN_USE (live, previous, bound to a collection or that of its
+        shadow, which SearchService.DropShadow gives up, needed by a job that has not ended).
         """
 
     @_abc_1.abstractmethod

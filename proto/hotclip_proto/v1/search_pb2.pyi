@@ -1062,3 +1062,24 @@ class ReindexRequest(message.Message):
     _ClearFieldArgType: _TypeAlias = typing.Literal["collection", b"collection", "name", b"name", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DropShadowRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    collection: builtins.str
+    version: builtins.str
+    """Version that the shadow is for. Required."""
+    def __init__(
+        self,
+        *,
+        collection: builtins.str = ...,
+        version: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["collection", b"collection", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...

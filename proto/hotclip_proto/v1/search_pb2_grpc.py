@@ -92,6 +92,11 @@ class SearchServiceStub(object):
                 request_serializer=hotclip__proto_dot_v1_dot_search__pb2.ReindexRequest.SerializeToString,
                 response_deserializer=hotclip__proto_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.DropShadow = channel.unary_unary(
+                '/hotclip.v1.SearchService/DropShadow',
+                request_serializer=hotclip__proto_dot_v1_dot_search__pb2.DropShadowRequest.SerializeToString,
+                response_deserializer=hotclip__proto_dot_v1_dot_search__pb2.Collection.FromString,
+                _registered_method=True)
 
 
 class SearchServiceServicer(object):
@@ -132,7 +137,9 @@ class SearchServiceServicer(object):
         """Encodes (or takes) vectors and stores them; durable when it returns. A bad point
         does not fail the others: see UpsertResponse.errors. Errors: NOT_FOUND,
         INVALID_ARGUMENT, FAILED_PRECONDITION/SPACE_MISMATCH (a vector of another space),
-        RESOURCE_EXHAUSTED (points, payload size).
+        RESOURCE_EXHAUSTED (points, payload size). Of a point: FAILED_PRECONDITION/SOURCE_NEEDED (a
+        vector, while the collection has a shadow or a rollback target: see DropShadow and
+        UnloadVersion).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,7 +155,9 @@ class SearchServiceServicer(object):
 
     def GetPoints(self, request, context):
         """Points by id, in the order of the request; unknown ids are left out. Errors: NOT_FOUND
-        (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer).
+        (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer),
+        DATA_LOSS/SOURCE_DAMAGED (a source that is asked for is lost; ErrorInfo says of how many
+        `points`, and their `ids` as a JSON list: delete them, or upsert them anew).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,7 +166,7 @@ class SearchServiceServicer(object):
     def ListPoints(self, request, context):
         """Pages of points in an order that does not change, also not by a reindex. A point that
         stays during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page,
-        filter).
+        filter), DATA_LOSS/SOURCE_DAMAGED as of GetPoints.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,6 +199,19 @@ class SearchServiceServicer(object):
         and `ids` of the first ones as a JSON list. A job that fails or is cancelled leaves no
         shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
         FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
+        A source that the disk does not give back is DATA_LOSS/SOURCE_DAMAGED of the job, one that
+        the version can't encode FAILED_PRECONDITION/SOURCE_UNFIT; both name points alike.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropShadow(self, request, context):
+        """Gives up a shadow whose version is not to go live after all: writes are encoded once again,
+        given vectors are taken, and the version is not held any more. Reindex makes it anew. Errors:
+        INVALID_ARGUMENT (version), NOT_FOUND (collection), NOT_FOUND/SHADOW_NOT_FOUND,
+        FAILED_PRECONDITION/SHADOW_GROWS (a job still builds it, ErrorInfo names its id as `job`: with
+        CancelJob no shadow stays).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -252,6 +274,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.Reindex,
                     request_deserializer=hotclip__proto_dot_v1_dot_search__pb2.ReindexRequest.FromString,
                     response_serializer=hotclip__proto_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'DropShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropShadow,
+                    request_deserializer=hotclip__proto_dot_v1_dot_search__pb2.DropShadowRequest.FromString,
+                    response_serializer=hotclip__proto_dot_v1_dot_search__pb2.Collection.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -553,6 +580,33 @@ class SearchService(object):
             '/hotclip.v1.SearchService/Reindex',
             hotclip__proto_dot_v1_dot_search__pb2.ReindexRequest.SerializeToString,
             hotclip__proto_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hotclip.v1.SearchService/DropShadow',
+            hotclip__proto_dot_v1_dot_search__pb2.DropShadowRequest.SerializeToString,
+            hotclip__proto_dot_v1_dot_search__pb2.Collection.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,7 +50,9 @@ class SearchServiceStub:
     """Encodes (or takes) vectors and stores them; durable when it returns. A bad point
     does not fail the others: see UpsertResponse.errors. Errors: NOT_FOUND,
     INVALID_ARGUMENT, FAILED_PRECONDITION/SPACE_MISMATCH (a vector of another space),
-    RESOURCE_EXHAUSTED (points, payload size).
+    RESOURCE_EXHAUSTED (points, payload size). Of a point: FAILED_PRECONDITION/SOURCE_NEEDED (a
+    vector, while the collection has a shadow or a rollback target: see DropShadow and
+    UnloadVersion).
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]
     """Removes points by id, unknown ids are ignored; or those that match a filter when they are
@@ -58,12 +60,14 @@ class SearchServiceStub:
     """
     GetPoints: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetPointsRequest, _search_pb2.GetPointsResponse]
     """Points by id, in the order of the request; unknown ids are left out. Errors: NOT_FOUND
-    (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer).
+    (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer),
+    DATA_LOSS/SOURCE_DAMAGED (a source that is asked for is lost; ErrorInfo says of how many
+    `points`, and their `ids` as a JSON list: delete them, or upsert them anew).
     """
     ListPoints: _grpc.UnaryUnaryMultiCallable[_search_pb2.ListPointsRequest, _search_pb2.ListPointsResponse]
     """Pages of points in an order that does not change, also not by a reindex. A point that
     stays during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page,
-    filter).
+    filter), DATA_LOSS/SOURCE_DAMAGED as of GetPoints.
     """
     CountPoints: _grpc.UnaryUnaryMultiCallable[_search_pb2.CountPointsRequest, _search_pb2.CountPointsResponse]
     """How many points match. Errors: NOT_FOUND, INVALID_ARGUMENT (filter)."""
@@ -83,6 +87,15 @@ class SearchServiceStub:
     and `ids` of the first ones as a JSON list. A job that fails or is cancelled leaves no
     shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
     FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
+    A source that the disk does not give back is DATA_LOSS/SOURCE_DAMAGED of the job, one that
+    the version can't encode FAILED_PRECONDITION/SOURCE_UNFIT; both name points alike.
+    """
+    DropShadow: _grpc.UnaryUnaryMultiCallable[_search_pb2.DropShadowRequest, _search_pb2.Collection]
+    """Gives up a shadow whose version is not to go live after all: writes are encoded once again,
+    given vectors are taken, and the version is not held any more. Reindex makes it anew. Errors:
+    INVALID_ARGUMENT (version), NOT_FOUND (collection), NOT_FOUND/SHADOW_NOT_FOUND,
+    FAILED_PRECONDITION/SHADOW_GROWS (a job still builds it, ErrorInfo names its id as `job`: with
+    CancelJob no shadow stays).
     """
 
 @_typing.type_check_only
@@ -106,7 +119,9 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """Encodes (or takes) vectors and stores them; durable when it returns. A bad point
     does not fail the others: see UpsertResponse.errors. Errors: NOT_FOUND,
     INVALID_ARGUMENT, FAILED_PRECONDITION/SPACE_MISMATCH (a vector of another space),
-    RESOURCE_EXHAUSTED (points, payload size).
+    RESOURCE_EXHAUSTED (points, payload size). Of a point: FAILED_PRECONDITION/SOURCE_NEEDED (a
+    vector, while the collection has a shadow or a rollback target: see DropShadow and
+    UnloadVersion).
     """
     Delete: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]  # type: ignore[assignment]
     """Removes points by id, unknown ids are ignored; or those that match a filter when they are
@@ -114,12 +129,14 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """
     GetPoints: _aio.UnaryUnaryMultiCallable[_search_pb2.GetPointsRequest, _search_pb2.GetPointsResponse]  # type: ignore[assignment]
     """Points by id, in the order of the request; unknown ids are left out. Errors: NOT_FOUND
-    (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer).
+    (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer),
+    DATA_LOSS/SOURCE_DAMAGED (a source that is asked for is lost; ErrorInfo says of how many
+    `points`, and their `ids` as a JSON list: delete them, or upsert them anew).
     """
     ListPoints: _aio.UnaryUnaryMultiCallable[_search_pb2.ListPointsRequest, _search_pb2.ListPointsResponse]  # type: ignore[assignment]
     """Pages of points in an order that does not change, also not by a reindex. A point that
     stays during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page,
-    filter).
+    filter), DATA_LOSS/SOURCE_DAMAGED as of GetPoints.
     """
     CountPoints: _aio.UnaryUnaryMultiCallable[_search_pb2.CountPointsRequest, _search_pb2.CountPointsResponse]  # type: ignore[assignment]
     """How many points match. Errors: NOT_FOUND, INVALID_ARGUMENT (filter)."""
@@ -139,6 +156,15 @@ class SearchServiceAsyncStub(SearchServiceStub):
     and `ids` of the first ones as a JSON list. A job that fails or is cancelled leaves no
     shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
     FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
+    A source that the disk does not give back is DATA_LOSS/SOURCE_DAMAGED of the job, one that
+    the version can't encode FAILED_PRECONDITION/SOURCE_UNFIT; both name points alike.
+    """
+    DropShadow: _aio.UnaryUnaryMultiCallable[_search_pb2.DropShadowRequest, _search_pb2.Collection]  # type: ignore[assignment]
+    """Gives up a shadow whose version is not to go live after all: writes are encoded once again,
+    given vectors are taken, and the version is not held any more. Reindex makes it anew. Errors:
+    INVALID_ARGUMENT (version), NOT_FOUND (collection), NOT_FOUND/SHADOW_NOT_FOUND,
+    FAILED_PRECONDITION/SHADOW_GROWS (a job still builds it, ErrorInfo names its id as `job`: with
+    CancelJob no shadow stays).
     """
 
 class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -189,7 +215,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         """Encodes (or takes) vectors and stores them; durable when it returns. A bad point
         does not fail the others: see UpsertResponse.errors. Errors: NOT_FOUND,
         INVALID_ARGUMENT, FAILED_PRECONDITION/SPACE_MISMATCH (a vector of another space),
-        RESOURCE_EXHAUSTED (points, payload size).
+        RESOURCE_EXHAUSTED (points, payload size). Of a point: FAILED_PRECONDITION/SOURCE_NEEDED (a
+        vector, while the collection has a shadow or a rollback target: see DropShadow and
+        UnloadVersion).
         """
 
     @_abc_1.abstractmethod
@@ -209,7 +237,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.GetPointsResponse, _abc.Awaitable[_search_pb2.GetPointsResponse]]:
         """Points by id, in the order of the request; unknown ids are left out. Errors: NOT_FOUND
-        (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer).
+        (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer),
+        DATA_LOSS/SOURCE_DAMAGED (a source that is asked for is lost; ErrorInfo says of how many
+        `points`, and their `ids` as a JSON list: delete them, or upsert them anew).
         """
 
     @_abc_1.abstractmethod
@@ -220,7 +250,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_search_pb2.ListPointsResponse, _abc.Awaitable[_search_pb2.ListPointsResponse]]:
         """Pages of points in an order that does not change, also not by a reindex. A point that
         stays during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page,
-        filter).
+        filter), DATA_LOSS/SOURCE_DAMAGED as of GetPoints.
         """
 
     @_abc_1.abstractmethod
@@ -258,6 +288,21 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         and `ids` of the first ones as a JSON list. A job that fails or is cancelled leaves no
         shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
         FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
+        A source that the disk does not give back is DATA_LOSS/SOURCE_DAMAGED of the job, one that
+        the version can't encode FAILED_PRECONDITION/SOURCE_UNFIT; both name points alike.
+        """
+
+    @_abc_1.abstractmethod
+    def DropShadow(
+        self,
+        request: _search_pb2.DropShadowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.Collection, _abc.Awaitable[_search_pb2.Collection]]:
+        """Gives up a shadow whose version is not to go live after all: writes are encoded once again,
+        given vectors are taken, and the version is not held any more. Reindex makes it anew. Errors:
+        INVALID_ARGUMENT (version), NOT_FOUND (collection), NOT_FOUND/SHADOW_NOT_FOUND,
+        FAILED_PRECONDITION/SHADOW_GROWS (a job still builds it, ErrorInfo names its id as `job`: with
+        CancelJob no shadow stays).
         """
 
 def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

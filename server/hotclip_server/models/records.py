@@ -98,15 +98,21 @@ def delete_version(connection: Connection, version_id: str) -> None:
 def _users(connection: Connection, version_id: str) -> list[str]:
     """Models and collections that a version is live in, bound to, or kept for, for people."""
     found = []
-    for kind, table, columns in (
-        ("model", schema.models, ("live_version", "previous_version")),
-        ("collection", schema.collections, ("version", "shadow_version", "previous_version")),
+    of_collections = schema.collections
+    for who, table, columns in (
+        ("model {!r} needs it", schema.models, ("live_version", "previous_version")),
+        ("collection {!r} needs it", of_collections, ("version", "previous_version")),
+        (
+            "the shadow of collection {!r} is of it (DropShadow gives that up)",
+            of_collections,
+            ("shadow_version",),
+        ),
     ):
         names = sa.select(table.c.name).where(
             sa.or_(*(table.c[column] == version_id for column in columns))
         )
         rows = connection.execute(names.order_by(table.c.name)).scalars()
-        found += [f"{kind} {name!r} needs it" for name in rows]
+        found += [who.format(name) for name in rows]
     return found
 
 

@@ -269,7 +269,10 @@ class Slots:
             raise _in_use(record.id, "it is live")
         resident = self.residents.get(record.id)
         if resident is not None and resident.holders:
-            raise _in_use(record.id, f"held by {', '.join(sorted(resident.holders))}")
+            held = f"held by {', '.join(sorted(resident.holders))}"
+            if any(holder.startswith("shadow:") for holder in resident.holders):
+                held += " (DropShadow gives a complete shadow up)"
+            raise _in_use(record.id, held)
 
     def _require_removable(self, record: VersionRecord) -> None:
         self._require_unused(record)

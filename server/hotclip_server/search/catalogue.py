@@ -34,6 +34,7 @@ from hotclip_server.models.background import Background
 from hotclip_server.models.residents import Pin
 from hotclip_server.search import records
 from hotclip_server.search.encoding import Versions
+from hotclip_server.search.holding import Holdings
 from hotclip_server.search.protocol import VectorStore
 from hotclip_server.search.records import CollectionRecord, binding_of
 from hotclip_server.storage.database import Database, now
@@ -62,6 +63,7 @@ class Catalogue:
         self._database = database
         self._store = store
         self._versions = versions
+        self._holdings = Holdings(versions)
         self._max_collections = max_collections
         self._records: dict[str, CollectionRecord] = {}
         # Each as long as somebody holds it or waits for it: also one that waits for a name whose
@@ -77,14 +79,17 @@ class Catalogue:
 
     async def open(self) -> None:
         """Reads the collections, makes their versions resident, drops shards of none."""
-        found = await self._database.run(records.read_all)
         there = set(await self._store.shards())
-        for record in found:
-            self._records[record.name] = record
+        for record in await self._database.run(records.read_all):
+            held = await self._holdings.begin(record)
+            if held != record:
+                held = await self._database.run(partial(records.update, record=held))
+            self._records[record.name] = held
             self.unsettled.add(record.name)
-            await self._hold_all(record)
-            await self._open_shard(record, there)
-        used = {shard for record in found for shard in record.targets().values()}
+            await self._open_shard(held, there)
+        if self._holdings.lacking:
+            self.spawn(self._holdings.retain_lacking())
+        used = {shard for record in self._records.values() for shard in record.targets().values()}
         for shard in there - used:
             await self._store.drop(shard)
         self._opened = True
@@ -213,14 +218,7 @@ class Catalogue:
         """Makes a committed row the one that requests see."""
         old = self._records.get(record.name)
         self._records[record.name] = record
-        before = {} if old is None else _holds(old)
-        after = _holds(record)
-        for holder, version in after.items():
-            if before.get(holder) != version:
-                self._versions.retain(version, holder)
-        for holder, version in before.items():
-            if after.get(holder) != version:
-                self._versions.release(version, holder)
+        self._holdings.change(old, record)
         if old is not None:
             self._drop(set(old.targets().values()) - set(record.targets().values()))
 
@@ -325,17 +323,8 @@ class Catalogue:
             del self._records[name]
             self._revisions.pop(name, None)
             self.unsettled.discard(name)
-            for holder, version in _holds(record).items():
-                self._versions.release(version, holder)
+            self._holdings.change(record, None)
             self._drop(set(record.targets().values()))
-
-    async def _hold_all(self, record: CollectionRecord) -> None:
-        for holder, version in _holds(record).items():
-            try:
-                await self._versions.bind(version, holder)
-            except HotclipError:
-                # The server starts all the same; this collection says why it can't serve.
-                _log.exception("version %s of collection %s can't serve", version, record.name)
 
     async def _open_shard(self, record: CollectionRecord, there: AbstractSet[str]) -> None:
         """Makes it anew, to be filled from the sources, if the folder of vectors was lost."""
@@ -373,14 +362,6 @@ def with_shadow(record: CollectionRecord, version: str, shard: str) -> Collectio
     """A shadow begins for `version`; one for another version is given up."""
     fresh = record.without_shadow()
     return replace(fresh, shadow_version=version, shadow_shard=shard)
-
-
-def _holds(record: CollectionRecord) -> dict[str, str]:
-    """Versions that must stay resident, by holder."""
-    holds = {f"collection:{record.name}": record.version}
-    if record.shadow_version:
-        holds[f"shadow:{record.name}"] = record.shadow_version
-    return holds
 
 
 def _ready(record: CollectionRecord, version: str) -> bool:

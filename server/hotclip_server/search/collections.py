@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from collections.abc import AsyncIterator, Set
+from contextlib import asynccontextmanager, suppress
 
 from sqlalchemy import Connection
 
-from hotclip_server.errors import HotclipError, NotFound
+from hotclip_server.errors import DataLoss, FailedPrecondition, NotFound
 from hotclip_server.jobs import store as job_store
-from hotclip_server.jobs.records import JobKind
+from hotclip_server.jobs.records import JobKind, JobRecord
 from hotclip_server.jobs.states import ACTIVE, JobState
-from hotclip_server.search import records
+from hotclip_server.search import blob_rows, records
 from hotclip_server.search.blobs import SourceBlobs
 from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.search.encoding import ItemEncoder, Versions
@@ -21,9 +22,11 @@ from hotclip_server.search.protocol import VectorStore
 from hotclip_server.search.reader import Fields, Reader
 from hotclip_server.search.records import CollectionRecord
 from hotclip_server.search.reindex import Reindexer
+from hotclip_server.search.reindex_errors import source_damaged
 from hotclip_server.search.sample import ImageSampler
 from hotclip_server.search.searcher import Searcher
 from hotclip_server.search.sources import Sources
+from hotclip_server.search.sweeping import MANY, BlobSweeper
 from hotclip_server.search.writer import Writer
 from hotclip_server.storage.database import Database
 
@@ -66,6 +69,7 @@ class Collections:
         self._blobs = blobs
         self.catalogue = Catalogue(database, store, versions, max_collections=max_collections)
         self.sources = sources = Sources(versions, encoder, blobs, max_items=max_items)
+        self._sweeper = BlobSweeper(database, blobs, self.catalogue.spawn)
         self.writer = Writer(
             database,
             store,
@@ -73,6 +77,7 @@ class Collections:
             encoder,
             self.catalogue,
             sources,
+            self._sweeper,
             max_payload_bytes=max_payload_bytes,
         )
         self.searcher = Searcher(store, versions, encoder, self.catalogue)
@@ -82,15 +87,16 @@ class Collections:
 
     async def start(self) -> None:
         """Makes bound versions resident, and shards agree with what SQLite says."""
-        used = await self._database.run(records.used_blobs)
+        used = await self._database.run(blob_rows.used)
         await asyncio.to_thread(self._blobs.sweep, used)
         await self._database.run(_give_up_shadows)
         await self.catalogue.open()
         for record in self.catalogue.list():
             try:
                 await self.writer.settle(record.name)
-            except HotclipError:
+            except Exception:  # noqa: BLE001 - also of the database, whose disk may be full
                 _log.exception("collection %s: some points may be missing", record.name)
+                self.writer.settle_later(record.name)
         self.reindexer.start()
 
     async def stop(self) -> None:
@@ -104,6 +110,51 @@ class Collections:
             with suppress(NotFound):  # Deleted meanwhile.
                 async with self.catalogue.lock(name):
                     await self.catalogue.change(name, _without_orphan)
+
+    async def delete(self, name: str) -> None:
+        """Removes a collection with its points. Raises NotFound."""
+        kept = self.catalogue.get(name).keep_sources
+        try:
+            await self.catalogue.delete(name)
+        finally:
+            self._sweeper.released(MANY if kept else 0)
+
+    async def drop_shadow(self, name: str, version: str) -> CollectionRecord:
+        """Gives up a shadow that is complete, or that no job builds; the collection as it is then.
+
+        Raises:
+            NotFound: the collection, or it has no shadow for `version`; reason SHADOW_NOT_FOUND.
+            FailedPrecondition: a job builds it; reason SHADOW_GROWS, metadata: its id as `job`.
+        """
+
+        def drop(connection: Connection, record: CollectionRecord) -> CollectionRecord:
+            if record.shadow_version != version:
+                raise _no_such_shadow(record, version)
+            building = _reindexing(connection, ACTIVE, name, version)
+            if not record.shadow_complete and building:
+                raise FailedPrecondition(
+                    f"job {building[0].name!r} builds the shadow of collection {name!r}: cancel "
+                    "it (CancelJob), and no shadow stays",
+                    reason="SHADOW_GROWS",
+                    metadata={"job": building[0].id},
+                )
+            return record.without_shadow()
+
+        async with self.catalogue.lock(name):
+            return await self.catalogue.change(name, drop)
+
+    @asynccontextmanager
+    async def naming_damage(self, name: str) -> AsyncIterator[None]:
+        """An error of a source that is lost says which points of the collection were made of it."""
+        try:
+            yield
+        except DataLoss as error:
+            if (blob := error.metadata.get("blob")) is None:
+                raise
+            ids = await self._database.run(lambda c: blob_rows.points_of(c, name, blob))
+            if not ids:
+                raise
+            raise source_damaged(dict.fromkeys(ids, error)) from error
 
     async def count(self, name: str) -> int:
         """Points of a collection. Raises NotFound."""
@@ -127,18 +178,31 @@ class Collections:
                 return deleted
 
 
-def _wanted(connection: Connection) -> set[tuple[str, str]]:
-    """Collections and versions of the reindexing that goes on, or may."""
-    going_on = job_store.in_states(connection, _GOING_ON)
-    jobs = [job for job in going_on if job.kind is JobKind.REINDEX]
-    return {(job.spec["collection"], job.spec["version"]) for job in jobs}
+def _reindexing(
+    connection: Connection, states: Set[JobState], collection: str, version: str
+) -> list[JobRecord]:
+    """Jobs that make a collection's vectors anew for a version."""
+    return [
+        job
+        for job in job_store.in_states(connection, states)
+        if job.kind is JobKind.REINDEX
+        and (job.spec["collection"], job.spec["version"]) == (collection, version)
+    ]
+
+
+def _no_such_shadow(record: CollectionRecord, version: str) -> NotFound:
+    other = f"; it has one for {record.shadow_version}" if record.shadow_version else ""
+    return NotFound(
+        f"collection {record.name!r} has no shadow for version {version}{other}",
+        reason="SHADOW_NOT_FOUND",
+    )
 
 
 def _without_orphan(connection: Connection, record: CollectionRecord) -> CollectionRecord:
     """Without a growing shadow that no job will complete, e.g. of one cancelled in the queue."""
     if record.shadow_version is None or record.shadow_complete:
         return record
-    wanted = (record.name, record.shadow_version) in _wanted(connection)
+    wanted = _reindexing(connection, _GOING_ON, record.name, record.shadow_version)
     return record if wanted else record.without_shadow()
 
 

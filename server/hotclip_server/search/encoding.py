@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from hotclip_proto.v1.types_pb2 import EncodeItem
@@ -29,6 +29,9 @@ class Versions(Protocol):
 
     def model_state(self, model: str = "") -> ModelState:
         """A model as it is now."""
+
+    def watch(self) -> AsyncGenerator[ModelState, None]:
+        """Every model now, and after each change."""
 
 
 class ItemEncoder(Protocol):

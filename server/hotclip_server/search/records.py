@@ -264,6 +264,18 @@ def remove_sources(connection: Connection, collection: str, ids: Sequence[str]) 
         )
 
 
+def remove_tombstones(connection: Connection, collection: str, ids: Sequence[str]) -> None:
+    """Removes the rows of those of the points that have a tombstone."""
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        connection.execute(
+            sa.delete(sources).where(
+                sources.c.collection == collection,
+                sources.c.point_id.in_(ids[start : start + _IDS_AT_ONCE]),
+                sources.c.kind == DELETED,
+            )
+        )
+
+
 def deleted_ids(connection: Connection, collection: str) -> list[str]:
     """Points that have a tombstone."""
     query = sa.select(sources.c.point_id).where(
@@ -376,12 +388,6 @@ def sources_of(connection: Connection, collection: str, ids: Sequence[str]) -> I
             sources.c.kind != DELETED,
         )
         yield from map(_source, connection.execute(query))
-
-
-def used_blobs(connection: Connection) -> set[str]:
-    """Blobs that a row names."""
-    query = sa.select(sources.c.blob).where(sources.c.blob.is_not(None)).distinct()
-    return set(connection.execute(query).scalars())
 
 
 def _record(row: Any) -> CollectionRecord:

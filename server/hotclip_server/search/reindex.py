@@ -382,7 +382,7 @@ class Reindexer:
         record = self._catalogue.get(name)
         if record.shadow_version != version:
             raise FailedPrecondition(
-                f"the shadow of collection {name!r} was given up for another version",
+                f"the shadow of collection {name!r} for version {version} was given up",
                 reason="SHADOW_REPLACED",
             )
         return record

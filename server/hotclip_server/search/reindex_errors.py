@@ -1,11 +1,11 @@
-"""Why a collection can't be reindexed: which points stand in the way."""
+"""Why a collection can't be reindexed, or read: which points stand in the way."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 
-from hotclip_server.errors import FailedPrecondition, HotclipError
+from hotclip_server.errors import DataLoss, FailedPrecondition, HotclipError
 
 MOST_NAMED = 10
 """Points that an error names."""
@@ -39,6 +39,22 @@ def source_unfit(errors: Mapping[str, HotclipError], version: str) -> FailedPrec
         f"version {version} can't encode the source of {len(errors)} point(s)"
         f"{_named(ids, len(errors))}; of {first!r}: {error.message}",
         reason="SOURCE_UNFIT",
+        metadata={"points": str(len(errors)), "ids": json.dumps(ids)},
+    )
+
+
+def source_damaged(errors: Mapping[str, HotclipError]) -> DataLoss:
+    """Sources that the disk does not give back.
+
+    Args:
+        errors: By point, at least one.
+    """
+    first, error = next(iter(errors.items()))
+    ids = list(errors)[:MOST_NAMED]
+    return DataLoss(
+        f"the source of {len(errors)} point(s){_named(ids, len(errors))} is lost: delete them, or "
+        f"upsert them anew; of {first!r}: {error.message}",
+        reason="SOURCE_DAMAGED",
         metadata={"points": str(len(errors)), "ids": json.dumps(ids)},
     )
 

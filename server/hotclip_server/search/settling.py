@@ -3,23 +3,29 @@
 The source rows are the truth. `Settler.settle` makes the shards agree with them: it removes the
 points of tombstones, looks from the newest row back to where a shard lacks none, and stores from
 there on what it lacks, oldest first. So what a shard lacks are always its newest rows, wherever
-that breaks off. A write that a shard refused is taken back in the rows, the old ones under fresh
-revisions, and then settled like any other.
+that breaks off. A row whose source is damaged, or can't be encoded, is passed over. A write that a
+shard refused is taken back in the rows, the old ones under fresh revisions, and then settled like
+any other.
+
+A shard's writes survive the death of its process, and a loss of power only once it is flushed. What
+it lost of an upsert, the rows give back. A point whose removal it lost would stay: so tombstones go
+after a flush, which serves all the deletions of a moment, as it waits for the disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
 from hotclip_server.batching.ticket import Priority
-from hotclip_server.errors import FailedPrecondition, HotclipError, NotFound
+from hotclip_server.errors import DataLoss, FailedPrecondition, NotFound
 from hotclip_server.search import records
 from hotclip_server.search.catalogue import Catalogue
 from hotclip_server.search.protocol import VectorStore
@@ -31,6 +37,10 @@ _log = logging.getLogger(__name__)
 
 _ROWS = 256
 _RETRY_S, _LONGEST_RETRY_S = 0.5, 10.0
+_FLUSH_S = 2.0
+"""After a deletion, until the shards are flushed and its tombstones go."""
+_ROLLBACK_LOST = "collection %s stays where it is in a rollback to %s, its old vectors are lost: %s"
+_SHADOW_LOST = "the shadow of collection %s for version %s is lost, Reindex makes it anew: %s"
 
 T = TypeVar("T")
 
@@ -45,6 +55,8 @@ class Settler:
         self._store = store
         self._catalogue = catalogue
         self._sources = sources
+        self._removed: dict[str, set[str]] = {}
+        """By collection: points that are gone from its shards, which are to be flushed."""
 
     async def guard(self, record: CollectionRecord, write: Coroutine[Any, Any, T]) -> T:
         """Runs a write; if it breaks off, the collection is settled before the next one."""
@@ -53,7 +65,7 @@ class Settler:
         except BaseException:
             if record.name not in self._catalogue.unsettled:
                 self._catalogue.unsettled.add(record.name)
-                self._catalogue.spawn(self._settle_later(record.name))
+                self.settle_later(record.name)
             raise
 
     async def settle(self, record: CollectionRecord) -> None:
@@ -61,6 +73,15 @@ class Settler:
         if record.name in self._catalogue.unsettled:
             await self._reconcile(record)
             self._catalogue.unsettled.discard(record.name)
+
+    def settle_later(self, name: str) -> None:
+        """Settles it in the background, tried until that succeeds."""
+
+        async def settle() -> None:
+            async with self._catalogue.lock(name):
+                await self.settle(self._catalogue.get(name))
+
+        self._catalogue.spawn(self._until_done(settle, f"collection {name} is not settled yet"))
 
     async def take_back(
         self, record: CollectionRecord, ids: Sequence[str], replaced: Sequence[SourceRow]
@@ -103,13 +124,13 @@ class Settler:
             _log.exception("a refused write to collection %s is not taken back yet", name)
 
     async def delete_vectors(self, record: CollectionRecord, ids: Sequence[str]) -> int:
-        """Removes points from the shards, and then their tombstones; how many there were."""
+        """Removes points from the shards, and later their tombstones; how many there were."""
         deleted: list[int] = []
         for shard in record.targets().values():
             with self.unless_dropped(record.name, shard):
                 deleted.append(await self._store.delete(shard, ids))
         if record.keep_sources:
-            await self._database.run(lambda c: records.remove_sources(c, record.name, ids))
+            self._flush_later(record.name, ids)
         return deleted[0]
 
     @contextmanager
@@ -139,36 +160,74 @@ class Settler:
 
         await self._catalogue.change(name, forget)
 
-    async def _settle_later(self, name: str) -> None:
-        pause = _RETRY_S
-        while name in self._catalogue.unsettled:
+    def _flush_later(self, name: str, ids: Sequence[str]) -> None:
+        """These points are gone from the shards, and their tombstones may go when that is on the
+        disk."""
+        if name not in self._removed:
+            self._removed[name] = set()
+            self._catalogue.spawn(self._remove_tombstones_later(name))
+        self._removed[name].update(ids)
+
+    async def _remove_tombstones_later(self, name: str) -> None:
+        await asyncio.sleep(_FLUSH_S)
+        remove = partial(self._remove_tombstones, name)
+        await self._until_done(remove, f"removed points of collection {name} are still noted")
+
+    async def _remove_tombstones(self, name: str) -> None:
+        async with self._catalogue.lock(name):
+            # Of a collection that is unsettled one may be in a shard again: settling removes them
+            # all, and comes here. If a shard is lost they stay to the next start.
+            with suppress(NotFound):
+                record = self._catalogue.get(name)
+                if name not in self._catalogue.unsettled:
+                    for shard in record.targets().values():
+                        with self.unless_dropped(name, shard):
+                            await self._store.flush(shard)
+                    gone = tuple(self._removed[name])
+                    await self._database.run(lambda c: records.remove_tombstones(c, name, gone))
+            del self._removed[name]
+
+    async def _until_done(
+        self, work: Callable[[], Coroutine[Any, Any, None]], lacking: str
+    ) -> None:
+        """Tries again whatever is wrong, as a full disk or a store that is away, unless the
+        collection is gone; says once what it is."""
+        pause, told = _RETRY_S, ""
+        while True:
             try:
-                async with self._catalogue.lock(name):
-                    await self.settle(self._catalogue.get(name))
-            except HotclipError as error:
-                _log.warning("collection %s is not settled yet: %s", name, error)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_RETRY_S)
+                return await work()
+            except Exception as error:  # noqa: BLE001 - nobody else would go on
+                if isinstance(error, NotFound) and error.reason == "COLLECTION_NOT_FOUND":
+                    return None
+                if told != (told := f"{type(error).__name__}: {error}"):
+                    _log.warning("%s: %s", lacking, told, exc_info=error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_RETRY_S)
 
     async def _reconcile(self, record: CollectionRecord) -> None:
         gone = await self._database.run(lambda c: records.deleted_ids(c, record.name))
-        if gone:
-            await self.delete_vectors(record, gone)
         for version, shard in record.targets().items():
-            # A growing shadow is the reindex job's to complete: it looks at every row.
-            if version == record.shadow_version and not record.shadow_complete:
-                continue
             try:
-                await self._reconcile_shard(record, version, shard)
-            except (NotFound, FailedPrecondition) as error:
+                with self.unless_dropped(record.name, shard):
+                    if gone:
+                        await self._store.delete(shard, gone)
+                    # A growing shadow is the reindex job's to complete: it looks at every row.
+                    if version != record.shadow_version or record.shadow_complete:
+                        await self._reconcile_shard(record, version, shard)
+            except (NotFound, FailedPrecondition, DataLoss) as error:
+                # With a shard that is lost every write would fail.
+                lost = not isinstance(error, FailedPrecondition)
                 if version == record.previous_version:
+                    if lost:
+                        _log.error(_ROLLBACK_LOST, record.name, version, error)
                     await self.forget_previous(record.name, version)
-                elif version == record.shadow_version and isinstance(error, NotFound):
-                    # Its shard was lost: as it is every write would fail.
-                    _log.error("the shadow of collection %s is lost: %s", record.name, error)
+                elif version == record.shadow_version and lost:
+                    _log.error(_SHADOW_LOST, record.name, version, error)
                     await self._forget_shadow(record.name, version)
                 else:
                     raise
+        if gone:
+            self._flush_later(record.name, gone)
 
     async def _reconcile_shard(self, record: CollectionRecord, version: str, shard: str) -> None:
         if not record.keep_sources:
@@ -209,6 +268,7 @@ class Settler:
             record.model, version, rows, Priority.INTERACTIVE
         )
         for at, error in errors.items():
-            _log.error("point %r can't be restored: %s", rows[at].point_id, error)
+            where = (rows[at].point_id, record.name)
+            _log.error("point %r of collection %s can't be restored: %s", *where, error)
         good = [at for at in range(len(rows)) if at not in errors]
         await self._store.upsert(shard, [to_meta(rows[at]) for at in good], vectors[good])

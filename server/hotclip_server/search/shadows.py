@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from hotclip_server.batching.ticket import Priority
+from hotclip_server.errors import DataLoss
 from hotclip_server.search import records
 from hotclip_server.search.protocol import VectorStore
 from hotclip_server.search.records import Binding, CollectionRecord, SourceRow
-from hotclip_server.search.reindex_errors import source_unfit
+from hotclip_server.search.reindex_errors import source_damaged, source_unfit
 from hotclip_server.search.sources import Sources
 
 
@@ -43,6 +44,8 @@ async def shadow_vectors(
 
     Raises:
         FailedPrecondition: sources that it can't encode; reason SOURCE_UNFIT.
+        DataLoss: sources that are lost; reason SOURCE_DAMAGED. Both name the points: metadata
+            `points` and `ids`.
         Unavailable: the encoder takes nothing.
     """
     vectors = np.zeros((len(rows), binding.dim), np.float32)
@@ -65,6 +68,8 @@ async def shadow_vectors(
         )
         if errors:
             named = {rows[make[at]].point_id: error for at, error in errors.items()}
+            if damaged := {i: error for i, error in named.items() if isinstance(error, DataLoss)}:
+                raise source_damaged(damaged)
             raise source_unfit(named, binding.version)
         vectors[make] = made
     return vectors

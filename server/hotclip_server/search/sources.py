@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotclip_proto.v1.types_pb2 import EncodeItem
 from hotclip_server.batching.ticket import Priority
-from hotclip_server.errors import FailedPrecondition, HotclipError, Unavailable
+from hotclip_server.errors import DataLoss, FailedPrecondition, HotclipError, Unavailable
 from hotclip_server.models.residents import Pin
-from hotclip_server.search.blobs import SourceBlobs
+from hotclip_server.search.blobs import BlobHold, SourceBlobs
 from hotclip_server.search.encoding import ItemEncoder, Versions
 from hotclip_server.search.points import NewPoint
 from hotclip_server.search.protocol import PointMeta
@@ -66,7 +67,8 @@ class Sources:
         *,
         patient: bool = True,
     ) -> tuple[NDArray[np.float32], dict[int, HotclipError]]:
-        """Encodes rows anew: float32 (rows, dim) and the errors by position.
+        """Encodes rows anew: float32 (rows, dim) and the errors by position; DataLoss of those
+        whose source is damaged.
 
         Args:
             patient: Whether to wait while the encoder takes nothing.
@@ -79,17 +81,26 @@ class Sources:
             vectors = np.zeros((len(rows), pin.resident.spec.dim), np.float32)
             made = [at for at, row in enumerate(rows) if row.kind != "vector"]
             for chunk in _chunks(rows, made, self._rows_at_once):
-                items = await asyncio.to_thread(self._items, [rows[at] for at in chunk])
-                vectors[chunk], failed = await self._encode(items, pin, priority, patient=patient)
-                errors.update({chunk[which]: error for which, error in failed.items()})
+                items, damaged = await asyncio.to_thread(self._items, rows, chunk)
+                errors.update(damaged)
+                if items:
+                    whole = list(items)
+                    vectors[whole], failed = await self._encode(
+                        list(items.values()), pin, priority, patient=patient
+                    )
+                    errors.update({whole[which]: error for which, error in failed.items()})
         for at, row in enumerate(rows):
             if row.kind == "vector":
                 vectors[at] = np.frombuffer(row.item or b"", "<f4")
         return vectors, errors
 
-    def rows_of(self, points: Sequence[NewPoint]) -> list[SourceRow]:
+    def holding(self) -> AbstractContextManager[BlobHold]:
+        """Files of rows stay until the block ends, by which the rows are committed or given up."""
+        return self._blobs.holding()
+
+    def rows_of(self, points: Sequence[NewPoint], hold: BlobHold) -> list[SourceRow]:
         """Rows without a revision; stores what is large in files. Blocks; any thread."""
-        return [self._row_of(point) for point in points]
+        return [_row_of(point, hold) for point in points]
 
     async def _encode(
         self, items: list[EncodeItem], pin: Pin, priority: Priority, *, patient: bool
@@ -104,29 +115,41 @@ class Sources:
             else:
                 return encoded.vectors, encoded.errors
 
-    def _row_of(self, point: NewPoint) -> SourceRow:
-        item: bytes | None
-        blob = None
-        if point.vector is not None:
-            item = point.vector.astype("<f4").tobytes()
-        elif point.item is None:
-            raise RuntimeError("a point has neither item nor vector; this is a bug")
-        elif point.item.ByteSize() > _INLINE_BYTES:
-            item, blob = None, self._blobs.put(point.item.SerializeToString())
-        else:
-            item = point.item.SerializeToString()
-        return SourceRow(
-            point_id=point.id,
-            revision=0,
-            kind=point.kind,
-            item=item,
-            blob=blob,
-            payload=point.payload,
-            reference=point.reference,
-        )
+    def _items(
+        self, rows: Sequence[SourceRow], positions: Sequence[int]
+    ) -> tuple[dict[int, EncodeItem], dict[int, HotclipError]]:
+        """Items of the rows at these positions, and the errors of those that are damaged."""
+        items: dict[int, EncodeItem] = {}
+        damaged: dict[int, HotclipError] = {}
+        for at in positions:
+            row = rows[at]
+            try:
+                items[at] = EncodeItem.FromString(row.item or self._blobs.get(row.blob or ""))
+            except DataLoss as error:
+                damaged[at] = error
+        return items, damaged
 
-    def _items(self, rows: Sequence[SourceRow]) -> list[EncodeItem]:
-        return [EncodeItem.FromString(row.item or self._blobs.get(row.blob or "")) for row in rows]
+
+def _row_of(point: NewPoint, hold: BlobHold) -> SourceRow:
+    item: bytes | None
+    blob = None
+    if point.vector is not None:
+        item = point.vector.astype("<f4").tobytes()
+    elif point.item is None:
+        raise RuntimeError("a point has neither item nor vector; this is a bug")
+    elif point.item.ByteSize() > _INLINE_BYTES:
+        item, blob = None, hold.put(point.item.SerializeToString())
+    else:
+        item = point.item.SerializeToString()
+    return SourceRow(
+        point_id=point.id,
+        revision=0,
+        kind=point.kind,
+        item=item,
+        blob=blob,
+        payload=point.payload,
+        reference=point.reference,
+    )
 
 
 def to_meta(row: SourceRow) -> PointMeta:

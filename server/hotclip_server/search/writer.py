@@ -2,11 +2,12 @@
 
 Order, and what a crash leaves: (1) the source rows commit with fresh revisions (a deletion:
 tombstones); (2) each shard stores the vectors under the same revisions (or removes them);
-(3) the caller hears of it. Writes of a collection come one after the other, so a shard lacks
-at most the rows with the greatest revisions: `settle` finds and stores them when the
-server starts, and after a write that failed in between. One that a shard refused, for its disk
-is full, is taken back; if that fails too, it stays in the rows, and is stored later. Without
-sources there are no rows: the shard is the truth, and a write that broke off may be in one of two.
+(3) the caller hears of it; (4) tombstones go once the shards are flushed. Writes of a collection
+come one after the other, so a shard lacks at most the rows with the greatest revisions: `settle`
+finds and stores them when the server starts, and after a write that failed in between. One that a
+shard refused, for its disk is full, is taken back; if that fails too, it stays in the rows, and is
+stored later. Without sources there are no rows: the shard is the truth, and a write that broke off
+may be in one of two.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from sqlalchemy import Connection
 
 from hotclip_proto.v1 import search_pb2
 from hotclip_server.errors import FailedPrecondition, HotclipError, ResourceExhausted
-from hotclip_server.search import records
+from hotclip_server.search import blob_rows, records
+from hotclip_server.search.blobs import BlobHold
 from hotclip_server.search.catalogue import FLIP_POLL_S, Catalogue
 from hotclip_server.search.encoding import ItemEncoder, Versions
 from hotclip_server.search.points import NewPoint, Space, parse_points
@@ -31,6 +33,7 @@ from hotclip_server.search.protocol import PointMeta, VectorStore
 from hotclip_server.search.records import CollectionRecord, SourceRow
 from hotclip_server.search.settling import Settler
 from hotclip_server.search.sources import Sources
+from hotclip_server.search.sweeping import BlobSweeper
 from hotclip_server.storage.database import Database
 
 Vectors = dict[str, NDArray[np.float32]]
@@ -60,6 +63,7 @@ class Writer:
         encoder: ItemEncoder,
         catalogue: Catalogue,
         sources: Sources,
+        sweeper: BlobSweeper,
         *,
         max_payload_bytes: int = 64 << 10,
     ) -> None:
@@ -69,6 +73,7 @@ class Writer:
         self._encoder = encoder
         self._catalogue = catalogue
         self._sources = sources
+        self._sweeper = sweeper
         self._settler = Settler(database, store, catalogue, sources)
         self._max_payload_bytes = max_payload_bytes
 
@@ -97,6 +102,23 @@ class Writer:
                 although they were refused.
             HotclipError: what encoding as a whole, or the vector engine, raises.
         """
+        with self._sources.holding() as hold:
+            try:
+                return await self._upsert(name, points, hold, only_missing_sources, deadline)
+            except BaseException:
+                hold.stored.clear()  # Perhaps: they are looked for.
+                raise
+            finally:
+                self._sweeper.released(len(hold.names - hold.stored))
+
+    async def _upsert(
+        self,
+        name: str,
+        points: Sequence[search_pb2.Point],
+        hold: BlobHold,
+        only_missing_sources: bool,
+        deadline: float | None,
+    ) -> Upserted:
         while True:
             record = self._catalogue.get(name)
             if only_missing_sources and not record.keep_sources:
@@ -114,7 +136,7 @@ class Writer:
             record, vectors = await self._encode(record, good, errors, deadline)
             rows: list[SourceRow] = []
             if record.keep_sources:
-                rows = await asyncio.to_thread(self._sources.rows_of, good)
+                rows = await asyncio.to_thread(self._sources.rows_of, good, hold)
             async with self._catalogue.lock(name):
                 now = self._catalogue.get(name)
                 if not _same(record, now, vectors):
@@ -130,6 +152,7 @@ class Writer:
                         [good[at] for at in keep],
                         [rows[at] for at in keep] if rows else [],
                         {version: matrix[keep] for version, matrix in vectors.items()},
+                        hold,
                     )
                     if not stored:
                         continue  # A flip came in between.
@@ -152,9 +175,14 @@ class Writer:
                 await self._settler.settle(record)
             revision = await self._catalogue.next_revisions(name, 1)
 
+            def mark(connection: Connection) -> int:
+                blobs = blob_rows.count_of(connection, name, ids)
+                records.mark_deleted(connection, name, ids, revision)
+                return blobs
+
             async def write() -> int:
                 if record.keep_sources:
-                    await self._database.run(lambda c: records.mark_deleted(c, name, ids, revision))
+                    self._sweeper.released(await self._database.run(mark))
                 return await self._settler.delete_vectors(record, ids)
 
             return await self._settler.guard(record, write())
@@ -163,6 +191,10 @@ class Writer:
         """Makes the shards agree with the source rows, if a crash may have left them apart."""
         async with self._catalogue.lock(name):
             await self._settler.settle(self._catalogue.get(name))
+
+    def settle_later(self, name: str) -> None:
+        """As `settle`, in the background, until that succeeds."""
+        self._settler.settle_later(name)
 
     async def _lacking(
         self, name: str, points: list[NewPoint], rows: list[SourceRow], keep: Sequence[int]
@@ -217,6 +249,7 @@ class Writer:
         points: Sequence[NewPoint],
         rows: Sequence[SourceRow],
         vectors: Vectors,
+        hold: BlobHold,
     ) -> bool:
         """False, and nothing is stored, if the collection was bound to another version meanwhile
         and held nothing of the kind of these points before: they are of the old one."""
@@ -228,7 +261,7 @@ class Writer:
         stamped = [_with_revision(row, first + at) for at, row in enumerate(rows)]
 
         async def write() -> bool:
-            replaced = await self._note(record, {point.kind for point in points}, stamped)
+            replaced = await self._note(record, {point.kind for point in points}, stamped, hold)
             if replaced is None:
                 return False
             try:
@@ -243,7 +276,7 @@ class Writer:
         return await self._settler.guard(record, write())
 
     async def _note(
-        self, record: CollectionRecord, kinds: set[str], rows: Sequence[SourceRow]
+        self, record: CollectionRecord, kinds: set[str], rows: Sequence[SourceRow], hold: BlobHold
     ) -> list[SourceRow] | None:
         """Commits rows, and which kinds of points the collection holds: whether it follows a
         version is decided by that. Returns the rows that were replaced; None as False of
@@ -254,6 +287,9 @@ class Writer:
             if rows:
                 ids = [row.point_id for row in rows]
                 replaced[:] = records.sources_of(connection, record.name, ids)
+                # The write may be taken back.
+                hold.keep(row.blob for row in replaced if row.blob)
+                hold.stored |= {row.blob for row in rows if row.blob}
                 records.put_sources(connection, record.name, rows)
 
         if record.holding(kinds) == record:
@@ -298,7 +334,8 @@ def _without_vectors(points: Sequence[NewPoint], errors: dict[int, HotclipError]
         if point.vector is not None:
             errors[point.index] = FailedPrecondition(
                 "must hold an item: a vector is no source, and where two versions are kept (a "
-                "shadow or a rollback target) it is of one of them",
+                "shadow, which DropShadow gives up, or a rollback target, which UnloadVersion "
+                "does) it is of one of them",
                 reason="SOURCE_NEEDED",
             )
     return [point for point in points if point.vector is None]

@@ -94,7 +94,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.DeleteCollectionRequest, context: Context
     ) -> search_pb2.DeleteCollectionResponse:
         """Removes one with its points."""
-        await self._collections.catalogue.delete(request.name)
+        await self._collections.delete(request.name)
         return search_pb2.DeleteCollectionResponse()
 
     async def Upsert(  # noqa: N802 - named by the proto
@@ -135,9 +135,10 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self, request: search_pb2.GetPointsRequest, context: Context
     ) -> search_pb2.GetPointsResponse:
         """By id."""
-        found = await self._collections.reader.get(
-            request.collection, request.ids, fields_from_proto(request.fields)
-        )
+        async with self._collections.naming_damage(request.collection):
+            found = await self._collections.reader.get(
+                request.collection, request.ids, fields_from_proto(request.fields)
+            )
         return await asyncio.to_thread(got_to_proto, found)
 
     async def ListPoints(  # noqa: N802 - named by the proto
@@ -147,14 +148,15 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         told = request.filter.SerializeToString(deterministic=True).hex()
         listing = f"points/{request.collection}/{told}/{request.missing_sources}"
         page = PageRequest.parse(request.page_size, request.page_token, listing=listing)
-        found = await self._collections.reader.page(
-            request.collection,
-            after=_cursor(page),
-            limit=page.size,
-            payload_filter=filter_from_proto(request.filter),
-            fields=fields_from_proto(request.fields),
-            missing_sources=request.missing_sources,
-        )
+        async with self._collections.naming_damage(request.collection):
+            found = await self._collections.reader.page(
+                request.collection,
+                after=_cursor(page),
+                limit=page.size,
+                payload_filter=filter_from_proto(request.filter),
+                fields=fields_from_proto(request.fields),
+                missing_sources=request.missing_sources,
+            )
         token = page.going_on_at((found.following,)) if found.following else ""
         return await asyncio.to_thread(listed_to_proto, found, token)
 
@@ -200,6 +202,15 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
                 )
             )
         return job_to_proto(job)
+
+    async def DropShadow(  # noqa: N802 - named by the proto
+        self, request: search_pb2.DropShadowRequest, context: Context
+    ) -> search_pb2.Collection:
+        """Gives a complete shadow up."""
+        if not request.version:
+            raise InvalidArgument.field("version", "is required")
+        record = await self._collections.drop_shadow(request.collection, request.version)
+        return collection_to_proto(record, await self._collections.reader.info(record.name))
 
 
 def found_to_proto(found: Found) -> search_pb2.SearchResponse:

@@ -187,6 +187,13 @@ sources = Table(
     Column("reference", String(2048), nullable=False, default=""),
 )
 Index("ix_sources_collection_revision", sources.c.collection, sources.c.revision)
+# Which blobs are in use is looked at while the server runs.
+Index(
+    "ix_sources_blob",
+    sources.c.blob,
+    sqlite_where=sources.c.blob.is_not(None),
+    postgresql_where=sources.c.blob.is_not(None),
+)
 
 # What people searched with and which point they took.
 feedback = Table(

@@ -61,6 +61,7 @@ CALLS: list[tuple[str, Call]] = [
     ("k", lambda c: c.fit_bridge("c", "v", k=HUGE)),
     ("seed", lambda c: c.fit_bridge("c", "v", seed=0.5)),
     ("version", lambda c: c.reindex("c", 7)),
+    ("version", lambda c: c.drop_shadow("c", 7)),
     ("sample", lambda c: c.compare_versions("v", sample=-1)),
     ("share", lambda c: c.set_shadow_traffic("v", share="half")),
     ("lifetime_s", lambda c: c.set_shadow_traffic("v", share=0.5, lifetime_s="long")),

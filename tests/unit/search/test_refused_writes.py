@@ -239,6 +239,61 @@ async def test_a_refused_write_that_cannot_be_taken_back_is_stored_later(
         await check_shards(world, OLD | NEW)
 
 
+@pytest.mark.parametrize("start", [False, True])
+async def test_settling_goes_on_after_whatever_goes_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, start: bool
+) -> None:
+    """The database's disk may be full, and an engine may fail as it likes: nobody writes again, and
+    what was acknowledged is to be found all the same."""
+    monkeypatch.setattr(settling, "_RETRY_S", 0.02)
+    loader, store = FakeLoader(), Filling(tmp_path / "vectors")
+    errors: list[Exception] = []
+
+    def fail(*_: object) -> None:
+        raise errors[-1]
+
+    async with search_world(tmp_path, loader, store=store) as world:
+        await world.collections.catalogue.create("c")
+        await world.collections.writer.upsert("c", points_of(OLD))
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "deleted_ids", fail)
+            errors.append(OperationalError("SELECT", {}, Exception("database or disk is full")))
+            if start:
+                await world.store.drop(world.collections.catalogue.get("c").shard)
+            else:
+                store.frames_left = 0
+                await refused(world, NEW)
+                store.frames_left = None
+                await _told(caplog, "database or disk is full")
+                errors.append(RuntimeError("the vector engine failed"))
+                await _told(caplog, "not settled yet: RuntimeError: the vector engine failed")
+                assert "Traceback" in caplog.text
+                tries = len(caplog.records)
+                await asyncio.sleep(0.3)
+                assert len(caplog.records) == tries  # Once is enough.
+        if not start:
+            await settled(world)
+            await check_shards(world, OLD)
+    if start:
+        again = Filling(tmp_path / "vectors")
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "deleted_ids", fail)
+            starting = search_world(tmp_path, loader, store=again)
+            world = await starting.__aenter__()
+            assert world.collections.catalogue.unsettled == {"c"}
+        try:
+            await settled(world)
+            await check_shards(world, OLD)
+        finally:
+            await starting.__aexit__(None, None, None)
+
+
+async def _told(caplog: pytest.LogCaptureFixture, what: str) -> None:
+    async with asyncio.timeout(30):
+        while what not in caplog.text:  # noqa: ASYNC110 - no event for it
+            await asyncio.sleep(0.01)
+
+
 async def test_a_reindex_that_saw_a_refused_write_finds_what_was_put_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
