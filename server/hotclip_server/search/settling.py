@@ -55,6 +55,8 @@ class Settler:
         self._store = store
         self._catalogue = catalogue
         self._sources = sources
+        self._sides: dict[str, tuple[bool, bool, bool]] = {}
+        """By shard: what its collection held before a refused write that is not settled."""
         self._removed: dict[str, set[str]] = {}
         """By collection: points that are gone from its shards, which are to be flushed."""
 
@@ -72,6 +74,8 @@ class Settler:
         """Does nothing unless a write broke off."""
         if record.name in self._catalogue.unsettled:
             await self._reconcile(record)
+            if (sides := self._sides.pop(record.shard, None)) is not None:
+                await self._shrink(record.name, sides)
             self._catalogue.unsettled.discard(record.name)
 
     def settle_later(self, name: str) -> None:
@@ -110,18 +114,20 @@ class Settler:
                     records.put_sources(connection, name, rows)
                 records.mark_deleted(connection, name, added, first)
 
-            def shrink(connection: Connection, now: CollectionRecord) -> CollectionRecord:
-                put_back(connection)
-                return now.with_sides(record.sides)
-
-            # Only who holds the lock changes the sides: that they differ is this write's doing.
-            if self._catalogue.get(name).sides == record.sides:
-                await self._database.run(put_back)
-            else:
-                await self._catalogue.change(name, shrink)
+            await self._database.run(put_back)
             await self.delete_vectors(record, added)
+            # Only who holds the lock changes the sides: that they differ is this write's doing. Not
+            # before its points are gone; those that it replaced go when this is settled.
+            if self._catalogue.get(name).sides != record.sides:
+                if rows:
+                    self._sides[record.shard] = record.sides
+                else:
+                    await self._shrink(name, record.sides)
         except Exception:  # noqa: BLE001 - of the store, or of the database: the caller hears of the refusal
             _log.exception("a refused write to collection %s is not taken back yet", name)
+
+    async def _shrink(self, name: str, sides: tuple[bool, bool, bool]) -> None:
+        await self._catalogue.change(name, lambda _, record: record.with_sides(sides))
 
     async def delete_vectors(self, record: CollectionRecord, ids: Sequence[str]) -> int:
         """Removes points from the shards, and later their tombstones; how many there were."""
