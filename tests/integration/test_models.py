@@ -356,7 +356,7 @@ async def test_a_version_whose_shadow_is_given_up_can_be_deleted() -> None:
 
 
 async def test_points_whose_sources_are_lost_are_named(tmp_path: Path) -> None:
-    config = ServerConfig(port=0, data_dir=str(tmp_path))
+    config = ServerConfig(port=0, data_dir=tmp_path)
     async with running_server(config) as server, AsyncClient(server.address) as client:
         await client.create_collection("c")
         pictures = [b"\x89PNG" + bytes([number]) * 40_000 for number in range(2)]

@@ -268,9 +268,8 @@ class Point(message.Message):
     id: builtins.str
     """1 to 512 bytes of UTF-8, unique in the collection: upsert replaces."""
     reference: builtins.str
-    """Where the caller keeps what a vector was made of, e.g. a URL; at most 2 KiB. It is kept with
-    the sources and given back, so that the caller can make the vector anew; the server
-    fetches nothing.
+    """Where the caller keeps what a vector was made of, e.g. a URL; at most 2 KiB. Given back with the
+    sources, so that the caller can make the vector anew; the server fetches nothing.
     """
     @builtins.property
     def item(self) -> types_pb2.EncodeItem:
@@ -313,9 +312,8 @@ class UpsertRequest(message.Message):
     collection: builtins.str
     only_missing_sources: builtins.bool
     """Only gives sources to points that were given as vectors, so that the collection can be
-    reindexed: they are stored anew from their items and keep payload and reference. Points that have
-    a source or are gone are left alone and not counted. FAILED_PRECONDITION/SOURCES_NOT_KEPT
-    of a collection that keeps none.
+    reindexed: they are stored anew from their items and keep payload and reference. Points that
+    have a source or are gone are left alone, not counted. FAILED_PRECONDITION/SOURCES_NOT_KEPT.
     """
     @builtins.property
     def points(self) -> containers.RepeatedCompositeFieldContainer[Point]:
@@ -689,9 +687,8 @@ class Query(message.Message):
 
 @typing.final
 class Combination(message.Message):
-    """Searches with the sum of weight times unit vector over its parts, at unit length: hits are
-    in the order of the weighted sum of their cosines to the parts. Points that parts name are
-    left out.
+    """Searches with the sum of weight times unit vector over its parts, at unit length: hits are in the
+    order of the weighted sum of their cosines to the parts. Points that parts name are left out.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -849,9 +846,8 @@ class Range(message.Message):
 
 @typing.final
 class Filter(message.Message):
-    """All of must, at least one of should (if any), none of must_not.
-    Fields that large collections are filtered by get an index by themselves, the first 16 of them:
-    the first filters by a field are slow.
+    """All of must, at least one of should (if any), none of must_not. Fields that large collections are
+    filtered by get an index by themselves, the first 16: the first filters by a field are slow.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -898,10 +894,9 @@ class SearchRequest(message.Message):
     exact: builtins.bool
     """Compare with every vector instead of the approximate index."""
     expected_space_id: builtins.str
-    """If set, the answer must be of this space: by the bound version, else by the rollback
-    target or a complete shadow while they get every write, else by another resident
-    version that changes none of the stored vectors; otherwise
-    FAILED_PRECONDITION/SPACE_MISMATCH. Not set, the space of the query vectors decides.
+    """If set, the answer must be of this space: by the bound version, else by the rollback target or a
+    complete shadow while they get every write, else by another resident version that changes none of
+    the stored vectors, else FAILED_PRECONDITION/SPACE_MISMATCH. Not set, the query vectors decide.
     """
     bridge: builtins.bool
     """Search with the version of the collection's bridge (see FitBridge) instead of the bound one:

@@ -134,12 +134,10 @@ class SearchServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Upsert(self, request, context):
-        """Encodes (or takes) vectors and stores them; durable when it returns. A bad point
-        does not fail the others: see UpsertResponse.errors. Errors: NOT_FOUND,
-        INVALID_ARGUMENT, FAILED_PRECONDITION/SPACE_MISMATCH (a vector of another space),
-        RESOURCE_EXHAUSTED (points, payload size). Of a point: FAILED_PRECONDITION/SOURCE_NEEDED (a
-        vector, while the collection has a shadow or a rollback target: see DropShadow and
-        UnloadVersion).
+        """Encodes (or takes) vectors and stores them; durable when it returns. A bad point fails alone:
+        see UpsertResponse.errors. Errors: NOT_FOUND, INVALID_ARGUMENT, RESOURCE_EXHAUSTED (points,
+        payload size), FAILED_PRECONDITION/SPACE_MISMATCH (a vector of another space); of a point
+        /SOURCE_NEEDED (a vector, beside a shadow or rollback target: see DropShadow, UnloadVersion).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,17 +154,16 @@ class SearchServiceServicer(object):
     def GetPoints(self, request, context):
         """Points by id, in the order of the request; unknown ids are left out. Errors: NOT_FOUND
         (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer),
-        DATA_LOSS/SOURCE_DAMAGED (a source that is asked for is lost; ErrorInfo says of how many
-        `points`, and their `ids` as a JSON list: delete them, or upsert them anew).
+        DATA_LOSS/SOURCE_DAMAGED (sources are lost; ErrorInfo: how many `points`, `ids` as JSON).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPoints(self, request, context):
-        """Pages of points in an order that does not change, also not by a reindex. A point that
-        stays during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page,
-        filter), DATA_LOSS/SOURCE_DAMAGED as of GetPoints.
+        """Pages of points in an order that does not change, also not by a reindex. A point that stays
+        during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page, filter),
+        DATA_LOSS/SOURCE_DAMAGED as of GetPoints.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,38 +177,32 @@ class SearchServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Search(self, request, context):
-        """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold),
-        FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space),
-        RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer queries or hits), /TOO_MANY_ITEMS
-        (more texts and images than max_items_per_request).
+        """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold), FAILED_PRECONDITION/
+        SPACE_MISMATCH (a query vector of another space), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for
+        fewer queries or hits), /TOO_MANY_ITEMS (more texts and images than max_items_per_request).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reindex(self, request, context):
-        """Queues a job that builds the collection's vectors anew with a staged version into
-        a shadow; ActivateVersion puts version and shadow live together. It goes on after a
-        restart of the server without encoding again what it had stored. A collection of
-        whose vectors the version changes none (it holds images only, and the version has the
-        same clip-vision) needs no shadow: ActivateVersion binds it to the version as it is.
-        Points without their source can't be encoded anew: ErrorInfo says how many `points`,
-        and `ids` of the first ones as a JSON list. A job that fails or is cancelled leaves no
-        shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
-        FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
-        A source that the disk does not give back is DATA_LOSS/SOURCE_DAMAGED of the job, one that
-        the version can't encode FAILED_PRECONDITION/SOURCE_UNFIT; both name points alike.
+        """Queues a job that builds the collection's vectors anew with a staged version into a shadow;
+        ActivateVersion puts both live together. After a restart it goes on, without encoding again what
+        it had stored; failed or cancelled it leaves no shadow. A collection of whose vectors the version
+        changes none (it holds images only, the version has the same clip-vision) needs no shadow:
+        ActivateVersion binds it as it is. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+        FAILED_PRECONDITION/ALREADY_BOUND, /SOURCES_MISSING (points without their source). The
+        job's: SOURCE_DAMAGED, SOURCE_UNFIT (the version can't encode sources). Errors of sources say
+        how many `points`, and `ids` of the first ones as a JSON list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DropShadow(self, request, context):
-        """Gives up a shadow whose version is not to go live after all: writes are encoded once again,
-        given vectors are taken, and the version is not held any more. Reindex makes it anew. Errors:
-        INVALID_ARGUMENT (version), NOT_FOUND (collection), NOT_FOUND/SHADOW_NOT_FOUND,
-        FAILED_PRECONDITION/SHADOW_GROWS (a job still builds it, ErrorInfo names its id as `job`: with
-        CancelJob no shadow stays).
+        """Gives up a shadow whose version is not to go live after all: writes are encoded once, given
+        vectors are taken, the version is let go. Errors: INVALID_ARGUMENT (version), NOT_FOUND (also
+        /SHADOW_NOT_FOUND), FAILED_PRECONDITION/SHADOW_GROWS (CancelJob ends the `job` and with it that).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,12 +47,10 @@ class SearchServiceStub:
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteCollectionRequest, _search_pb2.DeleteCollectionResponse]
     """Errors: NOT_FOUND."""
     Upsert: _grpc.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]
-    """Encodes (or takes) vectors and stores them; durable when it returns. A bad point
-    does not fail the others: see UpsertResponse.errors. Errors: NOT_FOUND,
-    INVALID_ARGUMENT, FAILED_PRECONDITION/SPACE_MISMATCH (a vector of another space),
-    RESOURCE_EXHAUSTED (points, payload size). Of a point: FAILED_PRECONDITION/SOURCE_NEEDED (a
-    vector, while the collection has a shadow or a rollback target: see DropShadow and
-    UnloadVersion).
+    """Encodes (or takes) vectors and stores them; durable when it returns. A bad point fails alone:
+    see UpsertResponse.errors. Errors: NOT_FOUND, INVALID_ARGUMENT, RESOURCE_EXHAUSTED (points,
+    payload size), FAILED_PRECONDITION/SPACE_MISMATCH (a vector of another space); of a point
+    /SOURCE_NEEDED (a vector, beside a shadow or rollback target: see DropShadow, UnloadVersion).
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]
     """Removes points by id, unknown ids are ignored; or those that match a filter when they are
@@ -61,41 +59,34 @@ class SearchServiceStub:
     GetPoints: _grpc.UnaryUnaryMultiCallable[_search_pb2.GetPointsRequest, _search_pb2.GetPointsResponse]
     """Points by id, in the order of the request; unknown ids are left out. Errors: NOT_FOUND
     (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer),
-    DATA_LOSS/SOURCE_DAMAGED (a source that is asked for is lost; ErrorInfo says of how many
-    `points`, and their `ids` as a JSON list: delete them, or upsert them anew).
+    DATA_LOSS/SOURCE_DAMAGED (sources are lost; ErrorInfo: how many `points`, `ids` as JSON).
     """
     ListPoints: _grpc.UnaryUnaryMultiCallable[_search_pb2.ListPointsRequest, _search_pb2.ListPointsResponse]
-    """Pages of points in an order that does not change, also not by a reindex. A point that
-    stays during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page,
-    filter), DATA_LOSS/SOURCE_DAMAGED as of GetPoints.
+    """Pages of points in an order that does not change, also not by a reindex. A point that stays
+    during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page, filter),
+    DATA_LOSS/SOURCE_DAMAGED as of GetPoints.
     """
     CountPoints: _grpc.UnaryUnaryMultiCallable[_search_pb2.CountPointsRequest, _search_pb2.CountPointsResponse]
     """How many points match. Errors: NOT_FOUND, INVALID_ARGUMENT (filter)."""
     Search: _grpc.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]
-    """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold),
-    FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space),
-    RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer queries or hits), /TOO_MANY_ITEMS
-    (more texts and images than max_items_per_request).
+    """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold), FAILED_PRECONDITION/
+    SPACE_MISMATCH (a query vector of another space), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for
+    fewer queries or hits), /TOO_MANY_ITEMS (more texts and images than max_items_per_request).
     """
     Reindex: _grpc.UnaryUnaryMultiCallable[_search_pb2.ReindexRequest, _job_pb2.Job]
-    """Queues a job that builds the collection's vectors anew with a staged version into
-    a shadow; ActivateVersion puts version and shadow live together. It goes on after a
-    restart of the server without encoding again what it had stored. A collection of
-    whose vectors the version changes none (it holds images only, and the version has the
-    same clip-vision) needs no shadow: ActivateVersion binds it to the version as it is.
-    Points without their source can't be encoded anew: ErrorInfo says how many `points`,
-    and `ids` of the first ones as a JSON list. A job that fails or is cancelled leaves no
-    shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
-    FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
-    A source that the disk does not give back is DATA_LOSS/SOURCE_DAMAGED of the job, one that
-    the version can't encode FAILED_PRECONDITION/SOURCE_UNFIT; both name points alike.
+    """Queues a job that builds the collection's vectors anew with a staged version into a shadow;
+    ActivateVersion puts both live together. After a restart it goes on, without encoding again what
+    it had stored; failed or cancelled it leaves no shadow. A collection of whose vectors the version
+    changes none (it holds images only, the version has the same clip-vision) needs no shadow:
+    ActivateVersion binds it as it is. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+    FAILED_PRECONDITION/ALREADY_BOUND, /SOURCES_MISSING (points without their source). The
+    job's: SOURCE_DAMAGED, SOURCE_UNFIT (the version can't encode sources). Errors of sources say
+    how many `points`, and `ids` of the first ones as a JSON list.
     """
     DropShadow: _grpc.UnaryUnaryMultiCallable[_search_pb2.DropShadowRequest, _search_pb2.Collection]
-    """Gives up a shadow whose version is not to go live after all: writes are encoded once again,
-    given vectors are taken, and the version is not held any more. Reindex makes it anew. Errors:
-    INVALID_ARGUMENT (version), NOT_FOUND (collection), NOT_FOUND/SHADOW_NOT_FOUND,
-    FAILED_PRECONDITION/SHADOW_GROWS (a job still builds it, ErrorInfo names its id as `job`: with
-    CancelJob no shadow stays).
+    """Gives up a shadow whose version is not to go live after all: writes are encoded once, given
+    vectors are taken, the version is let go. Errors: INVALID_ARGUMENT (version), NOT_FOUND (also
+    /SHADOW_NOT_FOUND), FAILED_PRECONDITION/SHADOW_GROWS (CancelJob ends the `job` and with it that).
     """
 
 @_typing.type_check_only
@@ -116,12 +107,10 @@ class SearchServiceAsyncStub(SearchServiceStub):
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteCollectionRequest, _search_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
     """Errors: NOT_FOUND."""
     Upsert: _aio.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]  # type: ignore[assignment]
-    """Encodes (or takes) vectors and stores them; durable when it returns. A bad point
-    does not fail the others: see UpsertResponse.errors. Errors: NOT_FOUND,
-    INVALID_ARGUMENT, FAILED_PRECONDITION/SPACE_MISMATCH (a vector of another space),
-    RESOURCE_EXHAUSTED (points, payload size). Of a point: FAILED_PRECONDITION/SOURCE_NEEDED (a
-    vector, while the collection has a shadow or a rollback target: see DropShadow and
-    UnloadVersion).
+    """Encodes (or takes) vectors and stores them; durable when it returns. A bad point fails alone:
+    see UpsertResponse.errors. Errors: NOT_FOUND, INVALID_ARGUMENT, RESOURCE_EXHAUSTED (points,
+    payload size), FAILED_PRECONDITION/SPACE_MISMATCH (a vector of another space); of a point
+    /SOURCE_NEEDED (a vector, beside a shadow or rollback target: see DropShadow, UnloadVersion).
     """
     Delete: _aio.UnaryUnaryMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]  # type: ignore[assignment]
     """Removes points by id, unknown ids are ignored; or those that match a filter when they are
@@ -130,41 +119,34 @@ class SearchServiceAsyncStub(SearchServiceStub):
     GetPoints: _aio.UnaryUnaryMultiCallable[_search_pb2.GetPointsRequest, _search_pb2.GetPointsResponse]  # type: ignore[assignment]
     """Points by id, in the order of the request; unknown ids are left out. Errors: NOT_FOUND
     (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer),
-    DATA_LOSS/SOURCE_DAMAGED (a source that is asked for is lost; ErrorInfo says of how many
-    `points`, and their `ids` as a JSON list: delete them, or upsert them anew).
+    DATA_LOSS/SOURCE_DAMAGED (sources are lost; ErrorInfo: how many `points`, `ids` as JSON).
     """
     ListPoints: _aio.UnaryUnaryMultiCallable[_search_pb2.ListPointsRequest, _search_pb2.ListPointsResponse]  # type: ignore[assignment]
-    """Pages of points in an order that does not change, also not by a reindex. A point that
-    stays during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page,
-    filter), DATA_LOSS/SOURCE_DAMAGED as of GetPoints.
+    """Pages of points in an order that does not change, also not by a reindex. A point that stays
+    during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page, filter),
+    DATA_LOSS/SOURCE_DAMAGED as of GetPoints.
     """
     CountPoints: _aio.UnaryUnaryMultiCallable[_search_pb2.CountPointsRequest, _search_pb2.CountPointsResponse]  # type: ignore[assignment]
     """How many points match. Errors: NOT_FOUND, INVALID_ARGUMENT (filter)."""
     Search: _aio.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]  # type: ignore[assignment]
-    """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold),
-    FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space),
-    RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer queries or hits), /TOO_MANY_ITEMS
-    (more texts and images than max_items_per_request).
+    """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold), FAILED_PRECONDITION/
+    SPACE_MISMATCH (a query vector of another space), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for
+    fewer queries or hits), /TOO_MANY_ITEMS (more texts and images than max_items_per_request).
     """
     Reindex: _aio.UnaryUnaryMultiCallable[_search_pb2.ReindexRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Queues a job that builds the collection's vectors anew with a staged version into
-    a shadow; ActivateVersion puts version and shadow live together. It goes on after a
-    restart of the server without encoding again what it had stored. A collection of
-    whose vectors the version changes none (it holds images only, and the version has the
-    same clip-vision) needs no shadow: ActivateVersion binds it to the version as it is.
-    Points without their source can't be encoded anew: ErrorInfo says how many `points`,
-    and `ids` of the first ones as a JSON list. A job that fails or is cancelled leaves no
-    shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
-    FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
-    A source that the disk does not give back is DATA_LOSS/SOURCE_DAMAGED of the job, one that
-    the version can't encode FAILED_PRECONDITION/SOURCE_UNFIT; both name points alike.
+    """Queues a job that builds the collection's vectors anew with a staged version into a shadow;
+    ActivateVersion puts both live together. After a restart it goes on, without encoding again what
+    it had stored; failed or cancelled it leaves no shadow. A collection of whose vectors the version
+    changes none (it holds images only, the version has the same clip-vision) needs no shadow:
+    ActivateVersion binds it as it is. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+    FAILED_PRECONDITION/ALREADY_BOUND, /SOURCES_MISSING (points without their source). The
+    job's: SOURCE_DAMAGED, SOURCE_UNFIT (the version can't encode sources). Errors of sources say
+    how many `points`, and `ids` of the first ones as a JSON list.
     """
     DropShadow: _aio.UnaryUnaryMultiCallable[_search_pb2.DropShadowRequest, _search_pb2.Collection]  # type: ignore[assignment]
-    """Gives up a shadow whose version is not to go live after all: writes are encoded once again,
-    given vectors are taken, and the version is not held any more. Reindex makes it anew. Errors:
-    INVALID_ARGUMENT (version), NOT_FOUND (collection), NOT_FOUND/SHADOW_NOT_FOUND,
-    FAILED_PRECONDITION/SHADOW_GROWS (a job still builds it, ErrorInfo names its id as `job`: with
-    CancelJob no shadow stays).
+    """Gives up a shadow whose version is not to go live after all: writes are encoded once, given
+    vectors are taken, the version is let go. Errors: INVALID_ARGUMENT (version), NOT_FOUND (also
+    /SHADOW_NOT_FOUND), FAILED_PRECONDITION/SHADOW_GROWS (CancelJob ends the `job` and with it that).
     """
 
 class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -212,12 +194,10 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.UpsertRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.UpsertResponse, _abc.Awaitable[_search_pb2.UpsertResponse]]:
-        """Encodes (or takes) vectors and stores them; durable when it returns. A bad point
-        does not fail the others: see UpsertResponse.errors. Errors: NOT_FOUND,
-        INVALID_ARGUMENT, FAILED_PRECONDITION/SPACE_MISMATCH (a vector of another space),
-        RESOURCE_EXHAUSTED (points, payload size). Of a point: FAILED_PRECONDITION/SOURCE_NEEDED (a
-        vector, while the collection has a shadow or a rollback target: see DropShadow and
-        UnloadVersion).
+        """Encodes (or takes) vectors and stores them; durable when it returns. A bad point fails alone:
+        see UpsertResponse.errors. Errors: NOT_FOUND, INVALID_ARGUMENT, RESOURCE_EXHAUSTED (points,
+        payload size), FAILED_PRECONDITION/SPACE_MISMATCH (a vector of another space); of a point
+        /SOURCE_NEEDED (a vector, beside a shadow or rollback target: see DropShadow, UnloadVersion).
         """
 
     @_abc_1.abstractmethod
@@ -238,8 +218,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_search_pb2.GetPointsResponse, _abc.Awaitable[_search_pb2.GetPointsResponse]]:
         """Points by id, in the order of the request; unknown ids are left out. Errors: NOT_FOUND
         (collection), INVALID_ARGUMENT (ids), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer),
-        DATA_LOSS/SOURCE_DAMAGED (a source that is asked for is lost; ErrorInfo says of how many
-        `points`, and their `ids` as a JSON list: delete them, or upsert them anew).
+        DATA_LOSS/SOURCE_DAMAGED (sources are lost; ErrorInfo: how many `points`, `ids` as JSON).
         """
 
     @_abc_1.abstractmethod
@@ -248,9 +227,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.ListPointsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.ListPointsResponse, _abc.Awaitable[_search_pb2.ListPointsResponse]]:
-        """Pages of points in an order that does not change, also not by a reindex. A point that
-        stays during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page,
-        filter), DATA_LOSS/SOURCE_DAMAGED as of GetPoints.
+        """Pages of points in an order that does not change, also not by a reindex. A point that stays
+        during the whole listing is listed once. Errors: NOT_FOUND, INVALID_ARGUMENT (page, filter),
+        DATA_LOSS/SOURCE_DAMAGED as of GetPoints.
         """
 
     @_abc_1.abstractmethod
@@ -267,10 +246,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.SearchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.SearchResponse, _abc.Awaitable[_search_pb2.SearchResponse]]:
-        """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold),
-        FAILED_PRECONDITION/SPACE_MISMATCH (a query vector of another space),
-        RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for fewer queries or hits), /TOO_MANY_ITEMS
-        (more texts and images than max_items_per_request).
+        """Errors: NOT_FOUND, INVALID_ARGUMENT (query, limit, filter, threshold), FAILED_PRECONDITION/
+        SPACE_MISMATCH (a query vector of another space), RESOURCE_EXHAUSTED/ANSWER_TOO_LARGE (ask for
+        fewer queries or hits), /TOO_MANY_ITEMS (more texts and images than max_items_per_request).
         """
 
     @_abc_1.abstractmethod
@@ -279,17 +257,14 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.ReindexRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Queues a job that builds the collection's vectors anew with a staged version into
-        a shadow; ActivateVersion puts version and shadow live together. It goes on after a
-        restart of the server without encoding again what it had stored. A collection of
-        whose vectors the version changes none (it holds images only, and the version has the
-        same clip-vision) needs no shadow: ActivateVersion binds it to the version as it is.
-        Points without their source can't be encoded anew: ErrorInfo says how many `points`,
-        and `ids` of the first ones as a JSON list. A job that fails or is cancelled leaves no
-        shadow. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
-        FAILED_PRECONDITION/SOURCES_MISSING, FAILED_PRECONDITION/ALREADY_BOUND.
-        A source that the disk does not give back is DATA_LOSS/SOURCE_DAMAGED of the job, one that
-        the version can't encode FAILED_PRECONDITION/SOURCE_UNFIT; both name points alike.
+        """Queues a job that builds the collection's vectors anew with a staged version into a shadow;
+        ActivateVersion puts both live together. After a restart it goes on, without encoding again what
+        it had stored; failed or cancelled it leaves no shadow. A collection of whose vectors the version
+        changes none (it holds images only, the version has the same clip-vision) needs no shadow:
+        ActivateVersion binds it as it is. Errors: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS (name),
+        FAILED_PRECONDITION/ALREADY_BOUND, /SOURCES_MISSING (points without their source). The
+        job's: SOURCE_DAMAGED, SOURCE_UNFIT (the version can't encode sources). Errors of sources say
+        how many `points`, and `ids` of the first ones as a JSON list.
         """
 
     @_abc_1.abstractmethod
@@ -298,11 +273,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.DropShadowRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.Collection, _abc.Awaitable[_search_pb2.Collection]]:
-        """Gives up a shadow whose version is not to go live after all: writes are encoded once again,
-        given vectors are taken, and the version is not held any more. Reindex makes it anew. Errors:
-        INVALID_ARGUMENT (version), NOT_FOUND (collection), NOT_FOUND/SHADOW_NOT_FOUND,
-        FAILED_PRECONDITION/SHADOW_GROWS (a job still builds it, ErrorInfo names its id as `job`: with
-        CancelJob no shadow stays).
+        """Gives up a shadow whose version is not to go live after all: writes are encoded once, given
+        vectors are taken, the version is let go. Errors: INVALID_ARGUMENT (version), NOT_FOUND (also
+        /SHADOW_NOT_FOUND), FAILED_PRECONDITION/SHADOW_GROWS (CancelJob ends the `job` and with it that).
         """
 
 def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
