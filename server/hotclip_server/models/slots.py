@@ -173,14 +173,13 @@ class Slots:
                 new = row.changed(live=version_id, previous=row.live)
             # A staging meanwhile may push it out of its slot; the pin keeps it from closing.
             with Pin(self.residents, resident):
+                if resident is not self.live.get(model) and not trial:
+                    await quietest_moment(self._pressure_s, LULL_S)
                 actions = await self._catalog.write_flip(
                     row, new, (*gates, *self.participants), collections, trial=trial, note=note
                 )
                 if trial:
                     return True
-                if resident is not self.live.get(model):
-                    # After the commit: the disk may take longer than the moment lasts.
-                    await quietest_moment(self._pressure_s, LULL_S)
                 async with self.audience.held():
                     # One step of the loop in here: no request sees a half of it.
                     self.residents.adopt(version_id)

@@ -334,8 +334,9 @@ def _stopping(request: pb.FineTuneRequest) -> EarlyStopping | None:
 
 
 def _val_split(request: pb.FineTuneRequest) -> float:
-    """Who gives queries has something to measure with."""
-    default = 0.0 if request.query_dataset else DEFAULT_VAL_SPLIT
+    """Who gives held-out data or queries has something to measure with."""
+    measured = request.eval_dataset or request.query_dataset
+    default = 0.0 if measured else DEFAULT_VAL_SPLIT
     return request.val_split if request.HasField("val_split") else default
 
 

@@ -30,7 +30,7 @@ from hotclip_server.models.store import VersionStore
 from hotclip_server.parent import end_with
 from hotclip_server.shared_flag import SharedFlag
 from hotclip_server.training.finetune_work import Workplace, local_work
-from hotclip_server.training.frames import Connection
+from hotclip_server.training.frames import CALLS, Connection
 
 ASK_S = 0.1
 """Least time between two questions whether to go on: each one takes the server's interpreter."""
@@ -70,7 +70,13 @@ class RemoteJob:
         self.check_cancelled()
         self.yielding(self.check_cancelled)
 
+    def give_way(self) -> None:
+        """See `JobContext`."""
+        self.yield_to_serving()
+
     def __getattr__(self, name: str) -> Any:
+        if name not in CALLS:
+            raise AttributeError(f"a training process can't ask its job for {name}")
         return partial(self._call, name)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> None:

@@ -23,7 +23,7 @@ from hotclip_server.jobs.context import Cancelled, Interrupted, JobContext
 from hotclip_server.jobs.specs import FineTuneSpec
 from hotclip_server.training.background import Background, threads_of
 from hotclip_server.training.finetune_work import Made, Work, Workplace
-from hotclip_server.training.frames import Connection
+from hotclip_server.training.frames import CALLS, Connection
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,6 @@ TRAINER_DEFAULTS = {
 """Variables of its process, unless they are set. Each step takes the same memory again; what glibc
 gives back to the system in between (mallopt(3)) must be cleared anew, a tenth of a step. The
 server itself, which is to hold little, has none of this."""
-_CALLS = frozenset(
-    (
-        *("running", "check_cancelled", "log", "metric", "checkpoint", "resumed", "example"),
-        "progress",
-    )
-)
 _BY_CODE: dict[int, type[HotclipError]] = {
     kind.code.value[0]: kind
     for kind in (
@@ -159,7 +153,7 @@ class ChildWork:
     def _do(self, message: dict[str, Any]) -> dict[str, Any]:
         stop = ""
         self._job.yielding.yielded_s = message["yielded_s"]
-        if message["call"] not in _CALLS:
+        if message["call"] not in CALLS:
             raise RuntimeError(f"the training process asks for {message['call']}. This is a bug.")
         try:
             getattr(self._job, message["call"])(*message["args"], **message["kwargs"])

@@ -9,6 +9,13 @@ import struct
 from typing import Any
 
 _LENGTH = struct.Struct("<I")
+CALLS = frozenset(
+    (
+        *("running", "check_cancelled", "log", "metric", "checkpoint", "resumed", "example"),
+        "progress",
+    )
+)
+"""Methods of `JobContext` that the training process has the server call."""
 
 
 class Connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from hotclip_server.jobs.context import Cancelled
+from hotclip_server.jobs.context import Cancelled, JobContext
 from hotclip_server.shared_flag import SharedFlag
 from hotclip_server.training.child import RemoteJob
 from hotclip_server.training.frames import Connection
+from hotclip_server.training.lazy_pairs import in_pieces
 
 
 class Server:
@@ -118,3 +120,24 @@ def test_a_pause_ends_when_there_is_no_more_to_do(
     happens(server)
     with pytest.raises(error):
         job.yield_to_serving()  # it would wait for 0.9 s, and return
+
+
+def test_it_has_all_that_the_code_which_trains_wants_of_a_job(server: Server) -> None:
+    job = server.job()
+    public = {name for name in vars(JobContext) if not name.startswith("_")}
+    # Those are of the server's side of a job, and of handlers that train nothing.
+    apart = {"cancelled", "stopping", "flush", "delivered"}
+    assert {name for name in public - apart if not hasattr(job, name)} == set()
+    with pytest.raises(AttributeError, match="can't ask its job for anything"):
+        _ = job.anything
+    job.give_way()
+    assert server.asked == []
+
+
+def test_who_gives_way_ends_when_it_is_asked_to(server: Server) -> None:
+    job = server.job()
+    server.stop = "cancelled"
+    with pytest.raises(Cancelled):
+        for _ in in_pieces(itertools.count(), job.give_way):
+            pass
+    assert {one["call"] for one in server.asked} == {"check_cancelled"}
