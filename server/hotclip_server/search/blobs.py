@@ -10,6 +10,7 @@ import errno
 import hashlib
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -20,6 +21,8 @@ from hotclip_server.errors import DataLoss
 from hotclip_server.storage.atomic import remove_leftovers, write_atomically
 
 _NAME = re.compile(r"[0-9a-f]{64}")
+_AT_ONCE, _REST_S = 32, 0.001
+"""Files that are removed without a pause, and the pause."""
 
 
 class BlobHold:
@@ -143,7 +146,9 @@ class SourceBlobs:
     def remove(self, names: AbstractSet[str], spared: AbstractSet[str]) -> int:
         """Removes blobs that are neither held nor `spared`; how many."""
         removed = 0
-        for name in names:
+        for number, name in enumerate(names, 1):
+            if number % _AT_ONCE == 0:
+                time.sleep(_REST_S)  # Who waits for the lock, as the event loop does, gets it.
             with self._lock:
                 if name in spared or self._held[name]:
                     continue

@@ -55,8 +55,6 @@ class Settler:
         self._store = store
         self._catalogue = catalogue
         self._sources = sources
-        self._sides: dict[str, tuple[bool, bool, bool]] = {}
-        """By shard: what its collection held before a refused write that is not settled."""
         self._removed: dict[str, set[str]] = {}
         """By collection: points that are gone from its shards, which are to be flushed."""
 
@@ -74,8 +72,6 @@ class Settler:
         """Does nothing unless a write broke off."""
         if record.name in self._catalogue.unsettled:
             await self._reconcile(record)
-            if (sides := self._sides.pop(record.shard, None)) is not None:
-                await self._shrink(record.name, sides)
             self._catalogue.unsettled.discard(record.name)
 
     def settle_later(self, name: str) -> None:
@@ -90,9 +86,9 @@ class Settler:
     async def take_back(
         self, record: CollectionRecord, ids: Sequence[str], replaced: Sequence[SourceRow]
     ) -> None:
-        """Makes the rows of a refused write, and which kinds of points the collection holds, as
-        they were. Never raises: where that fails, for the database's disk is as full, the rows
-        stay, and the write is stored when it can be, as any that broke off.
+        """Makes the rows of a refused write as they were, and, if it replaced no point, which kinds
+        of points the collection holds. Never raises: where that fails, for the database's disk is
+        as full, the rows stay, and the write is stored when it can be, as any that broke off.
 
         Args:
             record: The collection before the write.
@@ -117,17 +113,12 @@ class Settler:
             await self._database.run(put_back)
             await self.delete_vectors(record, added)
             # Only who holds the lock changes the sides: that they differ is this write's doing. Not
-            # before its points are gone; those that it replaced go when this is settled.
-            if self._catalogue.get(name).sides != record.sides:
-                if rows:
-                    self._sides[record.shard] = record.sides
-                else:
-                    await self._shrink(name, record.sides)
+            # before its points are gone, so not if it replaced some, for a shard may have their new
+            # vectors until it is settled: then the collection counts as one that held such points.
+            if self._catalogue.get(name).sides != record.sides and not rows:
+                await self._catalogue.change(name, lambda _, now: now.with_sides(record.sides))
         except Exception:  # noqa: BLE001 - of the store, or of the database: the caller hears of the refusal
             _log.exception("a refused write to collection %s is not taken back yet", name)
-
-    async def _shrink(self, name: str, sides: tuple[bool, bool, bool]) -> None:
-        await self._catalogue.change(name, lambda _, record: record.with_sides(sides))
 
     async def delete_vectors(self, record: CollectionRecord, ids: Sequence[str]) -> int:
         """Removes points from the shards, and later their tombstones; how many there were."""

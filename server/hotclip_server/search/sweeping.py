@@ -23,8 +23,9 @@ MANY = 100
 """Files that may have lost their row, after which it is looked at once."""
 PATIENCE_S = 600.0
 """How long fewer wait."""
-GRACE_S = 300.0
-"""Between the two looks: longer than anybody reads sources by rows that were read before."""
+GRACE_S = 3600.0
+"""Between the two looks: longer than anybody reads sources by rows that were read before, also a
+reindex or a comparison that gives way to serving all the time."""
 
 
 class BlobSweeper:
