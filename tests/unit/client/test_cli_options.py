@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,8 +101,9 @@ def test_data_of_every_kind_is_handed_on(capsys: pytest.CaptureFixture[str]) -> 
     given: dict[str, object] = {}
 
     class Taker:
-        def finetune(self, *data: object, **others: object) -> None:
+        def finetune(self, *data: object, **others: object) -> SimpleNamespace:
             given.update(others, data=data)
+            return SimpleNamespace(advice="")
 
     command = ["finetune", "pairs", "--eval-data", "e", "--query-data", "q", "--index-data", "i"]
     command += ["--replay-data", "o", "--monitor", "validation_loss", "--validate-only"]

@@ -29,11 +29,11 @@ ANSWERS = {
         id="a", size_bytes=1, sha256="00" * 32
     ).SerializeToString(),
     **dict.fromkeys(("GetJob", "Export", "FineTune", "Evaluate", "CompareVersions"), JOB),
-    **dict.fromkeys(("FitBridge", "CancelJob", "ResumeJob"), JOB),
+    **dict.fromkeys(("FitBridge", "Reindex", "CancelJob", "ResumeJob"), JOB),
 }
 """An empty message answers all other calls."""
 REFUSED = {"Encode", "Search", "Download", "UploadDataset", "GetDataset"}
-FOLLOWING = {"bridge fit", "drift", "evaluate", "export", "finetune", "jobs watch"}
+FOLLOWING = {"bridge fit", "drift", "evaluate", "export", "finetune", "jobs watch", "reindex"}
 
 ROUNDED = 1.02
 """gRPC sends few digits of a time, rounded up."""
@@ -58,6 +58,8 @@ COMMANDS = {
     "unload": "v",
     "delete-version": "v",
     "drift": "v",
+    "reindex": "c v",
+    "drop-shadow": "c v",
     "bridge fit": "c v",
     "bridge show": "c",
     "bridge delete": "c",

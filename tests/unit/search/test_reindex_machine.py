@@ -216,9 +216,9 @@ class ReindexMachine(RuleBasedStateMachine):
             self.jobs[name] = (job.id, version, step.revision)
 
     def lacks_sources(self, record: CollectionRecord, version: str) -> bool:
-        if KEEPS[record.name] or version == record.version:
+        if KEEPS[record.name] or version == record.version or not self.points[record.name]:
             return False
-        nothing = not self.points[record.name] or self.changes_nothing(record, version)
+        nothing = self.changes_nothing(record, version)
         return not (nothing and self.world.live in (record.version, version))
 
     def end_job(self, name: str) -> None:
