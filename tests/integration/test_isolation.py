@@ -134,6 +134,7 @@ def test_cancelled_within_a_chunk_and_resumed_to_the_same_version(
     assert ended.result_version == expected
     events = list(stubs.jobs.WatchJob(job_pb2.WatchJobRequest(job=job)))
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert not any("was killed" in event.log.message for event in events), "it did not stop itself"
     (resumed,) = [event.resumed for event in events if event.HasField("resumed")]
     assert 5 <= resumed.from_step < STEPS
     assert resumed.attempt == 2

@@ -148,6 +148,8 @@ class ChildWork:
             silent_since = silent_since or time.monotonic()
             if time.monotonic() - silent_since > PATIENCE_S and self._process is not None:
                 self._process.kill()
+                told = f"the training process said nothing for {PATIENCE_S:g} s and was killed"
+                self._job.log(told, "WARNING")
                 self._job.check_cancelled()
 
     def _do(self, message: dict[str, Any]) -> dict[str, Any]:

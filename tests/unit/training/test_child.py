@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hotclip_server.jobs.context import Cancelled, JobContext
 from hotclip_server.shared_flag import SharedFlag
-from hotclip_server.training.child import RemoteJob
+from hotclip_server.training import child_work
+from hotclip_server.training.child import DatasetFolders, RemoteJob
+from hotclip_server.training.finetune_work import Roots, Workplace
 from hotclip_server.training.frames import Connection
 from hotclip_server.training.lazy_pairs import in_pieces
+from tests.unit.training.test_finetune_job import Shelf, spec
 
 
 class Server:
@@ -141,3 +149,41 @@ def test_who_gives_way_ends_when_it_is_asked_to(server: Server) -> None:
         for _ in in_pieces(itertools.count(), job.give_way):
             pass
     assert {one["call"] for one in server.asked} == {"check_cancelled"}
+
+
+def test_a_process_that_says_nothing_is_killed_when_it_is_to_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begin, told = subprocess.Popen, list[str]()
+
+    def begin_silent(_: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        return begin([sys.executable, "-c", "import time; time.sleep(1000)"], **options)
+
+    def check_cancelled() -> None:
+        raise Cancelled
+
+    monkeypatch.setattr(child_work, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(child_work.subprocess, "Popen", begin_silent)
+    job: Any = SimpleNamespace(
+        id="job",
+        cancelled=True,
+        stopping=False,
+        yielded_s=0.0,
+        log=lambda line, level: told.append(line),
+        check_cancelled=check_cancelled,
+    )
+    place = Workplace(
+        versions=Shelf({}),
+        datasets=DatasetFolders(tmp_path),
+        folders=tmp_path,
+        roots=Roots(versions=tmp_path, datasets=tmp_path),
+        waiting=SharedFlag(),
+    )
+    with child_work.child_work(place, job, spec()) as work:
+        assert isinstance(work, child_work.ChildWork)
+        with pytest.raises(Cancelled):
+            work.make()
+        process = work._process
+    assert told == ["the training process said nothing for 0.1 s and was killed"]
+    assert process is not None
+    assert process.returncode == -signal.SIGKILL
