@@ -38,8 +38,8 @@ TRAINER_DEFAULTS = {
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 """Variables of its process, unless they are set. Each step takes the same memory again; what glibc
-gives back to the system in between (mallopt(3)) must be cleared anew, a tenth of a step. The
-server itself, which is to hold little, has none of this."""
+gives back to the system in between (mallopt(3)) must be cleared anew. The server itself, which is
+to hold little, has none of this."""
 _BY_CODE: dict[int, type[HotclipError]] = {
     kind.code.value[0]: kind
     for kind in (
