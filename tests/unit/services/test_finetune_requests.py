@@ -358,3 +358,8 @@ def test_a_bad_value_of_an_evaluation_is_named(changes: Mapping[str, Any], named
 def test_finetuners_losses_and_miners_are_known() -> None:
     assert {"TripletMarginLoss", "CircleLoss", "NTXentLoss", "SupConLoss"} <= set(METRIC_LOSSES)
     assert {"TripletMarginMiner", "MultiSimilarityMiner", "BatchHardMiner"} <= set(METRIC_MINERS)
+
+
+def test_nothing_is_split_off_where_data_is_held_out_apart() -> None:
+    assert check_fine_tune(request()).spec["val_split"] > 0
+    assert check_fine_tune(request(eval_dataset="apart")).spec["val_split"] == 0
