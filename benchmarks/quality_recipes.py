@@ -56,6 +56,12 @@ METHODS: Mapping[str, Mapping[str, Recipe]] = {
         "default": Recipe(config=DEFAULT),
     },
     "black": {
+        "full": Recipe(config=replace(DEFAULT, method="full", learning_rate=1e-3)),
+        "lora": Recipe(config=replace(DEFAULT, method="lora")),
+        "lit": Recipe(config=replace(DEFAULT, method="lit", epochs=8)),
+        "default": Recipe(config=DEFAULT),
+    },
+    "black_alone": {
         "full": Recipe(config=replace(_FULL, epochs=5, learning_rate=_SMALL)),
         "lora": Recipe(config=replace(DEFAULT, method="lora")),
         "lit": Recipe(config=replace(_LIT, epochs=8, learning_rate=_SMALL)),
@@ -77,7 +83,8 @@ METHODS: Mapping[str, Mapping[str, Recipe]] = {
 
 BOUNDS: Mapping[str, Mapping[str, Recipe]] = {
     "german": {},
-    "black": {
+    "black": {},
+    "black_alone": {
         "oracle": Recipe(
             config=replace(DEFAULT, method="full", learning_rate=1e-3),
             seen=True,
@@ -93,7 +100,8 @@ ABLATIONS: Mapping[str, Mapping[str, Recipe]] = {
         "ema_off": Recipe(config=replace(_LIT, ema=0.0), instead_of="lit"),
         "layer_decay_0.8": Recipe(config=replace(DEFAULT, layer_decay=0.8), instead_of="default"),
     },
-    "black": {
+    "black": {},
+    "black_alone": {
         "layer_decay_0.8": Recipe(config=replace(DEFAULT, layer_decay=0.8), instead_of="default"),
         "last_epoch": Recipe(config=DEFAULT, last=True, instead_of="default"),
     },

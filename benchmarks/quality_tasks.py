@@ -57,11 +57,17 @@ class Task:
 
 def make_task(name: str, seed: int, concepts: int = 0) -> Task:
     """The task with what is held out by a seed; fewer `concepts` than all for a quick look."""
-    tasks = {"german": _german, "black": _black, "few": _few, "labels": _labels}
+    tasks = {
+        "german": _german,
+        "black": _black,
+        "black_alone": _alone,
+        "few": _few,
+        "labels": _labels,
+    }
     return tasks[name](seed, concepts)
 
 
-TASKS = ("german", "black", "few", "labels")
+TASKS = ("german", "black", "black_alone", "few", "labels")
 
 
 def line_art(code: str) -> bytes:
@@ -86,9 +92,17 @@ def _german(seed: int, count: int) -> Task:
 
 
 def _black(seed: int, count: int) -> Task:
-    """English names of 70 % of the concepts in OpenMoji's line art; country flags left out."""
+    """English names of OpenMoji's coloured drawings of all concepts, and of 70 % in its line art;
+    country flags left out."""
     chosen = _chosen([c for c in load_concepts() if not is_flag(c)], seed, count)
-    return _task("black", seed, chosen, ("line", "en"))
+    coloured = [_pair(concept, "openmoji", "en") for concept in chosen]
+    return _task("black", seed, chosen, ("line", "en"), more=coloured)
+
+
+def _alone(seed: int, count: int) -> Task:
+    """As "black", with the line art alone."""
+    chosen = _chosen([c for c in load_concepts() if not is_flag(c)], seed, count)
+    return _task("black_alone", seed, chosen, ("line", "en"))
 
 
 def _few(seed: int, count: int) -> Task:

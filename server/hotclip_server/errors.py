@@ -1,6 +1,6 @@
 """The errors of the server's domain.
 
-Each class carries the gRPC status it becomes; one interceptor maps them. Anything else
+Each class carries the gRPC status it becomes; one boundary maps them. Anything else
 that escapes a servicer becomes INTERNAL with a request id.
 
     HotclipError

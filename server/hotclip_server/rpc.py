@@ -1,4 +1,4 @@
-"""The gRPC server: its options, its interceptor, and every service of hotclip.v1."""
+"""The gRPC server: its options, its routes, and every service of hotclip.v1."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from hotclip_proto.v1 import (
     artifact_pb2,
@@ -31,10 +31,11 @@ from hotclip_proto.v1 import (
     server_pb2,
     server_pb2_grpc,
 )
+from hotclip_server.boundary import ErrorBoundary, Handler, unknown_method
 from hotclip_server.config import ServerConfig
 from hotclip_server.drain import Drain
+from hotclip_server.frontends.proxy import Proxy
 from hotclip_server.health import Health
-from hotclip_server.interceptors import ErrorInterceptor
 
 # Service, its base class and how it is registered. A service that is not given to
 # `make_server` is registered with its base class, which answers UNIMPLEMENTED.
@@ -91,14 +92,14 @@ _SERVICES: tuple[tuple[Any, type, Any], ...] = (
     ),
 )
 
-ENCODE_SERVICE = str(encode_pb2.DESCRIPTOR.services_by_name["EncodeService"].full_name)
+_ENCODE_SERVICE = str(encode_pb2.DESCRIPTOR.services_by_name["EncodeService"].full_name)
 SERVICE_NAMES = tuple(descriptor.full_name for descriptor, _, _ in _SERVICES)
 
 
 BUSY_STREAMS = 1 << 20
 
 
-def streaming_requests() -> dict[str, bool]:
+def _streaming_requests() -> dict[str, bool]:
     """Of every method, by its full name: whether a call of it sends many messages."""
     described = [descriptor for descriptor, _, _ in _SERVICES]
     described.append(health_pb2.DESCRIPTOR.services_by_name["Health"])
@@ -121,67 +122,91 @@ def make_server(
         health: Answers grpc.health.v1.
         services: Servicers; services without one answer UNIMPLEMENTED.
     """
-    server = _server(
-        ErrorInterceptor(drain, config.max_message_bytes),
-        config.max_message_bytes,
-        # A front end sends the calls of all its connections on one.
-        BUSY_STREAMS if config.frontends else config.max_concurrent_streams,
-        share_port=False,
-    )
-    generic: Any = _Generic(server)
+    routes = _Routes(ErrorBoundary(drain, config.max_message_bytes))
     for _, base, add in _SERVICES:
         given = [service for service in services if isinstance(service, base)]
-        add(given[0] if given else base(), generic)
-    health_pb2_grpc.add_HealthServicer_to_server(health, generic)
+        add(given[0] if given else base(), routes)
+    health_pb2_grpc.add_HealthServicer_to_server(health, routes)
     names = (
         *SERVICE_NAMES,
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
         reflection.SERVICE_NAME,
     )
-    reflection.enable_server_reflection(names, server)
-    return server
+    reflecting = reflection.aio.ReflectionServicer(names)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, routes)
+    return _server(
+        routes,
+        config.max_message_bytes,
+        # A front end sends the calls of all its connections on one.
+        BUSY_STREAMS if config.frontends else config.max_concurrent_streams,
+        share_port=False,
+    )
 
 
 def make_frontend_server(
-    config: ServerConfig, proxy: grpc.aio.ServerInterceptor, encode: object
+    config: ServerConfig, errors: ErrorBoundary, encode: object, proxy: Proxy
 ) -> grpc.aio.Server:
     """Makes the server of a front end, not yet listening.
 
     Args:
-        proxy: Takes every call but those of EncodeService.
+        config: Message size and calls a connection.
+        errors: Wraps what is answered here.
         encode: Servicer of EncodeService.
+        proxy: Takes every other call.
     """
-    server = _server(
-        proxy, config.max_message_bytes, config.max_concurrent_streams, share_port=True
-    )
-    encode_pb2_grpc.add_EncodeServiceServicer_to_server(encode, _Generic(server))  # type: ignore[arg-type]  # given as an object, as to `make_server`
-    return server
+    routes = _Routes(errors)
+    encode_pb2_grpc.add_EncodeServiceServicer_to_server(encode, routes)  # type: ignore[arg-type]  # given as an object, as to `make_server`
+    here = f"/{_ENCODE_SERVICE}/"
+    for method, many in _streaming_requests().items():
+        if not method.startswith(here):
+            routes.add(method, proxy.handler(method, many=many))
+    return _server(routes, config.max_message_bytes, config.max_concurrent_streams, share_port=True)
 
 
-class _Generic:
-    """A server on which methods are found by name only.
+class _Routes(grpc.GenericRpcHandler):
+    """The handler of each method, with its errors mapped; made at its first call, not at each as
+    by an interceptor: gRPC would make two handlers anew, an eighth of what it spends on a call.
 
-    For each method that is registered beside that, grpc.aio keeps a task that waits for a call of
-    it, and at each call it waits for all of these anew: an eighth of a millisecond for as many
-    methods as there are here.
+    It is registered with gRPC by itself. For each method that is registered there, grpc.aio keeps
+    a task that waits for a call of it, and at each call it waits for all of these anew: an eighth
+    of a millisecond for as many methods as there are here.
     """
 
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self._server = server
+    def __init__(self, errors: ErrorBoundary) -> None:
+        self._errors = errors
+        self._services: list[grpc.GenericRpcHandler] = []
+        self._handlers: dict[str, Handler] = {}
+
+    def add(self, method: str, handler: Handler) -> None:
+        """Adds what answers a method as it is, by the full name of the method."""
+        self._handlers[method] = handler
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """As on the server."""
-        self._server.add_generic_rpc_handlers(handlers)
+        """As on a server."""
+        self._services += handlers
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, object]) -> None:
         """Nothing: they are among the generic ones."""
 
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
+        """See `grpc.GenericRpcHandler`."""
+        method = handler_call_details.method
+        handler = self._handlers.get(method)
+        if handler is not None:
+            return handler
+        for service in self._services:
+            found = service.service(handler_call_details)
+            if found is not None:
+                handler = self._handlers[method] = self._errors.wrapped(method, found)
+                return handler
+        return unknown_method(method)
+
 
 def _server(
-    interceptor: grpc.aio.ServerInterceptor, message_bytes: int, streams: int, *, share_port: bool
+    routes: _Routes, message_bytes: int, streams: int, *, share_port: bool
 ) -> grpc.aio.Server:
     return grpc.aio.server(
-        interceptors=[interceptor],
+        handlers=[routes],
         options=[
             ("grpc.max_receive_message_length", message_bytes),
             ("grpc.max_send_message_length", message_bytes),

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 
 from hotclip_server.batching.cache import FeatureCache
+from hotclip_server.boundary import ErrorBoundary
 from hotclip_server.config import ServerConfig
 from hotclip_server.drain import Drain
 from hotclip_server.encoding.protocol import Encoder
@@ -29,11 +30,10 @@ from hotclip_server.frontends.proxy import Proxy
 from hotclip_server.frontends.remote import RemoteBatcher
 from hotclip_server.frontends.service import FrontEncodeService
 from hotclip_server.frontends.versions import FrontVersions
-from hotclip_server.interceptors import ErrorInterceptor
 from hotclip_server.logs import configure_logging
 from hotclip_server.loop import loop_factory
 from hotclip_server.pipeline import EncodePipeline, ItemLimits
-from hotclip_server.rpc import ENCODE_SERVICE, listen, make_frontend_server, streaming_requests
+from hotclip_server.rpc import listen, make_frontend_server
 from hotclip_server.services.encode import STREAM_METHOD
 
 log = logging.getLogger(__name__)
@@ -137,15 +137,13 @@ class FrontendApp:
         if self._pipeline is None:
             raise RuntimeError("told to listen before the start; this is a bug")
         config = self._config
-        errors = ErrorInterceptor(self._drain, config.max_message_bytes)
-        here = f"/{ENCODE_SERVICE}/"
-        passed_on = {m: many for m, many in streaming_requests().items() if not m.startswith(here)}
-        self._proxy = Proxy(passed_on, errors, device)
+        errors = ErrorBoundary(self._drain, config.max_message_bytes)
+        self._proxy = Proxy(device)
         self._proxy.open()
         service = FrontEncodeService(
             self._versions, self._pipeline, self._drain, config.max_stream_in_flight, self._copies
         )
-        self._server = make_frontend_server(config, self._proxy, service)
+        self._server = make_frontend_server(config, errors, service, self._proxy)
         host, _, port = address.rpartition(":")
         self._drain.set_started()
         listen(self._server, host.strip("[]"), int(port))

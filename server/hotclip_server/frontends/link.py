@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hotclip_server.batching.batcher import Batcher
 from hotclip_server.batching.ticket import Answer, Row, Ticket
+from hotclip_server.boundary import internal_error
 from hotclip_server.encoding.protocol import Prepared, Tower
 from hotclip_server.errors import HotclipError
 from hotclip_server.frontends.copies import Copy
@@ -32,7 +33,6 @@ from hotclip_server.frontends.messages import (
     unpack_indices,
     unpack_items,
 )
-from hotclip_server.interceptors import internal_error
 from hotclip_server.models.residents import Pin, Resident
 
 log = logging.getLogger(__name__)

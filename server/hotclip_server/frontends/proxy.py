@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled, without stubs
 
+from hotclip_server.boundary import Handler, abort
 from hotclip_server.errors import Unavailable
-from hotclip_server.interceptors import ErrorInterceptor, abort
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 UNLIMITED = -1
 
 
-class Proxy(grpc.aio.ServerInterceptor):
-    """Answers some methods here and passes the others on.
+class Proxy:
+    """Passes calls on.
 
     Whether a call is answered with one message or many is the same on the wire, so every one is
     passed on as a stream of answers.
 
     Args:
-        passed_on: Full names of the methods, and whether a call of it sends many messages.
-        errors: Wraps all others.
         address: Of the device process.
     """
 
-    def __init__(
-        self, passed_on: Mapping[str, bool], errors: ErrorInterceptor, address: str
-    ) -> None:
-        self._passed_on = passed_on
-        self._errors = errors
+    def __init__(self, address: str) -> None:
         self._address = address
         self._channel: Any = None
 
@@ -54,19 +48,14 @@ class Proxy(grpc.aio.ServerInterceptor):
         if self._channel is not None:
             await self._channel.close()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Gives the handler."""
-        method = handler_call_details.method
-        many = self._passed_on.get(method)
-        if many is None:
-            return await self._errors.intercept_service(continuation, handler_call_details)
-        handler: grpc.RpcMethodHandler[Any, Any]
+    def handler(self, method: str, *, many: bool) -> Handler:
+        """What passes the calls of a method on.
+
+        Args:
+            method: Its full name.
+            many: Whether a call of it sends many messages.
+        """
+        handler: Handler
         if many:
             handler = grpc.stream_stream_rpc_method_handler(self._stream(method))
         else:

@@ -13,12 +13,12 @@ import grpc
 
 from hotclip_proto.v1 import encode_pb2, encode_pb2_grpc, types_pb2
 from hotclip_server.batching.ticket import Priority
+from hotclip_server.boundary import grpc_code, internal_error
 from hotclip_server.drain import Drain
 from hotclip_server.encoding.features import unit_rows
 from hotclip_server.encoding.protocol import Truncate
 from hotclip_server.encoding.spaces import truncated
 from hotclip_server.errors import HotclipError, InvalidArgument
-from hotclip_server.interceptors import grpc_code, internal_error
 from hotclip_server.models.residents import Pin, Resident
 from hotclip_server.pipeline import Encoded, EncodePipeline
 from hotclip_server.ranking import rank

@@ -163,7 +163,7 @@ def test_figures_are_of_every_seed() -> None:
     assert (german.target, german.passed) == (3.0, True)
     assert figures["german.mrr.base"].value == pytest.approx(0.12)
     known = [0.8 / (0.1 + 0.01 * s) for s in range(5)]  # `retained_mrr` over that of the base
-    assert figures["black.mrr_ratio.known_style"].value == pytest.approx(sum(known) / 5)
+    assert figures["black_alone.mrr_ratio.known_style"].value == pytest.approx(sum(known) / 5)
     assert figures["few.mrr_ratio.long"].value == pytest.approx(german.value)
     least = figures["retained.hit10_loss.few.least"]
     assert (least.value, least.target, least.passed) == (0.0, 2.0, True)
@@ -191,10 +191,10 @@ def test_figures_are_of_every_seed() -> None:
 
 
 def test_a_bound_trains_on_what_is_asked_for() -> None:
-    task = make_task("black", 0, CONCEPTS)
+    task = make_task("black_alone", 0, CONCEPTS)
     asked = set(task.queries.pairs)
-    for name in runs_of("black"):
-        trained = set(quality_runs._training(task, recipes_of("black")[name]).pairs)
+    for name in runs_of("black_alone"):
+        trained = set(quality_runs._training(task, recipes_of("black_alone")[name]).pairs)
         assert trained & asked == (asked if name == "oracle" else set())
     assert fingerprint(task, "oracle") != fingerprint(replace(task, queries=task.old), "oracle")
 

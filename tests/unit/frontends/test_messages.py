@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from hotclip_server.batching.isolate import EncodeFailed
 from hotclip_server.batching.ticket import Demand, Priority
+from hotclip_server.boundary import status_of
 from hotclip_server.encoding.engines.protocol import EAGER, EngineChoice
 from hotclip_server.encoding.protocol import Prepared, Tower
 from hotclip_server.errors import (
@@ -20,7 +21,6 @@ from hotclip_server.errors import (
 )
 from hotclip_server.frontends import messages
 from hotclip_server.frontends.messages import NOWHERE, Opening
-from hotclip_server.interceptors import status_of
 
 
 @pytest.mark.parametrize("deadline", [None, 12.25])

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -39,6 +39,7 @@ MOST_MESSAGE_BYTES, MOST_FIELD_BYTES, MOST_VIOLATION_BYTES = 1024, 256, 2048
 than 8 KiB: the caller would learn nothing."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 def status_of(error: HotclipError) -> status_pb2.Status:
@@ -102,7 +103,7 @@ async def abort(context: Context, error: HotclipError) -> NoReturn:
     await context.abort(status.code, status.details, trailing)
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+class ErrorBoundary:
     """Wraps every handler; `drain` knows the calls that run.
 
     Args:
@@ -114,18 +115,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         self._drain = drain
         self._max_message_bytes = max_message_bytes
 
-    async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Gives the handler with errors mapped."""
-        method = handler_call_details.method
-        handler: Any = await continuation(handler_call_details)
-        if handler is None:
-            return grpc.stream_stream_rpc_method_handler(_unknown_method(method))
+    def wrapped(self, method: str, handler: Any) -> Handler:
+        """The handler of a method with errors mapped.
+
+        Args:
+            method: Its full name, "/package.Service/Method".
+            handler: As grpc makes it.
+        """
         make = _MAKERS[handler.request_streaming, handler.response_streaming]
         behaviour = (
             handler.unary_unary
@@ -135,7 +131,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         )
         wrap = self._stream if handler.response_streaming else self._call
         read = _read_stream if handler.request_streaming else _read
-        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
+        wrapped: Handler = make(
             wrap(method, lambda request, context: behaviour(read(request), context)),
             _decoder(handler.request_deserializer),
             handler.response_serializer,
@@ -202,11 +198,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 _UNIMPLEMENTED = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNIMPLEMENTED.value[0])
 
 
-def _unknown_method(method: str) -> Any:
+def unknown_method(method: str) -> Handler:
+    """What answers calls of a method that there is not."""
+
     async def unknown(_requests: Any, context: Context) -> None:
         await abort(context, Unimplemented(f"there is no method {method}"))
 
-    return unknown
+    return grpc.stream_stream_rpc_method_handler(unknown)
 
 
 class _Undecodable:
