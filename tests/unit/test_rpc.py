@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import grpc
 import pytest
 
@@ -23,4 +26,22 @@ async def test_methods_are_found_by_name_alone(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(kind, "add_registered_method_handlers", noted)
     make_server(ServerConfig(), Drain(), Health(SERVICE_NAMES), ())
-    assert not set(registered) & set(SERVICE_NAMES)
+    assert not registered
+
+
+async def test_a_handler_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at each call, as by an interceptor."""
+    given: list[grpc.GenericRpcHandler] = []
+    make = grpc.aio.server
+
+    def noted(**options: Any) -> grpc.aio.Server:
+        given.extend(options["handlers"])
+        assert not options.get("interceptors")
+        return make(**options)
+
+    monkeypatch.setattr(grpc.aio, "server", noted)
+    make_server(ServerConfig(), Drain(), Health(SERVICE_NAMES), ())
+    (routes,) = given
+    for method in ("hotclip.v1.EncodeService/Encode", "grpc.health.v1.Health/Check"):
+        call: Any = SimpleNamespace(method=f"/{method}")
+        assert routes.service(call) is routes.service(call)

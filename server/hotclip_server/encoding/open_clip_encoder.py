@@ -28,6 +28,7 @@ from hotclip_server.encoding.protocol import EncoderSpec, Prepared, Tower, Trunc
 from hotclip_server.encoding.text_tower import TextTower
 from hotclip_server.encoding.tokenizer import TextTokenizer
 from hotclip_server.errors import InvalidArgument
+from hotclip_server.heap import trim_heap
 
 
 class OpenClipEncoder:
@@ -195,10 +196,11 @@ class OpenClipEncoder:
 
     def close(self) -> None:
         """Frees the weights; no call may follow."""
-        for engine in self._engines.values():
-            engine.close()
-        self._engines = {}
+        self._place = None
+        while self._engines:
+            self._engines.popitem()[1].close()
         self.release_model()
+        trim_heap()
 
     def _placed(self, pixels: NDArray[np.uint8]) -> Prepared:
         """Where the engine has memory for images that wait, they wait there."""

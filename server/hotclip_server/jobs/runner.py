@@ -21,6 +21,7 @@ from hotclip_server.errors import (
     Unavailable,
     Unimplemented,
 )
+from hotclip_server.heap import trim_heap
 from hotclip_server.jobs import store
 from hotclip_server.jobs.alone import Warn, no_pressure, nobody, nothing
 from hotclip_server.jobs.context import (
@@ -279,6 +280,7 @@ class JobRunner:
                 self._give_up(job_id, job_error(error))
             finally:
                 del self._cancels[job_id]
+            trim_heap()
 
     def _begin(self, job_id: str) -> JobRecord | None:
         """Takes the job out of the queue; none if there is nothing to run."""

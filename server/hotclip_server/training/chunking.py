@@ -40,7 +40,8 @@ def kept_bytes(forward: Callable[[], Tensor]) -> int:
         if not isinstance(tensor, torch.nn.Parameter):
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # As it is, what an operator returned would hold the operator, and that in turn it.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         features = forward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from support.parity import INPUTS, assert_parity
 from support.pictures import encoded, photograph
 from support.small_models import write_model
 
+from hotclip_server.encoding import open_clip_encoder
 from hotclip_server.encoding.engines.eager import EagerEngine
 from hotclip_server.encoding.engines.protocol import EngineChoice
 from hotclip_server.encoding.engines.torch_engine import TorchEngine
@@ -96,6 +98,25 @@ def test_weights_are_freed_once_no_tower_needs_them(tmp_path: Path) -> None:
     assert not list(own.model.parameters())
     again = own.prepare_text("a photo")
     np.testing.assert_allclose(own.encode(Tower.TEXT, [again]), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_heap_is_trimmed_of_what_was_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = encoder_of(tmp_path, "clip")
+    for tower in Tower:
+        source = encoder.source(tower)
+        assert source is not None
+        encoder.install(tower, TorchEngine(source, "fp32"), None)
+    encoder.release_model()
+    engines = [weakref.ref(engine) for engine in encoder._engines.values()]
+    del source
+    held: list[bool] = []
+    monkeypatch.setattr(
+        open_clip_encoder, "trim_heap", lambda: held.extend(e() is not None for e in engines)
+    )
+    encoder.close()
+    assert held == [False, False]
 
 
 def test_prepared_text_is_short(encoder: OpenClipEncoder) -> None:
