@@ -41,7 +41,7 @@ class Figure:
     engine: str | None = None
     """What ran the tower, e.g. "torch/bf16"."""
     interval: tuple[float, float] | None = None
-    """95 % interval of a mean over repetitions."""
+    """95 % interval over repetitions, or windows."""
 
 
 def judged(figure: Figure, device: str) -> Figure:

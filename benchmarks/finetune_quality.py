@@ -28,7 +28,7 @@ LEAST_OF = (f"full{HALF}", f"lora{HALF}", f"lit{HALF}", "default")
 """One of these may cost two points of what is retained at most, in each task that has a default."""
 STYLE = "black_alone"
 """The task that asks for a new style by the names by which `retained` asks for one that the base
-was trained on: what is reached there bounds what the new style can be expected to reach."""
+was trained on: what is reached there says what a style reaches that was shown whole."""
 _QUICK_CONCEPTS, _QUICK_SEEDS = 60, 2
 
 

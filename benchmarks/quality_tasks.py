@@ -60,7 +60,7 @@ def make_task(name: str, seed: int, concepts: int = 0) -> Task:
     tasks = {
         "german": _german,
         "black": _black,
-        "black_alone": _alone,
+        "black_alone": _black_alone,
         "few": _few,
         "labels": _labels,
     }
@@ -99,14 +99,14 @@ def _black(seed: int, count: int) -> Task:
     return _task("black", seed, chosen, ("line", "en"), more=coloured)
 
 
-def _alone(seed: int, count: int) -> Task:
-    """As "black", with the line art alone."""
+def _black_alone(seed: int, count: int) -> Task:
+    """As "black", without the coloured drawings."""
     chosen = _chosen([c for c in load_concepts() if not is_flag(c)], seed, count)
     return _task("black_alone", seed, chosen, ("line", "en"))
 
 
 def _few(seed: int, count: int) -> Task:
-    """As "black", with 200 pairs alone."""
+    """As "black_alone", with 200 pairs."""
     chosen = _chosen([c for c in load_concepts() if not is_flag(c)], seed, count)
     return _task("few", seed, chosen, ("line", "en"), limit=FEW)
 

@@ -9,8 +9,9 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from benchmarks.history import Asked, Move, relative_growth, violations
 from benchmarks.server_process import ServerProcess, running_server
 from benchmarks.settings import Settings, label
 from benchmarks.swap_load import CONTENTS
-from benchmarks.timing import percentile
+from benchmarks.timing import percentile, pooled_interval
 from benchmarks.variants import write_variant
 from benchmarks.worker import Worker, WorkerFailed
 from hotclip import Client, Model
@@ -66,6 +67,8 @@ class Seen:
     """Of versions in memory."""
     stagings: list[Move] = field(default_factory=list)
     """Activations of versions on disk."""
+    in_memory: list[Move] = field(default_factory=list)
+    """All other moves."""
     swapped: list[dict[str, Any]] = field(default_factory=list)
     """Windows with moves, as the load reports them."""
     control: list[dict[str, Any]] = field(default_factory=list)
@@ -221,7 +224,6 @@ class Rounds:
             self._require_stored(target)
             called = time.monotonic()
             after = self._client.activate(target)
-            seen.stagings.append(Move(called, time.monotonic(), target))
         elif number % 2:
             target = before.previous_version
             after = self._client.rollback(etag=before.etag)
@@ -230,7 +232,9 @@ class Rounds:
             target = before.previous_version
             after = self._client.activate(target, etag=before.etag)
             seen.activations_ms.append(1000 * (time.monotonic() - called))
-        seen.moves.append(Move(called, time.monotonic(), target))
+        done = Move(called, time.monotonic(), target)
+        seen.moves.append(done)
+        (seen.in_memory if number else seen.stagings).append(done)
         self._require(after, before, target)
 
     def _require(self, after: Model, before: Model, target: str) -> None:
@@ -284,12 +288,14 @@ def figures_of(model: str, seen: Seen, first: str, batch_ms: float) -> Iterator[
         name=f"swap.linearisability_violations.{model}", value=float(len(wrong)), unit="calls"
     )
     yield _pause(model, seen, batch_ms)
-    swapped, control = (_latencies(windows) for windows in _both(seen))
+    swapped, control = ([_latencies(one) for one in windows] for windows in _both(seen))
+    usual = percentile(list(chain(*control)), 99)
     yield Figure(
         name=f"swap.p99_ratio.{model}",
-        value=percentile(swapped, 99) / percentile(control, 99),
+        value=percentile(list(chain(*swapped)), 99) / usual,
         unit="ratio",
-        baseline=percentile(control, 99),
+        baseline=usual,
+        interval=pooled_interval(swapped, control, 99),
         generator_cpu=statistics.median(one["generator_cpu"] for one in seen.swapped),
         server_cpu=statistics.median(one["server_cpu"] for one in seen.swapped),
     )
@@ -300,26 +306,20 @@ def figures_of(model: str, seen: Seen, first: str, batch_ms: float) -> Iterator[
         unit="share",
         baseline=statistics.median(settled),
     )
-    beside = [
-        1000 * (call.answered - call.planned)
-        for call in asked
-        if any(
-            one.called <= call.answered and call.planned <= one.returned for one in seen.stagings
-        )
-    ]
-    if beside:
-        yield Figure(
-            name=f"swap.staging_p99_ratio.{model}",
-            value=percentile(beside, 99) / percentile(control, 99),
-            unit="ratio",
-            baseline=percentile(control, 99),
-        )
+    for name, moves in (("staging", seen.stagings), ("moves", seen.in_memory)):
+        if beside := _latencies_beside(moves, asked):
+            yield Figure(
+                name=f"swap.{name}_p99_ratio.{model}",
+                value=percentile(beside, 99) / usual,
+                unit="ratio",
+                baseline=usual,
+            )
     counts = {"moves": len(seen.moves), "from_disk": len(seen.stagings), "checked": len(asked)}
     medians = {
         "rollback_ms": (statistics.median(seen.rollbacks_ms), "ms"),
         "activate_ms": (statistics.median(seen.activations_ms), "ms"),
         "stage_s": (statistics.median(map(_length, seen.stagings)), "s"),
-        "load.calls_per_s": (len(control) / _seconds(seen.control), "calls/s"),
+        "load.calls_per_s": (sum(map(len, control)) / _seconds(seen.control), "calls/s"),
         **{name: (float(count), "") for name, count in counts.items()},
     }
     for name, (value, unit) in medians.items():
@@ -352,10 +352,19 @@ def _in_windows(seen: Seen) -> list[Asked]:
     return [Asked(*call) for windows in _both(seen) for one in windows for call in one["asked"]]
 
 
-def _latencies(windows: list[dict[str, Any]]) -> list[float]:
-    """Milliseconds from the planned arrival, of every call of all windows."""
-    calls = [Asked(*call) for window in windows for call in window["asked"]]
+def _latencies(window: dict[str, Any]) -> list[float]:
+    """Milliseconds from the planned arrival, of every call of a window."""
+    calls = [Asked(*call) for call in window["asked"]]
     return [1000 * (call.answered - call.planned) for call in calls]
+
+
+def _latencies_beside(moves: Sequence[Move], asked: Sequence[Asked]) -> list[float]:
+    """Likewise, of the calls that were under way in one of some moves."""
+    return [
+        1000 * (call.answered - call.planned)
+        for call in asked
+        if any(one.called <= call.answered and call.planned <= one.returned for one in moves)
+    ]
 
 
 def _seconds(windows: list[dict[str, Any]]) -> float:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+DRAWS = 1000
+"""Of a bootstrap."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -65,6 +68,33 @@ def percentile(values: Sequence[float], share: float) -> float:
     if not values:
         raise ValueError("no values")
     return float(np.percentile(values, share, method="inverted_cdf"))
+
+
+def pooled_interval(
+    measured: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]], share: float
+) -> tuple[float, float]:
+    """95 % interval of the ratio of two percentiles, each of all values of its windows.
+
+    Windows are drawn again, with the one beside them, a thousand times (bootstrap, percentile
+    method; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), as calls of
+    one window wait for each other. Of few windows it is too narrow.
+
+    Raises:
+        ValueError: no windows, windows without partners, or one without values.
+    """
+    pairs = [
+        (np.asarray(one), np.asarray(other)) for one, other in zip(measured, baseline, strict=True)
+    ]
+    if not pairs or not all(one.size and other.size for one, other in pairs):
+        raise ValueError("no windows, or one without values")
+    generator = np.random.default_rng(0)
+    ratios = []
+    for drawn in generator.integers(len(pairs), size=(DRAWS, len(pairs))):
+        one, other = (np.concatenate([pairs[at][side] for at in drawn]) for side in (0, 1))
+        high, usual = (np.percentile(v, share, method="inverted_cdf") for v in (one, other))
+        ratios.append(high / usual)
+    low, top = np.percentile(ratios, (2.5, 97.5))
+    return float(low), float(top)
 
 
 def poisson_arrivals(rate: float, seconds: float, *, seed: int) -> NDArray[np.float64]:

@@ -165,11 +165,11 @@ def make_frontend_server(
 
 class _Routes(grpc.GenericRpcHandler):
     """The handler of each method, with its errors mapped; made at its first call, not at each as
-    by an interceptor: gRPC would make two handlers anew, an eighth of what it spends on a call.
+    by an interceptor.
 
-    It is registered with gRPC by itself. For each method that is registered there, grpc.aio keeps
-    a task that waits for a call of it, and at each call it waits for all of these anew: an eighth
-    of a millisecond for as many methods as there are here.
+    All that gRPC is given: for each method that is registered with it, grpc.aio keeps a task that
+    waits for a call of it, and at each call it waits for all of these anew: an eighth of a
+    millisecond for as many methods as there are here.
     """
 
     def __init__(self, errors: ErrorBoundary) -> None:

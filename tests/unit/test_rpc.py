@@ -42,6 +42,14 @@ async def test_a_handler_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc.aio, "server", noted)
     make_server(ServerConfig(), Drain(), Health(SERVICE_NAMES), ())
     (routes,) = given
-    for method in ("hotclip.v1.EncodeService/Encode", "grpc.health.v1.Health/Check"):
+
+    def handler(method: str) -> object:
         call: Any = SimpleNamespace(method=f"/{method}")
-        assert routes.service(call) is routes.service(call)
+        return routes.service(call)
+
+    known = ("hotclip.v1.EncodeService/Encode", "grpc.health.v1.Health/Check")
+    handlers = [handler(method) for method in known]
+    assert [handler(method) for method in known] == handlers
+    assert handlers[0] is not handlers[1]
+    # Of what callers make up nothing is kept.
+    assert handler("no.Service/At") is not handler("no.Service/At")

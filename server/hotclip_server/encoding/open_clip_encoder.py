@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -89,6 +90,7 @@ class OpenClipEncoder:
         }
         self._figures: dict[Tower, EngineFigures | None] = dict.fromkeys(Tower)
         self._place: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+        self._installing = threading.Lock()
         scale: Any = model.logit_scale
         self._logit_scale = float(scale.detach().exp().mean())
 
@@ -145,15 +147,16 @@ class OpenClipEncoder:
 
     def install(self, tower: Tower, engine: Engine, figures: EngineFigures | None) -> None:
         """Puts an engine in place and closes the one before; device thread only."""
-        old = self._engines.get(tower)
+        with self._installing:
+            old = self._engines.get(tower)
+            if old is not None:
+                self._engines[tower] = engine
+                self._figures[tower] = figures
+                if tower is Tower.VISION:
+                    self._place = engine.place if isinstance(engine, OverlappingEngine) else None
         if old is None:  # closed meanwhile
             engine.close()
-            return
-        self._engines[tower] = engine
-        self._figures[tower] = figures
-        if tower is Tower.VISION:
-            self._place = engine.place if isinstance(engine, OverlappingEngine) else None
-        if old is not engine:
+        elif old is not engine:
             old.close()
 
     def note(self, tower: Tower, figures: EngineFigures | None) -> None:
@@ -196,9 +199,11 @@ class OpenClipEncoder:
 
     def close(self) -> None:
         """Frees the weights; no call may follow."""
-        self._place = None
-        while self._engines:
-            self._engines.popitem()[1].close()
+        with self._installing:
+            engines, self._engines = [*self._engines.values()], {}
+            self._place = None
+        while engines:  # none is held by the time of the trim
+            engines.pop().close()
         self.release_model()
         trim_heap()
 

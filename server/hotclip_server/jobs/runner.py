@@ -33,7 +33,7 @@ from hotclip_server.jobs.context import (
 )
 from hotclip_server.jobs.failures import job_error
 from hotclip_server.jobs.folders import JobFolders
-from hotclip_server.jobs.lanes import LaneQueue, lane_of
+from hotclip_server.jobs.lanes import Lane, LaneQueue, lane_of
 from hotclip_server.jobs.records import JobError, JobKind, JobRecord, NewJob
 from hotclip_server.jobs.signals import Signals
 from hotclip_server.jobs.states import ACTIVE, RESUMABLE, JobState
@@ -280,7 +280,6 @@ class JobRunner:
                 self._give_up(job_id, job_error(error))
             finally:
                 del self._cancels[job_id]
-            trim_heap()
 
     def _begin(self, job_id: str) -> JobRecord | None:
         """Takes the job out of the queue; none if there is nothing to run."""
@@ -327,6 +326,8 @@ class JobRunner:
         self._end(job_id, state, message, result, error)
         if self._folders is not None and state not in RESUMABLE:
             self._folders.forget(job_id)
+        if lane_of(record.kind) in (Lane.TRAIN, Lane.MEASURE):
+            trim_heap()  # What they compute with is large, and nobody needs the like soon.
 
     def _handle(
         self, record: JobRecord, context: JobContext

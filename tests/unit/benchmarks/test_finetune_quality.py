@@ -190,12 +190,18 @@ def test_figures_are_of_every_seed() -> None:
     assert judged(fewer["black.mrr_ratio.full"], "cpu") == figures["black.mrr_ratio.full"]
 
 
-def test_a_bound_trains_on_what_is_asked_for() -> None:
-    task = make_task("black_alone", 0, CONCEPTS)
-    asked = set(task.queries.pairs)
-    for name in runs_of("black_alone"):
-        trained = set(quality_runs._training(task, recipes_of("black_alone")[name]).pairs)
+@pytest.mark.parametrize("kind", ["black", "black_alone"])
+def test_a_bound_alone_trains_on_what_is_asked_for(kind: str) -> None:
+    task = make_task(kind, 0, CONCEPTS)
+    asked = {pair.image_key for pair in task.queries.pairs}
+    for name in runs_of(kind):
+        pairs = quality_runs._training(task, recipes_of(kind)[name]).pairs
+        trained = {pair.image_key for pair in pairs}
         assert trained & asked == (asked if name == "oracle" else set())
+
+
+def test_a_bound_is_of_what_it_trains_on() -> None:
+    task = make_task("black_alone", 0, CONCEPTS)
     assert fingerprint(task, "oracle") != fingerprint(replace(task, queries=task.old), "oracle")
 
 

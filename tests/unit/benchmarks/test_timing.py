@@ -10,6 +10,7 @@ from benchmarks.timing import (
     paired_ratio,
     percentile,
     poisson_arrivals,
+    pooled_interval,
     smallest_near_best,
     steady_rate,
 )
@@ -85,3 +86,17 @@ def test_arrivals_lie_within_the_run(rate: float, seconds: float, seed: int) -> 
 
 def test_the_knee_is_the_smallest_batch_that_is_nearly_best() -> None:
     assert smallest_near_best({1: 50, 8: 94, 16: 96, 32: 100, 64: 99}) == 16
+
+
+def test_the_interval_of_a_ratio_is_that_of_windows_drawn_again() -> None:
+    control = [[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]]
+    doubled = [[2 * value for value in window] for window in control]
+    assert pooled_interval(doubled, control, 99) == (2.0, 2.0)
+    # Of three windows one is slow: whether it is drawn decides.
+    slow = [[10.0] * 10, [1.0] * 10, [1.0] * 10]
+    assert pooled_interval(slow, [[1.0] * 10] * 3, 99) == (1.0, 10.0)
+    for wrong in ([], [[]]):
+        with pytest.raises(ValueError, match="no windows"):
+            pooled_interval(wrong, wrong, 99)
+    with pytest.raises(ValueError, match="shorter"):
+        pooled_interval(control, control[:1], 99)
