@@ -31,6 +31,10 @@ from hotclip_server.encoding.tokenizer import TextTokenizer
 from hotclip_server.errors import InvalidArgument
 from hotclip_server.heap import trim_heap
 
+TRIMMED_BYTES = 64 << 20
+"""Least weights that the heap is trimmed of: it takes tens of milliseconds, of a large model less
+than a batch, of a small one more than it is worth."""
+
 
 class OpenClipEncoder:
     """Implements `Encoder`. Plain open_clip runs both towers until another engine is put in place.
@@ -91,6 +95,7 @@ class OpenClipEncoder:
         self._figures: dict[Tower, EngineFigures | None] = dict.fromkeys(Tower)
         self._place: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
         self._installing = threading.Lock()
+        self._nbytes = sum(weight.nbytes for weight in model.parameters())
         scale: Any = model.logit_scale
         self._logit_scale = float(scale.detach().exp().mean())
 
@@ -205,7 +210,8 @@ class OpenClipEncoder:
         while engines:  # none is held by the time of the trim
             engines.pop().close()
         self.release_model()
-        trim_heap()
+        if self._nbytes >= TRIMMED_BYTES:
+            trim_heap()
 
     def _placed(self, pixels: NDArray[np.uint8]) -> Prepared:
         """Where the engine has memory for images that wait, they wait there."""

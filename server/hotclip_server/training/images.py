@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from PIL import Image
@@ -51,9 +52,8 @@ class ImageStore:
         budget_bytes: int | None = None,
         waits: Callable[[], bool] = nobody_waits,
     ) -> None:
-        self._clip = clip
-        self._keys = keys
-        self._read = read
+        # Not a method: whoever works ahead would hold this, and this them, with all that was kept.
+        self._decode = partial(_decoded, clip, keys, read)
         if budget_bytes is None:
             budget_bytes = budget_bytes_of(host_free_bytes())
         self._left = budget_bytes
@@ -94,10 +94,11 @@ class ImageStore:
             self._kept[number] = pixels
         return pixels
 
-    def _decode(self, number: int) -> Tensor:
-        key = self._keys[number]
-        try:
-            with Image.open(io.BytesIO(self._read(key))) as image:
-                return self._clip.pixels(image)
-        except (OSError, KeyError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InvalidPairs(f"image {key!r} can't be decoded: {error}") from error
+
+def _decoded(clip: Clip, keys: Sequence[str], read: Callable[[str], bytes], number: int) -> Tensor:
+    key = keys[number]
+    try:
+        with Image.open(io.BytesIO(read(key))) as image:
+            return clip.pixels(image)
+    except (OSError, KeyError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InvalidPairs(f"image {key!r} can't be decoded: {error}") from error

@@ -112,6 +112,7 @@ def test_the_heap_is_trimmed_of_what_was_closed(
     engines = [weakref.ref(engine) for engine in encoder._engines.values()]
     del source
     held: list[bool] = []
+    monkeypatch.setattr(open_clip_encoder, "TRIMMED_BYTES", 1)
     monkeypatch.setattr(
         open_clip_encoder, "trim_heap", lambda: held.extend(e() is not None for e in engines)
     )
