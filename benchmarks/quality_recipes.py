@@ -59,6 +59,9 @@ METHODS: Mapping[str, Mapping[str, Recipe]] = {
         "full": Recipe(config=replace(DEFAULT, method="full", learning_rate=1e-3)),
         "lora": Recipe(config=replace(DEFAULT, method="lora")),
         "lit": Recipe(config=replace(DEFAULT, method="lit", epochs=8)),
+        "replay": Recipe(
+            config=replace(DEFAULT, method="full", learning_rate=1e-3), replay=True, wise_ft=0.55
+        ),
         "default": Recipe(config=DEFAULT),
     },
     "black_alone": {
