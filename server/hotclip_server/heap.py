@@ -24,8 +24,7 @@ _malloc_trim = _found()
 def trim_heap() -> None:
     """Gives the system what is free in the heap; does nothing where memory is not glibc's.
 
-    Whoever asks for memory of the same arena waits meanwhile: for moments in which much was freed.
-
+    Whoever asks for memory of the same arena waits meanwhile, so this is for when much was freed.
     What is freed in between other things the heap keeps, like packed weights of a version that is
     gone, until another is loaded in their place or for ever.
     """
