@@ -32,8 +32,8 @@ from hotclip_server.errors import InvalidArgument
 from hotclip_server.heap import trim_heap
 
 TRIMMED_BYTES = 64 << 20
-"""Least weights that the heap is trimmed of: who asks for memory may wait for that, and batches of a
-small model are short."""
+"""Least weights that the heap is trimmed of: who asks for memory may wait for that, and batches of
+a small model are short."""
 
 
 class OpenClipEncoder:
