@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from hotclip_server.training.config import CROPS, LoraConfig, Positives, TrainConfig
+from hotclip_server.training.config import CROPS, FULL_RATE, LoraConfig, Positives, TrainConfig
 
 WISE_FT = 0.5
 HALF = "_half"
@@ -46,6 +47,18 @@ _SMALL = 2e-4
 
 _LONG = replace(DEFAULT, method="full", epochs=40)
 """Eight times as many epochs as by default: longer than two hundred pairs have use for."""
+
+_NO_CLIPPING = 1e9
+_COMMON: Mapping[str, Mapping[str, Any]] = {
+    "warmup": {"warmup": 0.0},
+    "cosine": {"scheduler": "constant"},
+    "weight_decay": {"weight_decay": 0.0},
+    "clipping": {"clip_norm": _NO_CLIPPING},
+    "beta2": {"beta2": 0.999},
+    "raised_rate": {"learning_rate": FULL_RATE},
+}
+"""What follows common practice for CLIP, left out: β₂ is AdamW's own then, the learning rate that
+of large models."""
 
 METHODS: Mapping[str, Mapping[str, Recipe]] = {
     "german": {
@@ -103,7 +116,12 @@ ABLATIONS: Mapping[str, Mapping[str, Recipe]] = {
         "ema_off": Recipe(config=replace(_LIT, ema=0.0), instead_of="lit"),
         "layer_decay_0.8": Recipe(config=replace(DEFAULT, layer_decay=0.8), instead_of="default"),
     },
-    "black": {},
+    "black": {
+        f"{name}_off": Recipe(
+            config=replace(METHODS["black"]["lit"].config, **without), instead_of="lit"
+        )
+        for name, without in _COMMON.items()
+    },
     "black_alone": {
         "layer_decay_0.8": Recipe(config=replace(DEFAULT, layer_decay=0.8), instead_of="default"),
         "last_epoch": Recipe(config=DEFAULT, last=True, instead_of="default"),
