@@ -48,12 +48,11 @@ _SMALL = 2e-4
 _LONG = replace(DEFAULT, method="full", epochs=40)
 """Eight times as many epochs as by default: longer than two hundred pairs have use for."""
 
-_NO_CLIPPING = 1e9
 _COMMON: Mapping[str, Mapping[str, Any]] = {
     "warmup": {"warmup": 0.0},
     "cosine": {"scheduler": "constant"},
     "weight_decay": {"weight_decay": 0.0},
-    "clipping": {"clip_norm": _NO_CLIPPING},
+    "clipping": {"clip_norm": 1e9},  # above any
     "beta2": {"beta2": 0.999},
     "raised_rate": {"learning_rate": FULL_RATE},
 }
